@@ -1,0 +1,172 @@
+"""The order of images: position p of an endless stream is a closed form of (seed, p).
+
+Nothing about nodes, ranks, threads or engines enters it, so a resumed job, at any size, goes on at
+position p and needs no other state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data_tools.errors import DataError, UsageError
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_ROUNDS = 6
+
+# First key after the seed, one for each use, so that no two uses draw the same numbers. The order
+# itself has lane or epoch numbers there, which are never negative.
+SUBSTITUTE, AUGMENT = -1, -2
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable random number generators, 2014)."""
+    x = (x ^ (x >> _S30)) * _MIX_1
+    x = (x ^ (x >> _S27)) * _MIX_2
+    return x ^ (x >> _S31)
+
+
+def hash64(*keys: ArrayLike) -> NDArray[np.uint64]:
+    """A 64-bit hash of integers that broadcast together, the same on every machine and version."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for key in keys:
+            state = _mix(state + _GOLDEN + np.asarray(key).astype(np.uint64))
+    return state
+
+
+def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
+    """Numbers in [0, 1), one for each tuple of keys: the upper 53 bits of their hash."""
+    return (hash64(*keys) >> _S11) * 2.0**-53
+
+
+def permute(i: ArrayLike, n: int, key: ArrayLike) -> NDArray[np.int64]:
+    """Where the permutation of range(n) chosen by `key` sends i.
+
+    A balanced Feistel network over the next power of 4, walked along its cycle until it falls below n
+    (Black and Rogaway: Ciphers with arbitrary finite domains, 2002). No state and no table.
+    `key`: one for all, or one for each element of i. Returns int64 in the shape of i.
+    """
+    i = np.asarray(i)
+    if n == 1:
+        return np.zeros(i.shape, np.int64)
+    x = i.astype(np.uint64).reshape(-1)
+    keys = np.asarray(key).astype(np.uint64).reshape(-1)
+    if keys.size > 1:
+        keys = np.broadcast_to(key, i.shape).astype(np.uint64).reshape(-1)
+    half = np.uint64(max(2, ((n - 1).bit_length() + 1) // 2))
+    x = _feistel(x, half, keys)
+    outside = np.flatnonzero(x >= n)
+    while outside.size:
+        x[outside] = again = _feistel(x[outside], half, keys[outside] if keys.size > 1 else keys)
+        outside = outside[again >= n]
+    return x.astype(np.int64).reshape(i.shape)
+
+
+def _feistel(
+    x: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for _ in range(_ROUNDS):
+        keys = keys + _GOLDEN
+        left, right = right, left ^ (_mix(right ^ keys) & mask)
+    return (left << half) | right
+
+
+@dataclass(frozen=True)
+class Order:
+    """The "lanes" order: the stream is dealt over `lanes` lanes, each shuffled in its own windows.
+
+    A chunk is `chunk` neighbouring samples, read together; `window` chunks of a lane are shuffled
+    among themselves. With chunk = window = 1 every epoch is an exact random permutation; otherwise an
+    epoch leaves out num_samples mod chunk samples, different ones each time.
+
+    Raises DataError for an empty set, UsageError for a value that cannot work.
+    """
+
+    seed: int
+    num_samples: int
+    lanes: int
+    chunk: int = 1
+    window: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise DataError("The data set holds no samples: nothing can be trained on it.")
+        for name in ("lanes", "chunk", "window"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        if self.chunk > self.num_samples:
+            raise UsageError(
+                f"data.chunk={self.chunk} is more than the {self.num_samples} samples of the data set: "
+                f"set data.chunk to {self.num_samples} or less."
+            )
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples an epoch: the largest multiple of `chunk` up to num_samples."""
+        return self.num_samples // self.chunk * self.chunk
+
+    def check(self, batch_size: int) -> None:
+        """UsageError unless the lanes divide the global batch or the other way round."""
+        if batch_size < 1:
+            raise UsageError(f"train.batch_size must be at least 1, not {batch_size}.")
+        if batch_size % self.lanes and self.lanes % batch_size:
+            if self.lanes > batch_size:
+                below = self.lanes // batch_size * batch_size
+                near = (below, below + batch_size)
+            else:
+                divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+                near = (
+                    max(d for d in divisors if d < self.lanes),
+                    min(d for d in divisors if d > self.lanes),
+                )
+            raise UsageError(
+                f"data.lanes={self.lanes} neither divides train.batch_size={batch_size} nor is a "
+                f"multiple of it: set data.lanes to {near[0]} or {near[1]}."
+            )
+
+    def sample_at(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """The sample at each position; int64 in, int64 of the same shape out."""
+        p = np.asarray(positions, dtype=np.int64)
+        size, chunk, window, lanes = self.num_samples, self.chunk, self.window, self.lanes
+        if chunk == window == 1:
+            slot, inside = p, 0
+        else:
+            turn, lane = np.divmod(p, lanes)
+            w, q = np.divmod(turn, window * chunk)
+            q = permute(q, window * chunk, hash64(self.seed, lane, w))
+            slot, inside = (w * window + q // chunk) * lanes + lane, q % chunk
+        epoch, c = np.divmod(slot, size // chunk)
+        key = hash64(self.seed, epoch)
+        sample = permute(c, size // chunk, key) * chunk + inside
+        if size % chunk:
+            sample = (sample + (key % np.uint64(size)).astype(np.int64)) % size
+        return sample
+
+    def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
+        """The positions of global batch `step`, (batch_size,), sorted by lane (stable)."""
+        positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+        if batch_size <= self.lanes:
+            return positions  # check() has made sure that the batch does not wrap around the lanes
+        return positions[np.argsort(positions % self.lanes, kind="stable")]
+
+    def share(self, step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """The positions of one rank, (batch_size / world_size,): its equal share of batch()."""
+        if batch_size % world_size:
+            raise UsageError(
+                f"train.batch_size={batch_size} cannot be shared equally by {world_size} processes: "
+                f"set it to a multiple of {world_size}."
+            )
+        size = batch_size // world_size
+        return self.batch(step, batch_size)[rank * size : (rank + 1) * size]
+
+    def substitute(self, position: int, attempt: int) -> int:
+        """The sample that stands in at `position` when those of the attempts before were unreadable."""
+        return int(hash64(self.seed, SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))

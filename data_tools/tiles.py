@@ -1,0 +1,123 @@
+"""Cutting an image of any shape into square tiles: canvas, resize with padding, crop.
+
+The meaning is torchtune's (torchtune.models.clip.CLIPImageTransform), so that its models see the
+tiles that they were trained on.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Resample = Literal["nearest", "bilinear", "bicubic"]
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+
+
+@lru_cache
+def possible_canvases(max_tiles: int, tile_size: int) -> tuple[tuple[int, int], ...]:
+    """All (height, width) in pixels of at most `max_tiles` tiles.
+
+    From the most tiles to the fewest, grouped by their ratio in the order of its first appearance.
+    """
+    groups: dict[float, list[tuple[int, int]]] = {}
+    for count in range(max_tiles, 0, -1):
+        for rows in range(1, count + 1):
+            if count % rows == 0:
+                columns = count // rows
+                canvas = (rows * tile_size, columns * tile_size)
+                groups.setdefault(rows / columns, []).append(canvas)
+    return tuple(canvas for group in groups.values() for canvas in group)
+
+
+def choose_canvas(
+    height: int,
+    width: int,
+    tile_size: int,
+    max_tiles: int,
+    resize_to_max_canvas: bool = False,
+) -> tuple[int, int]:
+    """The (rows, columns) of tiles that suit an image of height x width best."""
+    canvases = possible_canvases(max_tiles, tile_size)
+    rows, columns = best_canvas(height, width, canvases, resize_to_max_canvas)
+    return rows // tile_size, columns // tile_size
+
+
+def best_canvas(
+    height: int,
+    width: int,
+    canvases: tuple[tuple[int, int], ...],
+    resize_to_max_canvas: bool = False,
+) -> tuple[int, int]:
+    """The (height, width) among `canvases` that an image fits best (get_canvas_best_fit).
+
+    Where no shrinking is needed: the least enlargement, or the most with resize_to_max_canvas; else
+    the least shrinking. Among equals the smallest area.
+    """
+    sizes = np.array(canvases)
+    # float32 as in torchtune: its rounding decides which canvases are equal.
+    scales = (sizes / np.array([height, width])).astype(np.float32).min(axis=1)
+    if (enlarging := scales[scales >= 1]).size:
+        scale = enlarging.max() if resize_to_max_canvas else enlarging.min()
+    else:
+        scale = scales.max()
+    best = sizes[scales == scale]
+    chosen = best[np.argmin(best.prod(axis=1))]
+    return int(chosen[0]), int(chosen[1])
+
+
+def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic") -> Tensor:
+    """(C, H, W) uint8 or float to (C, height, width), antialiased unless it is `nearest`."""
+    if image.shape[-2:] == (height, width):
+        return image
+    if resample == "nearest":
+        return interpolate(image[None], size=(height, width), mode="nearest")[0]
+    size = (height, width)
+    return interpolate(image[None], size=size, mode=resample, align_corners=False, antialias=True)[
+        0
+    ]
+
+
+def resize_with_pad(
+    image: Tensor,
+    canvas: tuple[int, int],
+    max_size: int | None = None,
+    resample: Resample = "bicubic",
+) -> Tensor:
+    """(C, H, W) to (C, *canvas): its ratio kept, zeros at the right and at the bottom.
+
+    With max_size no side is enlarged beyond max(side, max_size). A side that would vanish is one
+    pixel (torchtune raises there).
+    """
+    height, width = image.shape[-2:]
+    high, wide = canvas
+    if max_size is not None:
+        high, wide = min(max(height, max_size), high), min(max(width, max_size), wide)
+    if wide / width < high / height:
+        size = max(1, min(int(height * (wide / width)), high)), wide
+    else:
+        size = high, max(1, min(int(width * (high / height)), wide))
+    # numpy moves the bytes in the calling thread; torch would start a team of threads in each decoder.
+    padded = np.zeros((image.shape[0], *canvas), image.numpy().dtype)
+    padded[:, : size[0], : size[1]] = resize(image, *size, resample).numpy()
+    return torch.from_numpy(padded)
+
+
+def tile_crop(image: ArrayOrTensor, tile_size: int) -> ArrayOrTensor:
+    """(C, H, W) to (n, C, tile_size, tile_size), row by row.
+
+    ValueError for an image of other than three dimensions or of sizes that do not divide.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"Expected an image of shape (C, H, W), got {tuple(image.shape)}")
+    channels, height, width = image.shape
+    if height % tile_size or width % tile_size:
+        raise ValueError(f"Image size {height}x{width} is not divisible by tile size {tile_size}")
+    rows, columns = height // tile_size, width // tile_size
+    tiles = image.reshape(channels, rows, tile_size, columns, tile_size)
+    tiles = tiles.swapaxes(0, 1).swapaxes(1, 3).swapaxes(2, 3)  # (rows, columns, C, S, S)
+    return tiles.reshape(rows * columns, channels, tile_size, tile_size)

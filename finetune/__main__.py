@@ -1,0 +1,105 @@
+"""python -m finetune CONFIG init=RUN|CHECKPOINT|FILE [key=value ...], and evaluate, predict, export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data_tools.errors import UserError
+from pretrain.job import fail, run_job
+from pretrain.stop import StopFlag
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"evaluate": _evaluate, "predict": _predict, "export": _export}
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        if given and given[0] in commands:
+            sys.exit(commands[given[0]](given[1:]))
+        _finetune(given)
+    except UserError as error:
+        fail(error, rank, first_only=True)
+
+
+def _finetune(arguments: list[str]) -> NoReturn:
+    stop = StopFlag()
+    stop.install()
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune",
+        description="Fine-tune pretrained weights. The same command again resumes.",
+        epilog="Other commands: python -m finetune evaluate | predict | export, each with --help.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="init=RUN, and keys of the recipe")
+    given = parser.parse_args(arguments)
+
+    from pretrain.run_folder import log, write_json
+    from pretrain.train import StartingValues
+
+    from .adapt import adapt
+    from .config import load_finetune
+
+    config, source = load_finetune(given.config, given.settings)
+
+    def prepare() -> StartingValues:
+        def starting_values(model):
+            adaptation = adapt(source, model, config.init_resize)
+            log.info("%s", adaptation.summary)
+            write_json(config.folder / "init.json", adaptation.origin)
+            return adaptation.initial_value(model, config.run.seed)
+
+        return starting_values
+
+    run_job(config, stop, prepare)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune evaluate", description="Exact accuracy over SHARDS, as one JSON line."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
+    parser.add_argument("shards", metavar="SHARDS")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=4, help="decoding threads (default: 4)")
+    given = parser.parse_args(arguments)
+
+    from .predict import evaluate_run
+
+    return evaluate_run(given.run, given.shards, given.batch_size, given.workers)
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune predict", description="Class names and probabilities of images."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--topk", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one JSON line for each image")
+    given = parser.parse_args(arguments)
+
+    from .predict import predict_images
+
+    return predict_images(given.run, given.images, given.topk, given.json)
+
+
+def _export(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune export", description="The weights of a run as one file."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
+    parser.add_argument("destination", metavar="DST", help="the file to write")
+    parser.add_argument("--format", choices=["safetensors"], required=True)
+    given = parser.parse_args(arguments)
+
+    from .export import export_safetensors
+
+    return export_safetensors(given.run, given.destination)
+
+
+if __name__ == "__main__":
+    main()

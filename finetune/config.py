@@ -1,0 +1,40 @@
+"""The configuration of fine-tuning: that of pretraining, and where the first weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from data_tools.errors import UsageError
+from pretrain.config import Config, ModelConfig, load
+
+from .source import Source, open_source
+
+HEAD_FIELDS = {"head", "head_hidden", "head_activation", "head_bias", "num_classes"}
+
+
+@dataclass
+class FinetuneConfig(Config):
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
+    init: str = ""  # a run folder, a checkpoint folder, or a file of `finetune export`
+    init_resize: str = "bilinear"  # bilinear (the paper's) | bicubic (antialiased)
+
+
+def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, Source]:
+    """The recipe and the weights it starts from.
+
+    The body of the model and the normalisation of its input are those of the source, unless the recipe
+    says otherwise; the head is the recipe's.
+    """
+    config = load(path, overrides, FinetuneConfig)
+    if config.init_resize not in ("bilinear", "bicubic"):
+        raise UsageError(f"init_resize={config.init_resize}: it is one of bilinear, bicubic")
+    if not config.init:
+        raise UsageError("init is empty: give the pretrained run, init=RUN|CHECKPOINT|FILE")
+    source = open_source(config.init)
+    body = {item.name for item in fields(ModelConfig)} - HEAD_FIELDS
+    defaults = {
+        "model": {key: value for key, value in source.facts["model"].items() if key in body},
+        "data": {key: source.facts["preprocessing"][key] for key in ("mean", "std")},
+    }
+    return load(path, overrides, FinetuneConfig, defaults), source

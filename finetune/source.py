@@ -1,0 +1,106 @@
+"""Trained weights to start from, wherever they lie: a run, one of its checkpoints, an exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_tools.errors import DataError, UsageError
+from pretrain.config import Config, DataConfig, ModelConfig
+from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.model.classifier import Classifier
+from pretrain.train import build_model
+
+# What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
+FACTS = ("step", "model", "num_classes", "classes", "preprocessing")
+METADATA_KEY = "vit-pretrain"
+
+
+@dataclass(frozen=True)
+class Source:
+    """name: where it came from; facts: the keys FACTS; shapes: of the parameters; read: one of them, fp32."""
+
+    name: str
+    facts: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+
+    @property
+    def data(self) -> DataConfig:
+        """The preprocessing that the weights were trained with."""
+        known = self.facts["preprocessing"]
+        return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+
+    def build(self) -> Classifier:
+        """The classifier without its weights, on the current default device."""
+        config = Config(model=ModelConfig(**self.facts["model"]), data=self.data)
+        return build_model(config, self.facts["num_classes"])
+
+    def load(self, device: torch.device) -> Classifier:
+        """The classifier with its weights, in evaluation mode."""
+        with torch.device("meta"):
+            model = self.build()
+        state = {name: self.read(name) for name in self.shapes}
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.to(device).eval()
+
+    def class_name(self, label: int) -> str:
+        classes = self.facts["classes"]
+        return classes[label] if classes and label < len(classes) else str(label)
+
+
+def open_source(init: str) -> Source:
+    """Open a run folder, a checkpoint folder or a safetensors file; its files are verified first.
+
+    Raises UsageError if it is none of them, DataError if it is damaged. Of a run, the newest checkpoint
+    whose files are whole is taken.
+    """
+    path = Path(init)
+    if path.is_file():
+        return _from_file(path)
+    if (path / "manifest.json").is_file():
+        checkpoint = Checkpoint(path)
+        checkpoint.verify()
+        return _from_checkpoint(checkpoint)
+    candidates = complete(path / "checkpoints")
+    if not candidates:
+        raise UsageError(
+            f"{init}: not a run with a checkpoint, nor a checkpoint, nor a file: check the path given as init"
+        )
+    damage = ""
+    for candidate in candidates:
+        try:
+            checkpoint = Checkpoint(candidate)
+            checkpoint.verify()
+        except DataError as error:
+            damage = damage or str(error)
+            continue
+        if damage:
+            print(f"{damage}; using {candidate.name}")
+        return _from_checkpoint(checkpoint)
+    raise DataError(f"{damage}; no older checkpoint of {init} is whole")
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Source:
+    shapes = {key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")}
+    facts = {key: checkpoint.state[key] for key in FACTS}
+    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
+
+
+def _from_file(path: Path) -> Source:
+    try:
+        file = safe_open(path, "pt")
+        facts = json.loads((file.metadata() or {})[METADATA_KEY])
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except KeyError:
+        raise UsageError(f"{path}: not a file that `python -m finetune export` wrote") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file: {error}") from None
+    return Source(str(path), facts, shapes, lambda name: file.get_tensor(name).float())

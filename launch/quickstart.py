@@ -1,0 +1,146 @@
+"""The main job on an embedded data set: digits → shards → pretraining, stopped and resumed → fine-tuning at a
+higher resolution → accuracy. Run by launch/quickstart.sh; every command that it runs is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_tools.errors import UsageError, UserError
+
+from .digits import write_digits
+
+PROCESSES = 2
+DATA = Path("runs/quickstart-data")
+PRETRAIN, FINETUNE = Path("runs/quickstart"), Path("runs/quickstart_finetune")
+
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
+    parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left, first")
+    given = parser.parse_args(arguments)
+    if given.fresh:
+        for folder in (DATA, PRETRAIN, FINETUNE):
+            shutil.rmtree(folder, ignore_errors=True)
+    began = time.time()
+    try:
+        prepare_data()
+        pretrain()
+        finetune()
+        accuracy = json.loads(run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True))
+        images = sorted((DATA / "images").glob("*/*.png"))[:: 600]
+        run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    summarise(accuracy, time.time() - began)
+    return 0
+
+
+def prepare_data() -> None:
+    console.rule("1. data: handwritten digits as pictures of many shapes, packed into shards")
+    images, shards = DATA / "images", DATA / "shards"
+    if not shards.exists():
+        count = write_digits(images)
+        console.print(f"{count} pictures in {images}")
+    run("-m", "data_tools", "pack", str(images), str(shards), "--split", "val=0.2", "--shard-size", "300KB")
+
+
+def pretrain() -> None:
+    console.rule(f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way")
+    command = torchrun("pretrain", "configs/quickstart.yaml")
+    if status(PRETRAIN).get("state") is None:
+        stop_half_way(command)
+        console.print("[bold]the same command again goes on from the checkpoint[/bold]")
+    run(*command)
+
+
+def stop_half_way(command: list[str]) -> None:
+    """Start `command` and send SIGTERM to one of its processes when half of the steps are done."""
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    job = subprocess.Popen([sys.executable, *command], env=environment())
+    while job.poll() is None:
+        now = status(PRETRAIN)
+        if now.get("state") == "running" and now["step"] * 2 >= now["steps"]:
+            console.print(f"[bold]SIGTERM to process {now['pid']} at step {now['step']}[/bold]")
+            os.kill(now["pid"], signal.SIGTERM)
+            job.wait()
+            break
+        time.sleep(0.1)
+    # torchrun turns every exit code of a worker into 1; status.json has the real one.
+    if status(PRETRAIN).get("exit_code") not in (0, 75):
+        raise UsageError(f"the pretraining failed: {status(PRETRAIN).get('reason', 'see above')}")
+
+
+def finetune() -> None:
+    console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels, resized positions")
+    run(*torchrun("finetune", "configs/quickstart_finetune.yaml", f"init={PRETRAIN}"))
+
+
+def torchrun(module: str, *arguments: str) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", module, *arguments]
+
+
+def run(*command: str, quiet: bool = False) -> str:
+    """Run a Python command, printed first, and return its output. Raises UsageError when it fails."""
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    capture = subprocess.PIPE if quiet else None
+    done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, text=True)
+    if done.returncode:
+        raise UsageError(f"this step of the quickstart ended with exit code {done.returncode}")
+    return done.stdout or ""
+
+
+def environment() -> dict[str, str]:
+    """One computing thread a process: the processes and the loader threads share the cores."""
+    return os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def status(run_folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_folder / "status.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def rows(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summarise(accuracy: dict[str, Any], seconds: float) -> None:
+    console.rule("done")
+    table = Table(title="quickstart", show_header=False)
+    training = [row for row in rows(PRETRAIN) if "split" not in row]
+    speeds = sorted(row["images_per_s"] for row in training)
+    seen = training[-1]["images"] + rows(FINETUNE)[-2]["images"]
+    for name, value in (
+        ("images seen", f"{seen:,}"),
+        ("images/s, pretraining", f"{speeds[len(speeds) // 2]:.0f}"),
+        ("tiles per image", f"{training[-1]['tiles_per_image']:.2f} of at most 4"),
+        ("top-1 after pretraining", f"{rows(PRETRAIN)[-1]['top1']:.2%}"),
+        ("top-1 after fine-tuning", f"{accuracy['top1']:.2%} on {accuracy['n']} held-out images"),
+        ("run folders", f"{PRETRAIN}, {FINETUNE}"),
+        ("reports", f"{PRETRAIN / 'report.html'}, {FINETUNE / 'report.html'}"),
+        ("time", f"{seconds:.0f} s"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+# Sourced by launch/quickstart.sh and tests/run.sh: makes .venv in the repository, installs what
+# constraints.txt pins, and activates it. A second call finds that nothing changed and skips both.
+#   use_venv EXTRA      EXTRA: the optional dependencies of pyproject.toml to install
+
+use_venv() {
+  local extra=$1 python=${PYTHON:-} candidate stamp
+  if [ ! -x .venv/bin/python ]; then
+    for candidate in $python python3 python3.13 python3.12 python3.11; do
+      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+      fi
+    done
+    [ -n "$python" ] || { echo "error: Python 3.11 or newer is needed; set PYTHON to it" >&2; exit 2; }
+    echo "making .venv with $("$python" --version)"
+    if ! "$python" -m venv .venv >/dev/null 2>&1; then
+      rm -rf .venv
+      echo "error: $python cannot make virtual environments: apt-get install python3-venv" >&2
+      exit 2
+    fi
+  fi
+  . .venv/bin/activate
+  stamp=.venv/installed-$extra-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+  if [ ! -e "$stamp" ]; then
+    echo "installing what constraints.txt pins into .venv"
+    python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extra]"
+    touch "$stamp"
+  fi
+}

@@ -1,0 +1,37 @@
+"""python -m pretrain CONFIG [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data_tools.errors import UsageError
+
+from .config import load
+from .job import fail, run_job
+from .stop import StopFlag
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    stop = StopFlag()
+    stop.install()
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain",
+        description="Pretrain a Vision Transformer. The same command again resumes.",
+        epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/quickstart.yaml")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="override a key of the recipe")
+    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = load(given.config, given.settings)
+    except UsageError as error:
+        fail(error, int(os.environ.get("RANK", 0)), first_only=True)
+    run_job(config, stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""The configuration: its schema, and how a YAML recipe and key=value become one checked object.
+
+Nothing here imports torch, so that a wrong key is answered within a moment and before any process group.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data_tools.errors import UsageError
+
+
+@dataclass
+class RunConfig:
+    name: str = ""  # empty: the recipe's name
+    dir: str = "runs"
+    seed: int = 0
+    resume: str = "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
+
+
+@dataclass
+class AugmentConfig:
+    crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area that is kept; (1, 1): no crop
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)  # width/height; several tiles: times the image's
+    flip: bool = False
+
+
+@dataclass
+class DataConfig:
+    train: str = ""  # folder of shards, or its shardindex.json
+    val: str = ""  # empty: no evaluation
+    workers: int = 4  # decoding threads of each process; 0: decode in the training loop
+    lanes: int = 0  # 0: the global batch size
+    chunk: int = 1  # samples read together; 1 with window 1: an exact permutation each epoch
+    window: int = 1  # chunks shuffled together in a lane
+    max_bad_fraction: float = 0.01  # of the data set; one bad sample is tolerated unless this is 0
+    max_pixels: int = 67_108_864
+    tile_size: int = 224
+    max_tiles: int = 1
+    eval_resize: int = 0  # short side before the centre crop with one tile; 0: the tile size
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    trace: bool = False  # write every delivered sample's position, key and pixel checksum to trace/
+
+
+@dataclass
+class ModelConfig:
+    name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
+    head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
+    head_hidden: int | None = None  # null: embed_dim
+    head_activation: str = "tanh"
+    head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
+    pool: str = "cls"  # cls | mean
+    num_classes: int | None = None  # null: as in classes.json
+    patch_size: int | None = None
+    embed_dim: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    mlp_dim: int | None = None
+    activation: str = "gelu"  # gelu | gelu_tanh | relu | silu
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    position: str = "learned"  # learned | sincos2d
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = "softmax"  # softmax | sigmoid
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"  # adamw | sgd
+    lr: float = 1e-3
+    weight_decay: float = 0.1  # as torch's AdamW means it: times the learning rate at every step
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9  # sgd
+    clip_norm: float = 1.0  # 0: no clipping
+    warmup_steps: int = 0
+    schedule: str = "cosine"  # constant | linear | cosine | rsqrt
+    layer_decay: float = 1.0  # each block's rate is this times that of the block above it
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 0  # give steps or epochs
+    epochs: float = 0.0
+    batch_size: int = 1024  # global
+    micro_batch_size: int = 0  # images of one process at a time; 0: all of its share
+    log_every: int = 50
+    eval_every: int = 0  # 0: only after the last step
+    step_timeout: int = 1800  # seconds after which a hanging collective ends the job
+
+
+@dataclass
+class EngineConfig:
+    kind: str = "fsdp"  # ddp | fsdp
+    shard_size: int = 0  # processes that share one copy of the state; 0: all of them
+    precision: str = "bf16"  # bf16 | fp32
+    activation_checkpointing: str = "none"  # none | full
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 1000
+    keep: int = 3  # newest ones that stay; 0: all
+    background: bool = True
+
+
+@dataclass
+class TrackingConfig:
+    wandb: str = "offline"  # offline | online | disabled
+    project: str = "vit-pretrain"
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir) / self.run.name
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "run.resume": ("auto", "never"),
+    "model.head": ("mlp", "linear"),
+    "model.head_activation": ("tanh", "relu", "gelu"),
+    "model.pool": ("cls", "mean"),
+    "model.activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "model.position": ("learned", "sincos2d"),
+    "objective.name": ("softmax", "sigmoid"),
+    "optim.name": ("adamw", "sgd"),
+    "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
+    "engine.kind": ("ddp", "fsdp"),
+    "engine.precision": ("bf16", "fp32"),
+    "engine.activation_checkpointing": ("none", "full"),
+    "tracking.wandb": ("offline", "online", "disabled"),
+}
+
+POSITIVE = (
+    "data.chunk",
+    "data.window",
+    "data.max_pixels",
+    "data.tile_size",
+    "data.max_tiles",
+    "optim.lr",
+    "train.batch_size",
+    "train.log_every",
+    "train.step_timeout",
+    "checkpoint.every",
+)
+
+NOT_NEGATIVE = (
+    "run.seed",
+    "data.workers",
+    "data.lanes",
+    "data.eval_resize",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "optim.warmup_steps",
+    "train.steps",
+    "train.epochs",
+    "train.micro_batch_size",
+    "train.eval_every",
+    "engine.shard_size",
+    "checkpoint.keep",
+)
+
+
+def load(
+    path: str,
+    overrides: Sequence[str],
+    schema: type[ConfigT] = Config,  # type: ignore[assignment]
+    defaults: dict[str, Any] | None = None,
+) -> ConfigT:
+    """Recipe `path`, then key=value `overrides`, checked against `schema`.
+
+    defaults: values that take the place of the schema's own where the recipe is silent. Raises UsageError
+    naming the key or value that is wrong, and the nearest right one.
+    """
+    config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
+    config.run.name = config.run.name or Path(path).stem
+    check(config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write `config` as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]
+    """The configuration of an earlier run, from its config.yaml."""
+    return _to_object(_merge(schema, str(path), [], {}), str(path))
+
+
+def check(config: Config) -> None:
+    """Refuse values that no run can have."""
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        if value not in choices:
+            raise UsageError(f"{key}={value}: {key} is one of {', '.join(choices)}{_nearest(value, choices)}")
+    for key in POSITIVE + NOT_NEGATIVE:
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        if value < 0 or (value == 0 and key in POSITIVE):
+            raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
+    if not 0 < config.optim.layer_decay <= 1:
+        raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
+    if not 0 <= config.data.max_bad_fraction <= 1:
+        raise UsageError(
+            f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1"
+        )
+    if bool(config.train.steps) == bool(config.train.epochs):
+        raise UsageError("set one of train.steps and train.epochs to a number above 0")
+    if not config.data.train:
+        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
+    low, high = config.data.augment.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+
+
+def _merge(
+    schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]
+) -> DictConfig:
+    merged = OmegaConf.merge(OmegaConf.structured(schema), defaults)
+    try:
+        recipe = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe; those that come with the project lie in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, DictConfig):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values")
+    keys = known_keys(schema)
+    for key in _leaves(recipe):
+        _check_key(key, keys, path)
+    dotlist = []
+    for item in overrides:
+        key, equals, _ = item.removeprefix("--").partition("=")
+        if not equals:
+            raise UsageError(f"{item!r}: settings are written key=value")
+        _check_key(key, keys, "command line")
+        dotlist.append(item.removeprefix("--"))
+    try:
+        merged = OmegaConf.merge(merged, recipe)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    for item in dotlist:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise UsageError(f"{item}: {_first_line(error)}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _to_object(merged: DictConfig, path: str) -> Any:
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    return config
+
+
+def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
+    """Every key of the schema, dotted; True where it is a group."""
+    keys: dict[str, bool] = {}
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        name, kind = prefix + item.name, hints[item.name]
+        group = is_dataclass(kind)
+        keys[name] = group
+        if group:
+            keys.update(known_keys(kind, name + "."))  # type: ignore[arg-type]
+    return keys
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    leaves = []
+    for key in node:
+        name = f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            leaves += _leaves(child, name + ".") or [name]
+        else:
+            leaves.append(name)
+    return leaves
+
+
+def _check_key(key: str, keys: dict[str, bool], where: str) -> None:
+    if keys.get(key) is False:
+        return
+    if keys.get(key):
+        inside = ", ".join(k for k in keys if k.startswith(key + "."))
+        raise UsageError(f"{where}: {key} is a group of keys; set one of {inside}")
+    leaves = [k for k, group in keys.items() if not group]
+    raise UsageError(f"{where}: unknown key {key}{_nearest(key, leaves)}")
+
+
+def _nearest(word: object, words: Iterable[str]) -> str:
+    words = list(words)
+    last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
+    close = difflib.get_close_matches(str(word), words, 1, 0.5) or [
+        last[w] for w in difflib.get_close_matches(str(word).rsplit(".", 1)[-1], list(last), 1, 0.6)
+    ]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
+    first = text[0].replace("'$VALUE' of type '$VALUE_TYPE'", "in the list")
+    return f"{key}: {first}" if key and key not in first else first
+

@@ -1,0 +1,131 @@
+"""The one protocol that the training loop knows: an engine holds a model and its optimizer, spread over
+the processes in its own way, and does a step."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data_tools.batch import TileBatch
+from data_tools.order import hash64
+
+from ..config import Config
+from ..optim import build_optimizer, set_learning_rate, state_tensors
+from .ranges import LocalRange, local_range
+from .world import World
+
+Loss = Callable[[Tensor, TileBatch], Tensor]
+InitialValue = Callable[[str, torch.Size], Tensor]
+
+
+class Engine(ABC):
+    """A classifier under training.
+
+    model: on the meta device. initial_value(name, shape): the first value of a parameter, whole, fp32, the
+    same on every process. Subclasses differ in how they place the model (`place`), and in when
+    gradients travel (`synchronize`).
+    """
+
+    def __init__(
+        self, config: Config, world: World, model: nn.Module, initial_value: InitialValue
+    ) -> None:
+        self.config, self.world = config, world
+        if config.engine.activation_checkpointing == "full":
+            for block in model.blocks:
+                # Wrapping the forward, not the module, keeps the parameters' names.
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        self.model = model
+        self.forward_module = self.place(model)
+        self._initialize(initial_value)
+        self.optimizer = build_optimizer(config.optim, model)
+
+    @abstractmethod
+    def place(self, model: nn.Module) -> nn.Module:
+        """Put `model` from the meta device onto this process, unfilled; returns the module to call."""
+
+    @abstractmethod
+    def synchronize(self, last: bool) -> AbstractContextManager[None]:
+        """The context of a micro-batch's forward and backward; gradients are summed up at the last."""
+
+    @property
+    def replica(self) -> tuple[int, int]:
+        """(number, count) of this process among those that hold the same undivided parameter."""
+        return 0, 1
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
+        """Forward and backward. Returns the summed loss of the images of this process, detached.
+
+        The gradient is that of the sum over all processes and micro-batches of
+        `loss(logits, batch).sum() / global batch size`.
+        """
+        self.model.train()
+        torch.manual_seed(int(hash64(self.config.run.seed, step, micro, self.world.rank)) >> 1)
+        batch = batch.to(self.world.device)
+        with self.synchronize(last), self.autocast():
+            total = loss(self.forward_module(batch), batch).sum()
+            # Engines average gradients over the processes; the objective is a sum over them.
+            (total * (self.world.size / self.config.train.batch_size)).backward()
+        return total.detach()
+
+    def update(self, learning_rate: float) -> Tensor:
+        """Clip the gradients, step the optimizer. Returns the norm before clipping, whole, on the device."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.config.optim.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    @torch.no_grad()
+    def logits(self, batch: TileBatch) -> Tensor:
+        """Logits (B, classes) of a batch on the device, in evaluation mode. Called by all processes together."""
+        self.model.eval()
+        with self.autocast():
+            return self.forward_module(batch)
+
+    def ranges(self) -> Iterator[LocalRange]:
+        """All of the training state that this process holds, as live views."""
+        for name, parameter in self.model.named_parameters():
+            yield local_range(f"model/{name}", parameter, *self.replica)
+            for kind, tensor in state_tensors(self.optimizer, parameter):
+                yield local_range(f"{kind}/{name}", tensor, *self.replica)
+
+    def optimizer_steps(self) -> dict[str, int]:
+        """How often each parameter has been stepped."""
+        state = self.optimizer.state
+        return {
+            name: int(state[parameter]["step"])
+            for name, parameter in self.model.named_parameters()
+            if "step" in state.get(parameter, {})
+        }
+
+    def set_optimizer_steps(self, steps: dict[str, int]) -> None:
+        for name, parameter in self.model.named_parameters():
+            if "step" in self.optimizer.state.get(parameter, {}):
+                self.optimizer.state[parameter]["step"].fill_(steps[name])
+
+    @torch.no_grad()
+    def _initialize(self, initial_value: InitialValue) -> None:
+        for name, parameter in self.model.named_parameters():
+            item = local_range(name, parameter, *self.replica)
+            item.data.fill_(float("nan"))
+            value = initial_value(name, parameter.shape).reshape(-1)
+            item.data.copy_(value[item.offset : item.offset + item.data.numel()])
+
+
+def quiet_deprecations() -> None:
+    """Leave out what newer torch says about names that the supported older ones still need."""
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*")
+
+

@@ -1,0 +1,90 @@
+"""The processes of a job: who this one is, how they agree on numbers, how they end."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Process `rank` of `size`, computing on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The element-wise sum over all processes. Runs on the CPU, so it never waits for the device."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in rank order."""
+        values = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        self.sum([0.0])
+
+    def rank0_first(self, action: Callable[[], Any]) -> None:
+        """Run `action` on rank 0 while the others wait; an error there is raised on every process."""
+        error = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as raised:
+                error = raised
+        error = self.gather(error)[0]
+        if error is not None:
+            raise error
+
+
+def ranks_from_environment() -> tuple[int, int]:
+    """(rank, size) as torchrun sets them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start(timeout: int) -> World:
+    """Join the job. `timeout`: seconds after which a collective that hangs raises an error."""
+    rank, size = ranks_from_environment()
+    device = torch.device("cpu")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    alone = {} if size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
+    return World(rank, size, device)
+
+
+def leave(world: World, code: int) -> NoReturn:
+    """End this process with `code`, after the others have come this far where they still can.
+
+    gloo's threads may abort the interpreter while it shuts down, after all work is done, and turn success
+    into failure; so with several processes the interpreter's own shutdown is left out.
+    """
+    gc.collect()
+    if world.size > 1 and code in (0, 75):
+        world.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world.size > 1:
+        os._exit(code)
+    dist.destroy_process_group()
+    sys.exit(code)

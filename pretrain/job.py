@@ -1,0 +1,99 @@
+"""The life of one process of a job: check, join, train, leave with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from data_tools.errors import UsageError, UserError
+
+from . import config as configuration
+from .config import Config
+from .run_folder import RunFolder, log, write_json
+from .stop import EXIT_CODE, StopFlag
+
+if TYPE_CHECKING:
+    from .train import StartingValues
+
+
+def run_job(
+    config: Config,
+    stop: StopFlag,
+    prepare: Callable[[], StartingValues] | None = None,
+) -> NoReturn:
+    """Train as `config` says and exit. `prepare` gives the first weights of a run that starts from others'.
+
+    What can be checked without the other processes is checked before they are joined.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    folder = RunFolder(config.folder, rank)
+    try:
+        from .engine import world as processes
+        from .engine.checkpoint import complete
+        from .inputs import open_inputs
+        from .split import split_batch
+
+        split = split_batch(config.train, size)
+        inputs = open_inputs(config)
+        begun = complete(folder.checkpoints)
+        if begun and config.run.resume == "never":
+            raise UsageError(
+                f"{folder.path} holds a run with the checkpoint {begun[0].name}: set another run.name, or "
+                f"run.resume=auto to go on with it"
+            )
+        starting_values = prepare() if prepare and not begun else None
+    except UserError as error:
+        fail(error, rank, first_only=True)
+
+    world = processes.start(config.train.step_timeout)
+    try:
+        folder.create()
+        world.barrier()
+        folder.log_to_file_and_console()
+        if rank == 0:
+            configuration.save(config, folder.path / "config.yaml")
+            folder.set_status(
+                "starting", wandb_id=folder.wandb_id(), pid=os.getpid(), steps=inputs.steps, processes=size
+            )
+            if inputs.classes is not None:
+                write_json(folder.classes, inputs.classes)
+        from .train import Trainer
+
+        trainer = Trainer(config, inputs, split, world, folder, stop, starting_values)
+        begun_at = trainer.step
+        code = trainer.run()
+        if code == EXIT_CODE:
+            log.info("stopped by %s at step %d, checkpoint saved", stop.signal or "a signal", trainer.step)
+        elif begun_at >= inputs.steps:
+            log.info("%s is finished: step %d of %d", folder.path, begun_at, inputs.steps)
+        else:
+            log.info("done: step %d, run folder %s", trainer.step, folder.path)
+        if rank == 0:
+            state = "stopped" if code == EXIT_CODE else "done"
+            folder.set_status(state, step=trainer.step, exit_code=code)
+    except UserError as error:
+        folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
+        fail(error, rank, first_only=error.shared)
+    except KeyboardInterrupt:
+        folder.set_status("failed", exit_code=1, reason="interrupted twice", rank=rank)
+        os._exit(1)
+    except Exception as error:
+        # A typed failure of another process ends this one too: it must not cover that one's status.
+        if folder.status().get("state") != "failed":
+            folder.set_status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank)
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    processes.leave(world, code)
+
+
+def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
+    """Say what is wrong in one line and exit; with first_only, only rank 0 says it."""
+    if rank == 0 or not first_only:
+        where = f"rank {rank}: " if rank else ""
+        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)

@@ -1,0 +1,22 @@
+"""The models. Names are resolved on first use: checking a configuration imports no torch."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Block": "block",
+    "ClassProjection": "embeddings",
+    "Classifier": "classifier",
+    "Geometry": "resize",
+    "PatchEmbedding": "embeddings",
+    "TilePositionalEmbedding": "embeddings",
+    "TiledTokenPositionalEmbedding": "embeddings",
+    "TokenPositionalEmbedding": "embeddings",
+    "VisionTransformer": "vit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,131 @@
+"""Packed images of different lengths, and attention that keeps each image to itself.
+
+Tokens of all images lie one behind the other: no padding is computed, and none is attended to.
+Images are packed in order of their number of tiles, so that images of one length are one reshape
+away from a dense batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
+
+    groups: (images, tiles of each), in packed order, tiles ascending.
+    order, inverse: (T,) packed tile -> its place in the batch and back; None where they are the
+    identity. image_inverse: (B,) place in the batch -> packed image; None likewise. image: (T,) the
+    packed image of each packed tile; row, column: (T,) the tile's place in that image. offsets:
+    int32 (B + 1,) first token of each packed image. Index tensors are on the device of the tokens,
+    all else is known to the host.
+    """
+
+    tokens_per_tile: int
+    groups: tuple[tuple[int, int], ...]
+    order: Tensor | None
+    inverse: Tensor | None
+    image_inverse: Tensor | None
+    image: Tensor
+    row: Tensor
+    column: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, grid: Tensor, tokens_per_tile: int, device: torch.device) -> Packing:
+        """The packing of images whose tiles lie row by row; grid: integer (B, 2) rows and columns,
+        on the CPU.
+
+        ValueError if an image has no tile.
+        """
+        if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
+            raise ValueError(
+                f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}"
+            )
+        if len(grid) == 0 or grid.min() < 1:
+            raise ValueError("every image needs at least one row and one column of tiles")
+        tiles = grid.prod(1)
+        tiles, packed = torch.sort(tiles, stable=True)
+        uniform = bool(tiles[0] == tiles[-1])
+        image = torch.arange(len(grid)).repeat_interleave(tiles)
+        within = torch.arange(len(image)) - (tiles.cumsum(0) - tiles)[image]
+        columns = grid[packed, 1][image]
+        in_batch = grid.prod(1)
+        order = (in_batch.cumsum(0) - in_batch)[packed][image] + within
+        lengths, counts = torch.unique_consecutive(tiles, return_counts=True)
+        offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
+        return cls(
+            tokens_per_tile=tokens_per_tile,
+            groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
+            order=None if uniform else to_device(order, device),
+            inverse=None if uniform else to_device(torch.argsort(order), device),
+            image_inverse=None if uniform else to_device(torch.argsort(packed), device),
+            image=to_device(image, device),
+            row=to_device(within // columns, device),
+            column=to_device(within % columns, device),
+            offsets=to_device(offsets, device),
+        )
+
+    @property
+    def images(self) -> int:
+        return sum(count for count, _ in self.groups)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest image."""
+        return self.groups[-1][1] * self.tokens_per_tile
+
+    def pack(self, tiles: Tensor) -> Tensor:
+        """(T, ...) from the order of the batch into packed order."""
+        return tiles if self.order is None else tiles.index_select(0, self.order)
+
+    def unpack(self, tiles: Tensor) -> Tensor:
+        """(T, ...) from packed order into the order of the batch."""
+        return tiles if self.inverse is None else tiles.index_select(0, self.inverse)
+
+    def image_means(self, tiles: Tensor) -> Tensor:
+        """(T, D) in packed order -> (B, D) in the order of the batch: the mean over each image."""
+        parts = tiles.split([count * length for count, length in self.groups])
+        means = torch.cat(
+            [
+                part.unflatten(0, group).mean(1)
+                for part, group in zip(parts, self.groups, strict=True)
+            ]
+        )
+        return means if self.image_inverse is None else means.index_select(0, self.image_inverse)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """softmax(q kᵀ / √d) v among the tokens of each image (arXiv 1706.03762, eq. 1).
+
+    q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
+    """
+    if len(packing.groups) == 1:
+        # Equal lengths are a dense batch, for which torch has more kernels to choose from.
+        return _dense(q, k, v, packing.groups[0][0])
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        longest = packing.max_length
+        return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)
+    # varlen_attn knows neither the CPU nor float32: one dense call for each length.
+    lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
+    parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), packing.groups, strict=True)
+    return torch.cat([_dense(*qkv, count) for *qkv, (count, _) in parts])
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:
+    """Attention among `images` images of equal length; shapes as in `attention`."""
+    q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for: only pinned memory is copied that way."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -1,0 +1,161 @@
+"""From tiles to tokens: patches, class token, and where a token lies.
+
+Tokens are (T, n, D): T tiles in packed order, n tokens in each. A tile's row and column come from
+the Packing, so that every table is read by one gather `table[row, column]`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.model.attention import Packing
+from pretrain.model.init import lecun_normal, normal, reset, zeros
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel: (T, C, S, S) -> (T, patches, D), patches row by
+    row.
+
+    arXiv 2010.11929, eq. 1. Computed as one matrix product; the weight keeps the shape of a
+    convolution. Pixels beyond the last whole patch are not looked at.
+    """
+
+    def __init__(
+        self, patch_size: int, embed_dim: int, in_channels: int = 3, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(embed_dim, in_channels, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.empty(embed_dim)) if bias else None
+        self.init_rules = {"weight": lecun_normal} | ({"bias": zeros} if bias else {})
+        reset(self)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        p = self.patch_size
+        rows, columns = tiles.shape[-2] // p, tiles.shape[-1] // p
+        tiles = tiles[..., : rows * p, : columns * p].to(self.weight.dtype)
+        patches = tiles.unflatten(-1, (columns, p)).unflatten(-3, (rows, p))  # T C rows p columns p
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class TokenPositionalEmbedding(nn.Module):
+    """One position table for the tokens of a tile, the same in every tile: local (n, D).
+
+    sincos: a fixed table (see `sincos2d`) instead of a learned one. std: of the learned table's
+    first values, by default D^-0.5 as in torchtune.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        tile_size: int,
+        patch_size: int,
+        *,
+        class_token: bool = True,
+        sincos: bool = False,
+        std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = tile_size // patch_size
+        self.prefix = int(class_token)
+        # A fixed table is a parameter and no buffer: it is saved, resized and initialised like the
+        # others.
+        self.local = nn.Parameter(
+            torch.empty(self.prefix + self.grid**2, embed_dim), requires_grad=not sincos
+        )
+        learned = normal(embed_dim**-0.5 if std is None else std)
+        fixed = partial(_fill_sincos2d, grid=self.grid, prefix=self.prefix)
+        self.init_rules = {"local": fixed if sincos else learned}
+        reset(self)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        return x + self.local
+
+
+class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
+    """Positions inside a tile, and inside the whole image, mixed by a gate that begins at the
+    former.
+
+    x + local · (1 - tanh gate) + global_[row, column] · tanh gate; local (n, D), global_ (M, M, n,
+    D).
+    """
+
+    def __init__(
+        self,
+        max_num_tiles: int,
+        embed_dim: int,
+        tile_size: int,
+        patch_size: int,
+        *,
+        class_token: bool = True,
+        sincos: bool = False,
+        std: float | None = None,
+    ) -> None:
+        super().__init__(
+            embed_dim, tile_size, patch_size, class_token=class_token, sincos=sincos, std=std
+        )
+        self.max_num_tiles = max_num_tiles
+        self.global_ = nn.Parameter(torch.empty(max_num_tiles, max_num_tiles, *self.local.shape))
+        self.gate = nn.Parameter(torch.empty(1))
+        self.init_rules |= {"global_": normal(embed_dim**-0.5), "gate": zeros}
+        reset(self)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        gate = self.gate.tanh()
+        whole = self.global_[packing.row, packing.column]
+        return x + self.local * (1 - gate) + whole * gate
+
+
+class TilePositionalEmbedding(nn.Module):
+    """The place of a tile in its image: x + embedding[row, column] · tanh gate.
+
+    embedding: (M, M, 1, D). The gate begins at 0.
+    """
+
+    def __init__(self, max_num_tiles: int, embed_dim: int) -> None:
+        super().__init__()
+        self.max_num_tiles = max_num_tiles
+        self.embedding = nn.Parameter(torch.empty(max_num_tiles, max_num_tiles, 1, embed_dim))
+        self.gate = nn.Parameter(torch.empty(1))
+        self.init_rules = {"embedding": normal(embed_dim**-0.5), "gate": zeros}
+        reset(self)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        return x + self.embedding[packing.row, packing.column] * self.gate.tanh()
+
+
+class ClassProjection(nn.Module):
+    """A linear map of the first token, without bias: (T, n, D) -> (T, out)."""
+
+    def __init__(self, embed_dim: int, cls_output_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(embed_dim, cls_output_dim))
+        self.init_rules = {"weight": normal(embed_dim**-0.5)}
+        reset(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0] @ self.weight
+
+
+def sincos2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
+    """Fixed positions (rows · columns, D): sin x, cos x, sin y, cos y, a quarter of the width each.
+
+    arXiv 2205.01580 (after 2104.02057): frequencies 10000^(-i / (D/4 - 1)).
+    """
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    quarter = embed_dim // 4
+    frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / max(quarter - 1, 1))
+    x, y = x.reshape(-1, 1) * frequency, y.reshape(-1, 1) * frequency
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def _fill_sincos2d(
+    values: Tensor, generator: torch.Generator | None, *, grid: int, prefix: int
+) -> None:
+    values[:prefix] = 0
+    values[prefix:] = sincos2d((grid, grid), values.shape[1]).to(values.device)

@@ -1,0 +1,141 @@
+"""Position tables for another grid of patches or another number of tiles: the one place for it.
+
+Two things can change between a checkpoint and a model. The grid of patches in a tile: the table is
+interpolated, as an image, and the prefix (class token) rows stay. The largest number of tiles:
+tables (M, M, ...) are cropped, or extended by zeros, so that the tile in row r and column c keeps
+its entry; they are never stretched, since a tile is looked up by its absolute place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A plain table and the local one of a tiled model share their name, so that one becomes the other.
+LOCAL = "token_pos_embedding.local"
+GLOBAL = "token_pos_embedding.global_"
+PRE_TILE = "pre_tile_pos_embed.embedding"
+POST_TILE = "post_tile_pos_embed.embedding"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What position tables depend on.
+
+    grid: patches of a tile, rows and columns; max_tiles: of an image; prefix: class tokens.
+    """
+
+    grid: tuple[int, int]
+    max_tiles: int
+    prefix: int
+
+
+def resize_grid(
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    prefix: int = 0,
+    mode: str = "bilinear",
+) -> Tensor:
+    """Interpolate a table (prefix + h·w, D) or (h, w, D) from grid `old` (h, w) to `new`.
+
+    mode: `bilinear` with aligned corners, which is the paper's scipy.ndimage.zoom(order=1), or
+    `bicubic` with antialiasing (a = -0.5), which is timm's. Computed in float32, returned in the
+    table's dtype; the same table itself if the grid is the same. ValueError for another mode or
+    number of rows.
+    """
+    if mode not in ("bilinear", "bicubic"):
+        raise ValueError(f"mode must be bilinear or bicubic, got {mode!r}")
+    as_grid = table.ndim == 3
+    rows = table.flatten(0, 1) if as_grid else table
+    if len(rows) != prefix + old[0] * old[1] or (as_grid and tuple(table.shape[:2]) != tuple(old)):
+        raise ValueError(
+            f"a table of shape {tuple(table.shape)} is not {prefix} + {old[0]}x{old[1]} positions"
+        )
+    if tuple(old) == tuple(new):
+        return table
+    image = rows[prefix:].float().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
+    if mode == "bilinear":
+        image = F.interpolate(image, size=tuple(new), mode="bilinear", align_corners=True)
+    else:
+        image = F.interpolate(image, size=tuple(new), mode="bicubic", antialias=True)
+    resized = image[0].permute(1, 2, 0).to(table.dtype)
+    return resized if as_grid else torch.cat([rows[:prefix], resized.flatten(0, 1)])
+
+
+def resize_tiles(table: Tensor, new_max: int) -> Tensor:
+    """Crop a table (M, M, ...) to (new_max, new_max, ...) or extend it by zeros; never
+    stretched."""
+    kept = min(len(table), new_max)
+    if kept == len(table) == new_max:
+        return table
+    resized = table.new_zeros(new_max, new_max, *table.shape[2:])
+    resized[:kept, :kept] = table[:kept, :kept]
+    return resized
+
+
+def is_position_table(name: str) -> bool:
+    """Whether the parameter of this name depends on the Geometry."""
+    return name.endswith((LOCAL, GLOBAL, PRE_TILE, POST_TILE))
+
+
+def adapt_positions(
+    name: str, value: Tensor, source: Geometry, target: Geometry, mode: str = "bilinear"
+) -> Tensor:
+    """The table `name` of a model of geometry `source`, for a model of geometry `target`.
+
+    A target with more tiles than one has tables that a source with one tile lacks: they keep their
+    initial values, behind gates at zero. The other way, fold them first: see `fold_tiles`.
+    ValueError if `name` is no table or the number of prefix tokens differs.
+    """
+    if source.prefix != target.prefix:
+        raise ValueError(
+            f"{name}: the source has {source.prefix} prefix tokens and the target {target.prefix}; "
+            "the pools differ"
+        )
+    if name.endswith(LOCAL):
+        return resize_grid(value, source.grid, target.grid, source.prefix, mode)
+    if name.endswith((PRE_TILE, POST_TILE)):
+        return resize_tiles(value, target.max_tiles)
+    if name.endswith(GLOBAL):
+        value = resize_tiles(value, target.max_tiles)
+        if source.grid == target.grid:
+            return value
+        tiles = [
+            resize_grid(tile, source.grid, target.grid, source.prefix, mode)
+            for tile in value.flatten(0, 1)
+        ]
+        return torch.stack(tiles).unflatten(0, value.shape[:2])
+    raise ValueError(f"{name} is no position table")
+
+
+def fold_tiles(state: dict[str, Tensor], prefix: int) -> dict[str, Tensor]:
+    """The state of a tiled model as that of a plain one, with the same results for images of one
+    tile.
+
+    What the tables hold for the tile in row 0, column 0 goes, times its gate, into the local table
+    and the bias of the last norm. A state without tile tables comes back as it is.
+    """
+    root = next((name.removesuffix(GLOBAL) for name in state if name.endswith(GLOBAL)), None)
+    if root is None:
+        return state
+    folded = dict(state)
+
+    def gate(table: str) -> Tensor:
+        return folded.pop(root + table.rpartition(".")[0] + ".gate").float().tanh()
+
+    def gated(table: str, gate: Tensor) -> Tensor:
+        return folded.pop(root + table)[0, 0].float() * gate
+
+    whole = gate(GLOBAL)
+    local = folded[root + LOCAL]
+    rows = local.float() * (1 - whole) + gated(GLOBAL, whole)
+    rows[prefix:] += gated(PRE_TILE, gate(PRE_TILE))
+    folded[root + LOCAL] = rows.to(local.dtype)
+    bias = folded[root + "ln_post.bias"]
+    shift = gated(POST_TILE, gate(POST_TILE))[0]
+    folded[root + "ln_post.bias"] = (bias.float() + shift).to(bias.dtype)
+    return folded

@@ -1,0 +1,164 @@
+"""The published sizes, and how a model configuration becomes concrete numbers. Nothing here imports
+torch.
+
+A name is a size and a patch size: vit_s16, vit_so400m14, vit_22b14; any patch size may be asked
+for. Hybrids put a ResNet before the Transformer and are named in full: hybrid_r50_b16.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from data_tools.errors import UsageError
+from pretrain.config import ModelConfig
+
+# width, depth, MLP, heads. Ti, S: arXiv 2012.12877 and 2106.10270; B, L, H: arXiv 2010.11929, table
+# 1; g, G: arXiv 2106.04560, table 2; So400m: arXiv 2305.13035; e: arXiv 2209.06794; 22B: arXiv
+# 2302.05442 (its sizes in our block: that paper's parallel layers and query-key norms are not part
+# of it).
+SIZES = {
+    "ti": (192, 12, 768, 3),
+    "s": (384, 12, 1536, 6),
+    "b": (768, 12, 3072, 12),
+    "l": (1024, 24, 4096, 16),
+    "so400m": (1152, 27, 4304, 16),
+    "h": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),
+    "22b": (6144, 48, 24576, 48),
+}
+
+# Size of the Transformer, units in each stage of the ResNet (arXiv 2010.11929, appendix B.1, and
+# 2106.10270, section 3.3). The last number of the name is the stride of the features, one patch
+# each.
+HYBRIDS = {
+    "hybrid_r26_s32": ("s", (2, 2, 2, 2)),
+    "hybrid_r26_b32": ("b", (2, 2, 2, 2)),
+    "hybrid_r50_b16": ("b", (3, 4, 9)),
+    "hybrid_r50_l16": ("l", (3, 4, 9)),
+    "hybrid_r50_l32": ("l", (3, 4, 6, 3)),
+}
+
+USUAL_NAMES = (
+    *(
+        "vit_ti16",
+        "vit_s16",
+        "vit_s32",
+        "vit_b8",
+        "vit_b16",
+        "vit_b32",
+        "vit_l14",
+        "vit_l16",
+        "vit_l32",
+    ),
+    *("vit_so400m14", "vit_h14", "vit_g14", "vit_G14", "vit_e14", "vit_22b14"),
+    *HYBRIDS,
+)
+
+CHOICES = {
+    "head": ("mlp", "linear"),
+    "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
+    "pool": ("cls", "mean"),
+    "activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "position": ("learned", "sincos2d"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of one model.
+
+    backbone: bottleneck units in each stage of a hybrid's ResNet, None for a plain Vision
+    Transformer. patch_size counts pixels, or cells of the backbone's last feature map.
+    """
+
+    name: str
+    patch_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    backbone: tuple[int, ...] | None = None
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next."""
+        if self.backbone is None:
+            return self.patch_size
+        return self.patch_size * 2 ** (len(self.backbone) + 1)
+
+    def grid(self, tile_size: int) -> int:
+        """Patches along a side of a tile; UsageError if they do not fill it exactly."""
+        if tile_size < self.stride or tile_size % self.stride:
+            below = tile_size // self.stride * self.stride
+            valid = [str(size) for size in (below, below + self.stride) if size > 0]
+            raise UsageError(
+                f"data.tile_size is {tile_size}, but {self.name} needs a multiple of "
+                f"{self.stride}: the nearest is {' or '.join(valid)}"
+            )
+        return tile_size // self.stride
+
+
+def resolve(config: ModelConfig) -> Architecture:
+    """The sizes that model.name stands for, with the configuration's own fields in their place.
+
+    Raises UsageError for a name, a choice or a number that cannot be.
+    """
+    width, depth, mlp, heads, patch, backbone = _row(config.name)
+
+    def chosen(given: int | None, usual: int) -> int:
+        return usual if given is None else given
+
+    arch = Architecture(
+        name=config.name,
+        patch_size=chosen(config.patch_size, patch),
+        embed_dim=chosen(config.embed_dim, width),
+        num_layers=chosen(config.num_layers, depth),
+        num_heads=chosen(config.num_heads, heads),
+        mlp_dim=chosen(config.mlp_dim, mlp),
+        backbone=backbone,
+    )
+    _check(config, arch)
+    return arch
+
+
+def _row(name: str) -> tuple[int, int, int, int, int, tuple[int, ...] | None]:
+    """Width, depth, MLP, heads, patch size and backbone of a name."""
+    if name in HYBRIDS:
+        size, backbone = HYBRIDS[name]
+        return *SIZES[size], 1, backbone
+    match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
+    if match is None or match[1] not in SIZES:
+        near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
+        raise UsageError(
+            f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}"
+        )
+    return *SIZES[match[1]], int(match[2]), None
+
+
+def _check(config: ModelConfig, arch: Architecture) -> None:
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise UsageError(
+                f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}"
+            )
+    for key in ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
+        if getattr(arch, key) < 1:
+            raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")
+    if config.head_hidden is not None and config.head_hidden < 1:
+        raise UsageError(f"model.head_hidden is {config.head_hidden}, but must be above 0")
+    for key in ("dropout", "drop_path"):
+        if not 0 <= getattr(config, key) < 1:
+            raise UsageError(f"model.{key} is {getattr(config, key)}, but must be in [0, 1)")
+    if arch.embed_dim % arch.num_heads:
+        raise UsageError(
+            f"model.embed_dim is {arch.embed_dim}, "
+            f"which cannot be divided among {arch.num_heads} heads: set model.num_heads too"
+        )
+    if config.position == "sincos2d" and arch.embed_dim % 4:
+        raise UsageError(
+            f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}"
+        )

@@ -1,0 +1,190 @@
+"""The Vision Transformer over tiles (arXiv 2010.11929), with the interface of torchtune's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.model.attention import Packing, to_device
+from pretrain.model.embeddings import PatchEmbedding
+from pretrain.model.init import normal, reset
+
+
+class VisionTransformer(nn.Module):
+    """Images of one or more tiles to tokens; an image attends to its own real tiles and nothing
+    else.
+
+    patch_size, tile_size: pixels along a side; a tile becomes (tile_size // patch_size)² patches.
+    layer: a Block, deep-copied num_layers times. token_pos_embedding: a TokenPositionalEmbedding,
+    or a TiledTokenPositionalEmbedding if images have several tiles; then pre_tile_pos_embed and
+    post_tile_pos_embed may be TilePositionalEmbeddings, added before the class token and after the
+    last norm. cls_projection: called with (tiles, n, D), the class token first; its (tiles, out)
+    become the output. out_indices: the layers whose inputs are returned as hidden states, in the
+    order of the layers. append_cls_token: the class token is the last of its tile, not the first.
+
+    Beyond torchtune: class_token=False leaves it out. pre_norm: a norm before the first layer.
+    dropout: of the embedded tokens. drop_path: the stochastic depth of the last layer; it grows
+    linearly from 0 at the first. patch_embed: replaces the patch projection, (T, C, S, S) -> (T,
+    patches, D).
+
+    Raises ValueError for sizes not above 0 and for out_indices that do not fit num_layers.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        tile_size: int,
+        num_layers: int,
+        embed_dim: int,
+        layer: nn.Module,
+        token_pos_embedding: nn.Module,
+        pre_tile_pos_embed: nn.Module | None = None,
+        post_tile_pos_embed: nn.Module | None = None,
+        cls_projection: nn.Module | None = None,
+        out_indices: list[int] | None = None,
+        in_channels: int = 3,
+        append_cls_token: bool = False,
+        *,
+        class_token: bool = True,
+        patch_bias: bool = False,
+        pre_norm: bool = True,
+        norm_eps: float = 1e-5,
+        class_token_std: float | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        patch_embed: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if tile_size <= 0:
+            raise ValueError("tile_size must be > 0")
+        if patch_size <= 0:
+            raise ValueError("patch_size must be > 0")
+        out_indices = out_indices or []
+        if len(out_indices) > num_layers:
+            raise ValueError(
+                f"len(out_indices) must be <= num_layers. Got {out_indices=} and {num_layers=}"
+            )
+        if any(not 0 <= index < num_layers for index in out_indices):
+            raise ValueError(f"out_indices must be in [0, {num_layers}), got {out_indices}")
+        if cls_projection is not None and not class_token:
+            raise ValueError("cls_projection needs a class token")
+
+        self.tile_size = tile_size
+        self.grid = tile_size // patch_size
+        self.out_indices = out_indices
+        self.append_cls_token = append_cls_token
+
+        self.patch_embed = patch_embed or PatchEmbedding(
+            patch_size, embed_dim, in_channels, bias=patch_bias
+        )
+        self.class_token = nn.Parameter(torch.empty(embed_dim)) if class_token else None
+        self.pre_tile_pos_embed = pre_tile_pos_embed
+        self.token_pos_embedding = token_pos_embedding
+        self.post_tile_pos_embed = post_tile_pos_embed
+        self.dropout = nn.Dropout(dropout)
+        self.ln_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
+        self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
+        for index, block in enumerate(self.layers if drop_path else ()):
+            block.drop_path = drop_path * index / max(num_layers - 1, 1)
+        self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.cls_projection = cls_projection
+
+        std = embed_dim**-0.5 if class_token_std is None else class_token_std
+        self.init_rules = {"class_token": normal(std)} if class_token else {}
+        reset(self)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.grid**2 + (self.class_token is not None)
+
+    def packing(self, grid: Tensor, device: torch.device) -> Packing:
+        """How images of `grid` (B, 2) rows and columns of tiles are packed.
+
+        ValueError if one has more than the position tables hold.
+        """
+        tables = (self.pre_tile_pos_embed, self.token_pos_embedding, self.post_tile_pos_embed)
+        limit = min((m.max_num_tiles for m in tables if hasattr(m, "max_num_tiles")), default=None)
+        if limit is not None and grid.numel() and grid.max() > limit:
+            raise ValueError(
+                f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
+            )
+        return Packing.of(grid, self.tokens_per_tile, device)
+
+    def encode(self, tiles: Tensor, packing: Packing) -> tuple[Tensor, list[Tensor]]:
+        """Tiles (T, C, S, S) in packed order -> tokens (T, n, D) in packed order, and the hidden
+        states.
+
+        ValueError if the tiles have another size than tile_size.
+        """
+        if tuple(tiles.shape[-2:]) != (self.tile_size, self.tile_size):
+            height, width = tiles.shape[-2:]
+            raise ValueError(
+                f"tiles are {height}x{width}, but must be {self.tile_size}x{self.tile_size}"
+            )
+        x = self.patch_embed(tiles)
+        if self.pre_tile_pos_embed is not None:
+            x = self.pre_tile_pos_embed(x, packing)
+        if self.class_token is not None:
+            token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
+            x = torch.cat([x, token] if self.append_cls_token else [token, x], dim=1)
+        x = self.ln_pre(self.dropout(self.token_pos_embedding(x, packing)))
+        hidden_states = []
+        for index, block in enumerate(self.layers):
+            if index in self.out_indices:
+                hidden_states.append(x)
+            x = block(x, packing)
+        x = self.ln_post(x)
+        if self.post_tile_pos_embed is not None:
+            x = self.post_tile_pos_embed(x, packing)
+        return x, hidden_states
+
+    def forward(
+        self, images: Tensor, aspect_ratio: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Padded images to padded tokens; what stands in the padding is neither read nor written.
+
+        images: (bsz, n_imgs, n_tiles, C, S, S), the real tiles first. aspect_ratio: integer
+        (bsz, n_imgs, 2), rows and columns of tiles. Returns x (bsz, n_imgs, n_tiles, n, D), with
+        cls_projection (bsz, n_imgs, n_tiles, 1, out), zero for padding tiles; and the hidden
+        states.
+
+        Raises ValueError if aspect_ratio is missing with more than one tile or does not fit the
+        images.
+        """
+        if images.ndim != 6:
+            raise ValueError(
+                f"images must be (bsz, n_imgs, n_tiles, C, S, S), got {tuple(images.shape)}"
+            )
+        bsz, n_imgs, n_tiles = images.shape[:3]
+        if aspect_ratio is None:
+            if n_tiles > 1:
+                raise ValueError(
+                    f"aspect_ratio was not provided, but found n_tiles>1 for {images.shape=}"
+                )
+            aspect_ratio = torch.ones(bsz, n_imgs, 2, dtype=torch.int64)
+        if tuple(aspect_ratio.shape) != (bsz, n_imgs, 2):
+            raise ValueError(
+                f"aspect_ratio must be {(bsz, n_imgs, 2)}, got {tuple(aspect_ratio.shape)}"
+            )
+        grid = aspect_ratio.flatten(0, 1).cpu()
+        packing = self.packing(grid, images.device)
+        if grid.prod(1).max() > n_tiles:
+            raise ValueError(f"aspect_ratio asks for more than the {n_tiles} tiles of each image")
+
+        real = (torch.arange(n_tiles) < grid.prod(1)[:, None]).flatten().nonzero()[:, 0]
+        real = to_device(real, images.device)
+        x, hidden_states = self.encode(
+            packing.pack(images.flatten(0, 2).index_select(0, real)), packing
+        )
+        if self.cls_projection is not None:
+            class_first = torch.cat([x[:, -1:], x[:, :-1]], 1) if self.append_cls_token else x
+            x = self.cls_projection(class_first)[:, None]
+
+        def padded(tokens: Tensor) -> Tensor:
+            rows = tokens.new_zeros(bsz * n_imgs * n_tiles, *tokens.shape[1:])
+            rows = rows.index_copy(0, real, packing.unpack(tokens))
+            return rows.unflatten(0, (bsz, n_imgs, n_tiles))
+
+        return padded(x), [padded(hidden) for hidden in hidden_states]

@@ -1,0 +1,94 @@
+"""Optimizers, their parameter groups, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .config import OptimConfig
+
+STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+def schedule(config: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`.
+
+    A linear warm-up reaches `lr` at step warmup_steps; then constant, linear or cosine (to 0 at the end), or
+    rsqrt (proportional to the inverse square root of the step).
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "rsqrt": math.sqrt(max(1, warmup) / max(1, step)),
+    }[config.schedule]
+    return config.lr * max(0.0, factor)
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum, its state present from the start so that a checkpoint can be loaded.
+
+    Only the kernels decay: not biases, norms, class tokens or position tables, as in the paper's code.
+    """
+    groups = parameter_groups(config, model)
+    optimizer: torch.optim.Optimizer
+    if config.name == "adamw":
+        fused = next(model.parameters()).device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if config.name == "adamw":
+                device = parameter.device if group["fused"] else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for kind in STATE[config.name]:
+                state[kind] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict]:
+    """Trainable parameters by (decays or not, learning-rate scale of its depth)."""
+    depth = len(model.blocks)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = config.layer_decay ** (depth + 1 - _layer(name, depth))
+            groups.setdefault((_decays(name, parameter), scale), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
+        for (decays, scale), parameters in groups.items()
+    ]
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith(".weight") and parameter.ndim >= 2
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for what lies before the blocks, i + 1 for block i, depth + 1 for what lies behind."""
+    block = re.search(r"\blayers\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return depth + 1 if re.search(r"\b(head|pool|ln_post)\b", name) else 0
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's tensors that have the parameter's shape, by kind."""
+    for kind, value in optimizer.state.get(parameter, {}).items():
+        if kind != "step":
+            yield kind, value

@@ -1,0 +1,115 @@
+"""The run folder: what a run leaves on disk, and the one place that writes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("pretrain")
+
+
+class RunFolder:
+    """The folder `path` of a run.
+
+    metrics.jsonl holds a row per logged step and per evaluation, in order, each step once. status.json tells
+    how the run stands: {"state": starting | running | done | stopped | failed, "exit_code", "step", ...}.
+    """
+
+    def __init__(self, path: Path, rank: int = 0) -> None:
+        self.path, self.rank = path, rank
+        self.metrics = path / "metrics.jsonl"
+        self.status_file = path / "status.json"
+        self.checkpoints = path / "checkpoints"
+        self.bad_samples = path / "bad_samples.jsonl"
+        self.classes = path / "classes.json"
+        self.report = path / "report.html"
+        self.trace = path / "trace"
+
+    def create(self) -> None:
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+
+    def log_to_file_and_console(self) -> None:
+        """Log to logs/rank-N.log; rank 0 also to the console."""
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.handlers.clear()
+        file = logging.FileHandler(self.path / "logs" / f"rank-{self.rank}.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(file)
+        if self.rank == 0:
+            console = logging.StreamHandler(sys.stdout)
+            console.setFormatter(logging.Formatter("%(message)s"))
+            log.addHandler(console)
+
+    def status(self) -> dict[str, Any]:
+        """The content of status.json; empty where there is none."""
+        try:
+            return json.loads(self.status_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """Update status.json; facts that are not named stay."""
+        status = self.status() | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
+        if state in ("starting", "running"):
+            status.pop("exit_code", None)
+            status.pop("reason", None)
+        write_json(self.status_file, status)
+
+    def wandb_id(self) -> str:
+        """The W&B id of this run: made at its first start, the same ever after."""
+        return self.status().get("wandb_id") or secrets.token_hex(4)
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Drop the metrics and trace rows of steps after `step`: they are about to be done again."""
+        for file in [self.metrics, *self.trace.glob("*.jsonl")]:
+            if file.exists():
+                kept = [row for row in read_rows(file) if row["step"] <= step]
+                replace(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def add_bad_sample(self, row: dict[str, Any]) -> bool:
+        """Note an unreadable sample unless it is noted already; returns whether it was new."""
+        known = {old["sample"] for old in read_rows(self.bad_samples)}
+        if row["sample"] in known:
+            return False
+        with self.bad_samples.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        return True
+
+    def add_trace(self, rows: list[dict[str, Any]]) -> None:
+        self.trace.mkdir(exist_ok=True)
+        with (self.trace / f"rank-{self.rank}.jsonl").open("a") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file. A last line that a crash cut short is passed over."""
+    if file.exists():
+        for line in file.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def write_json(file: Path, content: Any) -> None:
+    replace(file, json.dumps(content, indent=1) + "\n")
+
+
+def replace(file: Path, text: str) -> None:
+    """Write `file` so that a reader sees the old content or the new, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, file)

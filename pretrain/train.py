@@ -1,0 +1,323 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_tools.batch import TileBatch
+from data_tools.errors import DataError, DivergedError, UsageError
+from data_tools.stream import checksum
+
+from .config import Config
+from .engine import ENGINES
+from .engine.base import InitialValue
+from .engine.checkpoint import Checkpoint, Saver, newest, remove_incomplete
+from .engine.world import World
+from .evaluate import Evaluation, Example, Interrupted, evaluate
+from .inputs import Inputs
+from .metrics import Meter, console_line, peak_flops, speed_row
+from .model.classifier import Classifier
+from .model.flops import training_flops
+from .model.init import initial_value
+from .objective import build_objective
+from .optim import schedule
+from .report import write_report
+from .run_folder import RunFolder, log, read_rows
+from .split import BatchSplit
+from .stop import EXIT_CODE, StopFlag
+from .tracking import start_tracking
+
+StartingValues = Callable[[nn.Module], InitialValue]
+
+
+def build_model(config: Config, num_classes: int) -> Classifier:
+    return Classifier(
+        config.model,
+        tile_size=config.data.tile_size,
+        max_tiles=config.data.max_tiles,
+        num_classes=num_classes,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+
+
+def random_values(model: nn.Module, seed: int) -> InitialValue:
+    """First weights that are a function of the seed and the parameter's name alone."""
+    return lambda name, shape: initial_value(model, name, shape, seed)
+
+
+class Trainer:
+    """A run in one of its processes. `starting_values` replaces the random first weights (fine-tuning)."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        split: BatchSplit,
+        world: World,
+        folder: RunFolder,
+        stop: StopFlag,
+        starting_values: StartingValues | None = None,
+    ) -> None:
+        self.config, self.inputs, self.split = config, inputs, split
+        self.world, self.folder, self.stop = world, folder, stop
+        self.objective = build_objective(config.objective)
+        with torch.device("meta"):
+            model = build_model(config, inputs.num_classes)
+        self.flops = [0.0] + [training_flops(model, tiles) for tiles in range(1, config.data.max_tiles + 1)]
+        parameters = sum(p.numel() for p in model.parameters())
+        found = self._newest_checkpoint()
+        if starting_values is None or found:
+            starting_values = partial(random_values, seed=config.run.seed)
+        self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
+        self.step = self._resume(found) if found else 0
+        self.saver = Saver(
+            folder.checkpoints,
+            world,
+            keep=config.checkpoint.keep,
+            background=config.checkpoint.background,
+        )
+        self.saved = self.step if found else -1
+        self.bad = world.gather(sum(1 for _ in read_rows(folder.bad_samples)))[0]
+        self._new_bad = 0
+        self._noted: set[tuple[str, int]] = set()
+        self.examples: list[Example] = []
+        world.rank0_first(lambda: folder.drop_after(self.step))
+        self.meter = Meter()
+        self.peak = peak_flops(world.device)
+        log.info(
+            "%s: %.1f M parameters, engine %s %s, %d %s",
+            config.model.name,
+            parameters / 1e6,
+            config.engine.kind,
+            config.engine.precision,
+            world.size,
+            "process" if world.size == 1 else "processes",
+        )
+        log.info("%s; %d steps = %.2f epochs", split, inputs.steps, self._epochs(inputs.steps))
+        self.tracker = start_tracking(config, folder, asdict(config), world.rank)
+
+    def run(self) -> int:
+        """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
+        config, world, steps = self.config, self.world, self.inputs.steps
+        stream = self.inputs.train_stream(self.split, world.rank, self.step, world.device.type == "cuda")
+        stopping = self._catch_up()
+        with stream:
+            while self.step < steps and not stopping:
+                rate = schedule(config.optim, self.step, steps)
+                loss = torch.zeros((), device=world.device)
+                for micro in range(self.split.accumulation):
+                    last = micro == self.split.accumulation - 1
+                    batch = self._next(stream)
+                    loss += self.engine.train_micro_batch(batch, self.objective, self.step, micro, last)
+                norm = self.engine.update(rate)
+                self.step += 1
+                stopping = self._step_boundary()
+                if self.step == 1 or self.step % config.train.log_every == 0 or self.step == steps:
+                    self._log(self._finite(loss), norm, rate)
+                if self._evaluation_due():
+                    stopping |= self._evaluate()
+                if self.step % config.checkpoint.every == 0 or self.step == steps or stopping:
+                    self._finite(loss)
+                    self._save()
+        if stopping:
+            self._save()
+        self.saver.finish()
+        if self.step >= steps:
+            self._write_report()
+        self.tracker.finish()
+        return EXIT_CODE if stopping and self.step < steps else 0
+
+    def _next(self, stream: Any) -> TileBatch:
+        asked = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - asked
+        flops = sum(self.flops[n] for n in batch.tiles_per_image.tolist())
+        self.meter.count(len(batch), len(batch.tiles), flops, waited)
+        self._new_bad += self._note_bad(batch, "train")
+        if self.config.data.trace:
+            self._trace(batch)
+        return batch
+
+    def _step_boundary(self) -> bool:
+        """What the processes agree on after each step; returns whether one of them was asked to stop."""
+        values = [float(bool(self.stop)), float(self.saver.written), float(self._new_bad)]
+        stopping, written, new_bad = self.world.sum(values)
+        self._new_bad = 0
+        if self.saver.pending and written == self.world.size:
+            self.saver.publish()
+        self.bad += int(new_bad)
+        share, samples = self.config.data.max_bad_fraction, self.inputs.order.num_samples
+        if self.bad > (max(1, int(share * samples)) if share else 0):
+            raise DataError(
+                f"{self.bad} of {samples} samples cannot be read, more than data.max_bad_fraction="
+                f"{share} allows; they are listed in {self.folder.bad_samples}",
+                shared=True,
+            )
+        return stopping > 0
+
+    def _finite(self, loss: Tensor) -> float:
+        """The loss of the step over all processes. Raises DivergedError when it is not a number."""
+        value = self.world.sum([loss.item()])[0] / self.split.batch_size
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"step {self.step}: the loss is {value}; the checkpoints before it are whole: lower optim.lr "
+                f"or lengthen optim.warmup_steps",
+                shared=True,
+            )
+        return value
+
+    def _log(self, loss: float, norm: Tensor, rate: float) -> None:
+        meter = self.meter
+        seconds = meter.seconds
+        sums = self.world.sum([meter.images, meter.tiles, meter.flops, meter.waited])
+        meter.reset()
+        row: dict[str, Any] = {
+            "step": self.step,
+            "images": self.step * self.split.batch_size,
+            "epoch": self._epochs(self.step),
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm.item(),
+            **speed_row(sums, seconds, self.world.size, self.peak),
+            "bad_samples": self.bad,
+        }
+        if self.world.rank == 0:
+            left = (self.inputs.steps - self.step) * self.split.batch_size / row["images_per_s"]
+            log.info(console_line(row, self.inputs.steps, left))
+            self.folder.add_metrics(row)
+            self.folder.set_status("running", step=self.step, loss=loss, steps=self.inputs.steps)
+        self.tracker.log(row)
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.train.eval_every
+        last = self.step == self.inputs.steps
+        return self.inputs.val is not None and (last or bool(every and self.step % every == 0))
+
+    def _evaluate(self) -> bool:
+        """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
+        began = time.perf_counter()
+        with self.inputs.eval_stream(self.split, self.world.rank) as stream:
+
+            def noted():
+                for batch in stream:
+                    self._note_bad(batch, "val")
+                    yield batch
+
+            try:
+                found = evaluate(self.engine.logits, noted(), self.world, lambda: bool(self.stop))
+            except Interrupted:
+                log.info("step %d: evaluation interrupted by a signal", self.step)
+                return True
+        row = {"step": self.step, "split": "val", **found.row()}
+        if self.world.rank == 0:
+            log.info("step %d  val %s", self.step, evaluation_text(found))
+            self.folder.add_metrics(row)
+            self.examples = found.examples
+        self.tracker.log(row)
+        self.meter.since += time.perf_counter() - began
+        return False
+
+    def _catch_up(self) -> bool:
+        """Do what an interruption left out; returns whether a process was asked to stop already."""
+        stopping = self.world.sum([float(bool(self.stop))])[0] > 0
+        rows = list(read_rows(self.folder.metrics))
+        done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
+        if self.step and not stopping and self._evaluation_due() and not self.world.gather(done)[0]:
+            stopping = self._evaluate()
+        return stopping
+
+    def _save(self) -> None:
+        if self.saved == self.step:
+            return
+        self.saver.save(self.step, self.engine.ranges(), self._state())
+        self.saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "step": self.step,
+            "position": self.step * self.split.batch_size,
+            "steps": self.inputs.steps,
+            "seed": config.run.seed,
+            "order": self.inputs.order_constants(),
+            "classes": self.inputs.classes,
+            "num_classes": self.inputs.num_classes,
+            "preprocessing": {
+                key: asdict(config.data)[key]
+                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
+            },
+            "model": asdict(config.model),
+            "optimizer": config.optim.name,
+            "optimizer_steps": self.engine.optimizer_steps(),
+            "engine": asdict(config.engine),
+            "processes": self.world.size,
+            "wandb_id": self.folder.status().get("wandb_id"),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        root = self.folder.checkpoints
+        self.world.rank0_first(
+            lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
+        )
+        found, damaged = newest(root, self.world)
+        for text in damaged:
+            log.warning("%s; using %s", text, found.path.name if found else "none")
+        return found
+
+    def _resume(self, found: Checkpoint) -> int:
+        wanted, saved = self.inputs.order_constants(), found.state["order"]
+        for key, value in wanted.items():
+            if saved[key] != value:
+                raise UsageError(
+                    f"{found.path}: it was trained with {key}={saved[key]}, this run has {key}={value}, "
+                    f"which is another order of images: set it back, or set another run.name",
+                    shared=True,
+                )
+        found.load_into(self.engine.ranges())
+        self.engine.set_optimizer_steps(found.state["optimizer_steps"])
+        log.info("resumed from %s: step %d", found.path, found.step)
+        return found.step
+
+    def _note_bad(self, batch: TileBatch, split: str) -> int:
+        """Write unreadable samples to bad_samples.jsonl; returns how many were not in it."""
+        new = 0
+        for bad in batch.bad:
+            if (split, bad.sample) not in self._noted:
+                self._noted.add((split, bad.sample))
+                new += self.folder.add_bad_sample({"split": split, **asdict(bad)})
+                log.warning("unreadable sample %s in %s: %s", bad.key, bad.shard, bad.reason)
+        return new
+
+    def _trace(self, batch: TileBatch) -> None:
+        rows = zip(batch.position.tolist(), batch.sample.tolist(), checksum(batch), strict=True)
+        self.folder.add_trace(
+            [
+                {"step": self.step + 1, "position": p, "key": self.inputs.train.key(s), "crc32": crc}
+                for p, s, crc in rows
+            ]
+        )
+
+    def _epochs(self, step: int) -> float:
+        return step * self.split.batch_size / self.inputs.order.epoch_size
+
+    def _write_report(self) -> None:
+        if self.world.rank == 0:
+            write_report(self.folder, self.config, self.inputs.classes, self.examples)
+
+
+def evaluation_text(found: Evaluation) -> str:
+    parts = [f"loss {found.loss:.4f}", f"top1 {found.top1:.2%}"]
+    if found.top5 is not None:
+        parts.append(f"top5 {found.top5:.2%}")
+    return "  ".join([*parts, f"n {found.n}"])

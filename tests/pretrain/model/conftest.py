@@ -1,0 +1,103 @@
+"""Small models and batches, and the reference tensors of peer packages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_tools.batch import TileBatch
+from pretrain.config import ModelConfig
+from pretrain.model.classifier import Classifier
+from pretrain.model.init import initialize
+
+GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden"
+PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict]:
+    """Reads a reference file: its name -> {key: array}."""
+
+    def load(name: str) -> dict:
+        path = GOLDEN / f"{name}.npz"
+        if not path.exists():
+            pytest.skip(f"{path} is not here")
+        with np.load(path) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    return load
+
+
+@pytest.fixture
+def small_config() -> Callable[..., ModelConfig]:
+    def config(**fields: object) -> ModelConfig:
+        sizes = {"embed_dim": 32, "num_heads": 4, "num_layers": 2, "mlp_dim": 48, "patch_size": 8}
+        return ModelConfig(name="vit_ti16", **(sizes | fields))
+
+    return config
+
+
+@pytest.fixture
+def small(small_config) -> Callable[..., Classifier]:
+    """Builds a small classifier for tiles of 32 pixels, with other fields where asked for.
+
+    noise: added to the initial weights, so that gates, heads and biases are not zero.
+    """
+
+    def build(
+        max_tiles: int = 1, noise: float = 0.0, tile_size: int = 32, **fields: object
+    ) -> Classifier:
+        model = Classifier(
+            small_config(**fields),
+            tile_size=tile_size,
+            max_tiles=max_tiles,
+            num_classes=5,
+            **PIXELS,
+        )
+        initialize(model, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def tile_batch() -> Callable[..., TileBatch]:
+    """Random images with the given rows and columns of tiles."""
+
+    def build(*grid: tuple[int, int]) -> TileBatch:
+        count = torch.tensor(grid).prod(1)
+        images = [
+            torch.randint(
+                0,
+                256,
+                (int(n), 3, 32, 32),
+                dtype=torch.uint8,
+                generator=torch.Generator().manual_seed(rows * 10 + columns),
+            )
+            for n, (rows, columns) in zip(count, grid, strict=True)
+        ]
+        return TileBatch(
+            tiles=torch.cat(images),
+            tiles_per_image=count,
+            grid=torch.tensor(grid),
+            labels=torch.zeros(len(grid), dtype=torch.int64),
+            weight=torch.ones(len(grid)),
+            position=torch.arange(len(grid)),
+            sample=torch.arange(len(grid)),
+        )
+
+    return build
