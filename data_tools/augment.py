@@ -34,10 +34,11 @@ class Augment(Protocol):
 class TrainTransform:
     """(image, position) -> (tiles, rows, columns) for training.
 
-    With one tile: an Inception crop (Szegedy et al.: Going deeper with convolutions, 2014) of a share
-    crop_scale of the area and width/height crop_ratio, resized to the tile; with crop_scale (1, 1)
-    the whole image, whatever its ratio. With several tiles: a crop whose ratio is the image's own
-    times crop_ratio (none with crop_scale (1, 1)), then the best canvas, padded at right and bottom.
+    With one tile: an Inception crop (Szegedy et al.: Going deeper with convolutions, 2014) of a
+    share crop_scale of the area and width/height crop_ratio, resized to the tile; with crop_scale
+    (1, 1) the whole image, whatever its ratio. With several tiles: a crop whose ratio is the
+    image's own times crop_ratio (none with crop_scale (1, 1)), then the best canvas, padded at
+    right and bottom.
     """
 
     def __init__(self, seed: int, tile_size: int, max_tiles: int, augment: Augment) -> None:
@@ -66,8 +67,8 @@ class TrainTransform:
 class EvalTransform:
     """(image, position) -> (tiles, rows, columns) for evaluation; nothing is random.
 
-    With one tile: the short side resized to eval_resize (0: the tile size), then a centre crop. With
-    several: as in training, without crop and flip.
+    With one tile: the short side resized to eval_resize (0: the tile size), then a centre crop.
+    With several: as in training, without crop and flip.
     """
 
     def __init__(self, tile_size: int, max_tiles: int, eval_resize: int = 0) -> None:
@@ -112,10 +113,8 @@ def crop_box(
         if 0 < wide <= width and 0 < tall <= height:
             return int(down * (height - tall + 1)), int(right * (width - wide + 1)), tall, wide
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    wide, tall = (
-        max(1, min(width, round(height * aspect))),
-        max(1, min(height, round(width / aspect))),
-    )
+    wide = max(1, min(width, round(height * aspect)))
+    tall = max(1, min(height, round(width / aspect)))
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
@@ -152,5 +151,5 @@ def _check_range(name: str, values: tuple[float, float], upper: float) -> None:
     if len(values) != 2 or not 0 < values[0] <= values[1] <= upper:
         limit = f" and at most {upper:g}" if upper < math.inf else ""
         raise UsageError(
-            f"data.augment.{name}={list(values)} must be two numbers in rising order above 0{limit}."
+            f"data.augment.{name}={list(values)} must be two rising numbers above 0{limit}."
         )

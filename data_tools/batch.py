@@ -22,10 +22,10 @@ class BadSample:
 class TileBatch:
     """B images cut into T tiles in total; the tiles of an image lie together, row by row.
 
-    tiles: uint8 (T, C, S, S); tiles_per_image: int64 (B,), its sum is T; grid: int64 (B, 2), rows and
-    columns; labels: int64 (B,), -1 for none; weight: float32 (B,), 0 for an image that only fills an evaluation
-    batch; position: int64 (B,), the position in the endless stream of images (the sample's number in
-    evaluation); sample: int64 (B,), the sample's number in the shards.
+    tiles: uint8 (T, C, S, S); tiles_per_image: int64 (B,), its sum is T; grid: int64 (B, 2), rows
+    and columns; labels: int64 (B,), -1 for none; weight: float32 (B,), 0 for an image that only
+    fills an evaluation batch; position: int64 (B,), the position in the endless stream of images
+    (the sample's number in evaluation); sample: int64 (B,), the sample's number in the shards.
 
     tiles_per_image and grid stay on the CPU wherever the tiles are: the model reads its shapes from
     them without waiting for the device.
@@ -44,7 +44,7 @@ class TileBatch:
         return len(self.tiles_per_image)
 
     def to(self, device: torch.device | str) -> TileBatch:
-        """The same batch with tiles, labels and weights on `device`; copies from pinned memory overlap."""
+        """The same batch, tiles, labels and weights on `device`; pinned copies overlap."""
         return replace(
             self,
             tiles=self.tiles.to(device, non_blocking=True),

@@ -6,7 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """A problem put into one clear sentence: it names the file, key or value, and what to do.
 
-    shared: every process of the job raises it at the same point, so that one of them is enough to say it.
+    shared: every process of the job raises it at the same point, so that one of them is enough to
+    say it.
     """
 
     exit_code = 1

@@ -1,12 +1,13 @@
 """The index of a folder of WebDataset shards: where every image lies, and its label.
 
-shardindex.json          valid for the `wids` reader, our keys beside; names the table and its sha256
-shardindex.offsets.npy   one ROW a sample, memory-mappable
+shardindex.json          valid for the `wids` reader, our keys beside; has the table's sha256
+shardindex.offsets.npy   the table: one ROW a sample, memory-mappable
 
-A sample is all members of a shard with one key: the path up to the first dot of the base name, as in
-the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg, png,
-webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json. A set in
-which no sample has a label is an unlabelled one (-1). Nothing is extracted and nothing unpickled.
+A sample is all members of a shard with one key: the path up to the first dot of the base name, as
+in the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg,
+png, webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json. A set
+in which no sample has a label is an unlabelled one (-1). Nothing is extracted and nothing
+unpickled.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Problem:
 
 @dataclass
 class Scan:
-    """What a pass over the headers of one shard found: ROWs in the order of the file, and problems."""
+    """What a pass over one shard found: ROWs in the order of the file, and problems."""
 
     rows: NDArray[np.void]
     problems: list[Problem] = field(default_factory=list)
@@ -75,10 +76,10 @@ class Summary:
 
 
 def build_index(folder: str | Path) -> Summary:
-    """Write the index of every *.tar in `folder`, one pass over their headers and one for their sha256.
+    """Write the index of every *.tar in `folder`: one pass over the headers, one for the sha256.
 
-    A damaged shard, or one without a sample, is a DataError; a sample that cannot be used (no image,
-    two images, no label or one that is not a number) is left out and reported.
+    A damaged shard, or one without a sample, is a DataError; a sample that cannot be used (no
+    image, two images, no label or one that is not a number) is left out and reported.
     """
     folder = Path(folder)
     paths = shard_paths(folder)
@@ -157,7 +158,7 @@ def scan_shard(path: Path, number: int, classes: list[str] | None) -> Scan:
 
 
 def without_unlabelled(scans: list[Scan], paths: list[Path]) -> list[NDArray[np.void]]:
-    """The rows of each shard; samples without a label are left out, as problems, of a labelled set."""
+    """The rows of each shard; in a labelled set, samples without a label become problems."""
     if not any((scan_.rows["label"] >= 0).any() for scan_ in scans):
         return [scan_.rows for scan_ in scans]
     kept = []

@@ -25,7 +25,7 @@ SUBSTITUTE, AUGMENT = -1, -2
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable random number generators, 2014)."""
+    """The finaliser of splitmix64 (Steele et al.: Fast splittable random generators, 2014)."""
     x = (x ^ (x >> _S30)) * _MIX_1
     x = (x ^ (x >> _S27)) * _MIX_2
     return x ^ (x >> _S31)
@@ -48,8 +48,8 @@ def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
 def permute(i: ArrayLike, n: int, key: ArrayLike) -> NDArray[np.int64]:
     """Where the permutation of range(n) chosen by `key` sends i.
 
-    A balanced Feistel network over the next power of 4, walked along its cycle until it falls below n
-    (Black and Rogaway: Ciphers with arbitrary finite domains, 2002). No state and no table.
+    A balanced Feistel network over the next power of 4, walked along its cycle until it falls below
+    n (Black and Rogaway: Ciphers with arbitrary finite domains, 2002). No state and no table.
     `key`: one for all, or one for each element of i. Returns int64 in the shape of i.
     """
     i = np.asarray(i)
@@ -84,8 +84,8 @@ class Order:
     """The "lanes" order: the stream is dealt over `lanes` lanes, each shuffled in its own windows.
 
     A chunk is `chunk` neighbouring samples, read together; `window` chunks of a lane are shuffled
-    among themselves. With chunk = window = 1 every epoch is an exact random permutation; otherwise an
-    epoch leaves out num_samples mod chunk samples, different ones each time.
+    among themselves. With chunk = window = 1 every epoch is an exact random permutation; otherwise
+    an epoch leaves out num_samples mod chunk samples, different ones each time.
 
     Raises DataError for an empty set, UsageError for a value that cannot work.
     """
@@ -104,7 +104,7 @@ class Order:
                 raise UsageError(f"data.{name} must be at least 1, not {getattr(self, name)}.")
         if self.chunk > self.num_samples:
             raise UsageError(
-                f"data.chunk={self.chunk} is more than the {self.num_samples} samples of the data set: "
+                f"data.chunk={self.chunk} is more than the {self.num_samples} samples there are: "
                 f"set data.chunk to {self.num_samples} or less."
             )
 
@@ -161,12 +161,12 @@ class Order:
         """The positions of one rank, (batch_size / world_size,): its equal share of batch()."""
         if batch_size % world_size:
             raise UsageError(
-                f"train.batch_size={batch_size} cannot be shared equally by {world_size} processes: "
+                f"train.batch_size={batch_size} is not divisible by {world_size} processes: "
                 f"set it to a multiple of {world_size}."
             )
         size = batch_size // world_size
         return self.batch(step, batch_size)[rank * size : (rank + 1) * size]
 
     def substitute(self, position: int, attempt: int) -> int:
-        """The sample that stands in at `position` when those of the attempts before were unreadable."""
+        """The sample that stands in at `position` after `attempt` unreadable ones."""
         return int(hash64(self.seed, SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))

@@ -1,6 +1,6 @@
 """Images of a folder or zip to WebDataset shards, with their index and class names.
 
-DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and original path;
+DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and path in SRC;
                            keys are serial numbers, so that no name in the source can matter
 DST/classes.json           class names in the order of the labels
 DST/shardindex.json, shardindex.offsets.npy
@@ -131,14 +131,10 @@ def _plan(
 def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a new folder for the shards.")
-    other = (
-        [path.name for path in folder.iterdir() if not allowed(path.name)]
-        if folder.exists()
-        else []
-    )
-    if other:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if other := [name for name in names if not allowed(name)]:
         raise UsageError(
-            f"{folder} already holds something else ({min(other)!r}): give a new or an empty folder."
+            f"{folder} holds something else ({min(other)!r}): give a new or an empty folder."
         )
 
 

@@ -17,9 +17,10 @@ _MAX_CHUNK = 16
 class Prefetch(Generic[Task, Result]):
     """Iterate over build(task, map) for every task, `prefetch` results ahead of the caller.
 
-    `build` hands the small pieces of its work to the `map` that it is given, which spreads them over
-    `threads` threads. With threads = 0 everything happens in the caller. What a thread raises is
-    raised by next(). close() waits for the pieces that are being worked on, not for those that wait.
+    `build` hands the small pieces of its work to the `map` that it is given, which spreads them
+    over `threads` threads. With threads = 0 everything happens in the caller. What a thread raises
+    is raised by next(). close() waits for the pieces that are being worked on, not for those that
+    wait.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ def size_problem(folder: Path, entry: dict[str, Any]) -> str | None:
     except FileNotFoundError:
         return f"the shard is missing, but {INDEX_NAME} lists it"
     if size != entry["filesize"]:
-        return f"{size} bytes, but {entry['filesize']} in {INDEX_NAME}: the shard changed or is cut short"
+        return f"{size} bytes, but {entry['filesize']} in {INDEX_NAME}: it changed or is cut short"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Where the images to be packed come from: a folder or a zip, labelled by class folders or by a csv."""
+"""Where images to be packed come from: a folder or a zip, labelled by class folders or a csv."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be packed: its path in the source, with slashes, its size in bytes, its label."""
+    """One image to be packed: its path in the source, with slashes, its size, its label."""
 
     path: str
     size: int
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The images of a source in byte order of their paths, the class names in order of the labels."""
+    """The images in byte order of their paths, the class names in order of the labels."""
 
     entries: list[Entry]
     classes: list[str]
@@ -74,7 +74,8 @@ class FolderSource:
 class ZipSource:
     """A zip file, read member by member and never extracted.
 
-    A folder that holds everything (as in `train/cat/1.jpg`, `train/dog/1.jpg`) is left out of the paths.
+    A folder that holds everything (as in `train/cat/1.jpg`, `train/dog/1.jpg`) is left out of the
+    paths.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,7 +122,7 @@ def label_by_folder(source: Source) -> Labelled:
     classes = sorted({path.partition("/")[0] for path in images}, key=os.fsencode)
     if set(classes) <= _SPLITS:
         raise UsageError(
-            f"{source.name} holds the splits {', '.join(classes)}, not classes: pack each by itself."
+            f"{source.name} holds the splits {', '.join(classes)}, not classes: pack each alone."
         )
     number = {name: label for label, name in enumerate(classes)}
     entries = [Entry(path, images[path], number[path.partition("/")[0]]) for path in images]

@@ -46,7 +46,8 @@ class TrainStream:
     do not change an image, its place in the global batch or its augmentation. An unreadable sample
     is replaced by order.substitute(), keeps its position as the key of the augmentation and is
     reported in TileBatch.bad.
-    Raises UsageError for sizes that do not divide, DataError where 100 substitutes are unreadable too.
+    Raises UsageError for sizes that do not divide, DataError where 100 substitutes are unreadable
+    too.
     """
 
     def __init__(
@@ -129,8 +130,8 @@ class EvalStream:
     """Every sample exactly once over all ranks, in groups that do not depend on their number.
 
     Group g, samples [g*micro_batch_size, (g+1)*micro_batch_size), is read by rank g mod world_size.
-    All ranks yield len(self) batches; a rank without a group left yields one black image of weight 0.
-    An unreadable image is black and has weight 0 too, and is reported in TileBatch.bad. Each
+    All ranks yield len(self) batches; a rank without a group left yields one black image of weight
+    0. An unreadable image is black and has weight 0 too, and is reported in TileBatch.bad. Each
     iteration is a new pass; leaving it early ends its threads.
     """
 

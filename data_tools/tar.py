@@ -1,8 +1,9 @@
 """The headers of a tar file, read strictly: whatever could hide a lost sample is an error.
 
-Python's tarfile ends quietly at a damaged header, at a zeroed block and at a cut between two members;
-this reader names the shard and the reason instead, and is about twenty times as fast. It knows ustar,
-PAX (types x and g) and GNU long names (L). Format: POSIX.1-2017, utility pax; GNU tar manual, "Basic Tar Format".
+Python's tarfile ends quietly at a damaged header, at a zeroed block and at a cut between two
+members; this reader names the shard and the reason instead, and is about twenty times as fast. It
+knows ustar, PAX (types x and g) and GNU long names (L). Format: POSIX.1-2017, utility pax; GNU tar
+manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _REGULAR = (b"0", b"\0", b"7")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member: `header` is where its first header begins (extended ones too), `offset` its data."""
+    """`header`: where its headers begin, extended ones included; `offset`: where its data is."""
 
     name: str
     regular: bool
@@ -33,7 +34,8 @@ class Member:
 def scan(file: BinaryIO, shard: str, size: int) -> Iterator[Member]:
     """Every member of the tar `file` of `size` bytes, in order, without reading its data.
 
-    Raises DataError, naming `shard`, for everything but a complete, plain tar that ends in zeroed blocks.
+    Raises DataError, naming `shard`, for everything but a complete, plain tar that ends in zeroed
+    blocks.
     """
     position, global_records = 0, {}
     if size == 0:
@@ -60,15 +62,15 @@ def _check_end(file: BinaryIO, shard: str, position: int) -> None:
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
             raise DataError(
-                f"{shard} has data behind its end-of-archive marker at byte {position} (a damaged header, "
-                "or several tars in one file): its samples would be lost, so write it again."
+                f"{shard} has data behind its end-of-archive marker at byte {position} (a damaged "
+                "header, or several tars in one file), which would be lost: write it again."
             )
 
 
 def _member(
     file: BinaryIO, shard: str, size: int, start: int, global_records: dict[str, str]
 ) -> tuple[Member | None, int]:
-    """The member at `start` (None behind a global header, which is kept) and where the next begins."""
+    """The member at `start` (None: a global header, now kept) and where the next begins."""
     records: dict[str, str] = {}
     position = start
     while True:
@@ -128,7 +130,7 @@ def _header(block: bytes, shard: str, position: int, size: int) -> tuple[str, in
 
 
 def _number(field: bytes) -> int | None:
-    """An octal field, or base 256 where the first byte is 0x80 (0xff: negative); None if it is neither."""
+    """An octal field, or base 256 behind 0x80 (negative: 0xff); None if it is neither."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (
             256 ** (len(field) - 1) if field[0] == 0xFF else 0

@@ -101,7 +101,7 @@ def resize_with_pad(
         size = max(1, min(int(height * (wide / width)), high)), wide
     else:
         size = high, max(1, min(int(width * (high / height)), wide))
-    # numpy moves the bytes in the calling thread; torch would start a team of threads in each decoder.
+    # numpy moves bytes in the calling thread; torch would start a team of threads in each decoder.
     padded = np.zeros((image.shape[0], *canvas), image.numpy().dtype)
     padded[:, : size[0], : size[1]] = resize(image, *size, resample).numpy()
     return torch.from_numpy(padded)

@@ -28,9 +28,9 @@ def verify(
 ) -> Iterator[Problem]:
     """Every problem of the shards at `path`, shard by shard.
 
-    Sizes, sha256 and tar headers are checked, the samples that the index had to leave out are named,
-    and the index itself is compared with the shards. With decode_images every image is decoded, if
-    nothing else is wrong with its shard. UsageError if there are no indexed shards.
+    Sizes, sha256 and tar headers are checked, the samples that the index had to leave out are
+    named, and the index itself is compared with the shards. With decode_images every image is
+    decoded, if nothing else is wrong with its shard. UsageError if there are no indexed shards.
     """
     folder, index, _ = load_index(path)
     classes = load_classes(folder)

@@ -41,7 +41,8 @@ def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
     data.workers = workers
     world = processes.start(TIMEOUT)
     model = source.load(world.device)
-    with eval_stream(dataset, data, batch_size, world.rank, world.size) as stream, torch.inference_mode():
+    stream = eval_stream(dataset, data, batch_size, world.rank, world.size)
+    with torch.inference_mode():
         found = evaluate(model, stream, world)
     if world.rank == 0:
         print(json.dumps(found.row()))

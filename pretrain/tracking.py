@@ -54,7 +54,7 @@ class WandbTracker:
         self._run.log({"step": row["step"], **rest})
 
     def finish(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def start_tracking(config: Config, folder: RunFolder, settings: dict[str, Any], rank: int) -> Tracker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
 from data_tools.errors import DataError, DivergedError, UsageError
-from data_tools.stream import checksum
+from data_tools.stream import TrainStream, checksum
 
 from .config import Config
 from .engine import ENGINES
@@ -73,7 +73,9 @@ class Trainer:
         self.objective = build_objective(config.objective)
         with torch.device("meta"):
             model = build_model(config, inputs.num_classes)
-        self.flops = [0.0] + [training_flops(model, tiles) for tiles in range(1, config.data.max_tiles + 1)]
+        sizes = {"tile_size": config.data.tile_size, "num_classes": inputs.num_classes}
+        counts = range(1, config.data.max_tiles + 1)
+        self.flops = {n: training_flops(config.model, **sizes, tiles=n) for n in counts}
         parameters = sum(p.numel() for p in model.parameters())
         found = self._newest_checkpoint()
         if starting_values is None or found:
@@ -104,14 +106,16 @@ class Trainer:
             "process" if world.size == 1 else "processes",
         )
         log.info("%s; %d steps = %.2f epochs", split, inputs.steps, self._epochs(inputs.steps))
-        self.tracker = start_tracking(config, folder, asdict(config), world.rank)
 
     def run(self) -> int:
         """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
         config, world, steps = self.config, self.world, self.inputs.steps
-        stream = self.inputs.train_stream(self.split, world.rank, self.step, world.device.type == "cuda")
+        if self.step >= steps and not self._evaluation_missing():
+            return 0
+        self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
+        pin = world.device.type == "cuda"
         stopping = self._catch_up()
-        with stream:
+        with self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream:
             while self.step < steps and not stopping:
                 rate = schedule(config.optim, self.step, steps)
                 loss = torch.zeros((), device=world.device)
@@ -137,7 +141,7 @@ class Trainer:
         self.tracker.finish()
         return EXIT_CODE if stopping and self.step < steps else 0
 
-    def _next(self, stream: Any) -> TileBatch:
+    def _next(self, stream: TrainStream) -> TileBatch:
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
@@ -206,18 +210,12 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
-        with self.inputs.eval_stream(self.split, self.world.rank) as stream:
-
-            def noted():
-                for batch in stream:
-                    self._note_bad(batch, "val")
-                    yield batch
-
-            try:
-                found = evaluate(self.engine.logits, noted(), self.world, lambda: bool(self.stop))
-            except Interrupted:
-                log.info("step %d: evaluation interrupted by a signal", self.step)
-                return True
+        stream = self._noting_bad(self.inputs.eval_stream(self.split, self.world.rank))
+        try:
+            found = evaluate(self.engine.logits, stream, self.world, lambda: bool(self.stop))
+        except Interrupted:
+            log.info("step %d: evaluation interrupted by a signal", self.step)
+            return True
         row = {"step": self.step, "split": "val", **found.row()}
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, evaluation_text(found))
@@ -227,12 +225,16 @@ class Trainer:
         self.meter.since += time.perf_counter() - began
         return False
 
+    def _evaluation_missing(self) -> bool:
+        """Whether the evaluation at the step of the checkpoint was interrupted."""
+        rows = read_rows(self.folder.metrics)
+        done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
+        return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
+
     def _catch_up(self) -> bool:
         """Do what an interruption left out; returns whether a process was asked to stop already."""
         stopping = self.world.sum([float(bool(self.stop))])[0] > 0
-        rows = list(read_rows(self.folder.metrics))
-        done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
-        if self.step and not stopping and self._evaluation_due() and not self.world.gather(done)[0]:
+        if not stopping and self._evaluation_missing():
             stopping = self._evaluate()
         return stopping
 
@@ -288,6 +290,11 @@ class Trainer:
         self.engine.set_optimizer_steps(found.state["optimizer_steps"])
         log.info("resumed from %s: step %d", found.path, found.step)
         return found.step
+
+    def _noting_bad(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
+        for batch in batches:
+            self._note_bad(batch, "val")
+            yield batch
 
     def _note_bad(self, batch: TileBatch, split: str) -> int:
         """Write unreadable samples to bad_samples.jsonl; returns how many were not in it."""

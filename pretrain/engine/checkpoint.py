@@ -135,6 +135,10 @@ def _publish(root: Path, step: int, size: int, keep: int) -> None:
         for key, entry in part["ranges"].items():
             tensor = tensors.setdefault(key, {"shape": entry["shape"], "pieces": []})
             tensor["pieces"].append([entry["offset"], entry["length"], name])
+    for key, tensor in tensors.items():
+        held = sum(length for _, length, _ in tensor["pieces"])
+        if held != prod(tensor["shape"]):
+            raise RuntimeError(f"{temporary}: {held} values were written for {key} {tensor['shape']}")
     body = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
     _write_json(temporary / "manifest.json", {"sha256": _digest(body), **body})
     if final.exists():

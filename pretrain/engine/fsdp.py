@@ -9,10 +9,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
 
 from .base import Engine
@@ -45,3 +46,9 @@ class FSDP(Engine):
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
         return nullcontext()
+
+    def logits(self, batch: TileBatch) -> Tensor:
+        logits = super().logits(batch)
+        # After a forward alone the root stays whole, and its parameters would not be the optimizer's.
+        self.model.reshard()
+        return logits

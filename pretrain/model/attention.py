@@ -19,6 +19,7 @@ from torch.nn.attention.varlen import varlen_attn
 class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
+    images: B; uniform: whether all have the same number of tiles; max_length: tokens of the longest.
     groups: (images, tiles of each), in packed order, tiles ascending.
     order, inverse: (T,) packed tile -> its place in the batch and back; None where they are the
     identity. image_inverse: (B,) place in the batch -> packed image; None likewise. image: (T,) the
@@ -28,6 +29,9 @@ class Packing:
     """
 
     tokens_per_tile: int
+    images: int
+    uniform: bool
+    max_length: int
     groups: tuple[tuple[int, int], ...]
     order: Tensor | None
     inverse: Tensor | None
@@ -62,6 +66,9 @@ class Packing:
         offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
         return cls(
             tokens_per_tile=tokens_per_tile,
+            images=len(grid),
+            uniform=uniform,
+            max_length=int(tiles[-1]) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             order=None if uniform else to_device(order, device),
             inverse=None if uniform else to_device(torch.argsort(order), device),
@@ -71,15 +78,6 @@ class Packing:
             column=to_device(within % columns, device),
             offsets=to_device(offsets, device),
         )
-
-    @property
-    def images(self) -> int:
-        return sum(count for count, _ in self.groups)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest image."""
-        return self.groups[-1][1] * self.tokens_per_tile
 
     def pack(self, tiles: Tensor) -> Tensor:
         """(T, ...) from the order of the batch into packed order."""
@@ -106,9 +104,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
     q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
     """
-    if len(packing.groups) == 1:
-        # Equal lengths are a dense batch, for which torch has more kernels to choose from.
-        return _dense(q, k, v, packing.groups[0][0])
+    if packing.uniform:
+        # A dense batch, for which torch has more kernels to choose from.
+        return _dense(q, k, v, packing.images)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         longest = packing.max_length
         return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)

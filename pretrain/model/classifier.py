@@ -17,6 +17,7 @@ from pretrain.model.embeddings import (
     TokenPositionalEmbedding,
 )
 from pretrain.model.heads import LinearHead, MlpHead
+from pretrain.model.hybrid import HybridEmbedding, ResNetV2
 from pretrain.model.resize import Geometry
 from pretrain.model.variants import Architecture, resolve
 from pretrain.model.vit import VisionTransformer
@@ -144,4 +145,9 @@ def _encoder(
         class_token_std=0.0,
         dropout=config.dropout,
         drop_path=config.drop_path,
+        patch_embed=(
+            HybridEmbedding(ResNetV2(arch.backbone), arch.patch_size, arch.embed_dim)
+            if arch.backbone
+            else None
+        ),
     )

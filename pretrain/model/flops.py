@@ -1,13 +1,14 @@
-"""Floating-point operations of a Classifier, exactly: two for each multiply-add of a matrix product.
+"""Floating-point operations of a Classifier, exactly: two for each multiply-add of a matrix
+product.
 
-Counted as torch.utils.flop_counter counts: matrix products, convolutions and attention; no biases, norms
-or activations. Nothing here imports torch.
+Counted as torch.utils.flop_counter counts: matrix products, convolutions and attention; no biases,
+norms or activations. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from pretrain.config import ModelConfig
-from pretrain.model.variants import Architecture, resolve
+from pretrain.model.variants import BACKBONE_WIDTH, Architecture, resolve
 
 
 def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
@@ -36,4 +37,24 @@ def _embedding(arch: Architecture, tile_size: int, patches: int, tiles: int) -> 
     """Multiply-adds from pixels to patch tokens."""
     if arch.backbone is None:
         return patches * 3 * arch.patch_size**2 * arch.embed_dim
-    raise NotImplementedError
+    features = 4 * BACKBONE_WIDTH * 2 ** (len(arch.backbone) - 1)
+    projection = patches * features * arch.patch_size**2 * arch.embed_dim
+    return tiles * _backbone(arch.backbone, tile_size) + projection
+
+
+def _backbone(depths: tuple[int, ...], tile_size: int) -> int:
+    """Multiply-adds of the convolutions of `hybrid.ResNetV2` for one tile."""
+    side = tile_size // 2
+    count = side**2 * 3 * 7**2 * BACKBONE_WIDTH
+    side //= 2
+    channels = BACKBONE_WIDTH
+    for stage, depth in enumerate(depths):
+        width = BACKBONE_WIDTH * 2**stage
+        for unit in range(depth):
+            count += side**2 * channels * width
+            if unit == 0:
+                side //= 2 if stage > 0 else 1
+                count += side**2 * channels * 4 * width  # the shortcut
+            count += side**2 * (9 * width**2 + 4 * width**2)
+            channels = 4 * width
+    return count

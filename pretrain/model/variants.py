@@ -42,6 +42,8 @@ HYBRIDS = {
     "hybrid_r50_l32": ("l", (3, 4, 6, 3)),
 }
 
+BACKBONE_WIDTH = 64  # of the first stage; the others double it
+
 USUAL_NAMES = (
     *(
         "vit_ti16",

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from data_tools.errors import UsageError
 from pretrain.config import ModelConfig
 from pretrain.model.variants import USUAL_NAMES, resolve
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_names_are_sizes_and_patch_sizes():
@@ -47,6 +50,10 @@ def test_tiles_that_patches_do_not_fill_are_refused():
 
 
 def test_torch_is_not_imported():
-    code = "import sys, pretrain.model.variants, pretrain.model.flops; print('torch' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, pretrain.model.variants, pretrain.model.flops; print('torch' in sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert output.stdout.strip() == "False"

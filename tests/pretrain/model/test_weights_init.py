@@ -75,9 +75,7 @@ def test_a_parameter_without_a_rule_is_an_error(small):
 
 
 def test_values_are_those_of_the_paper(small):
-    values = small(
-        max_tiles=4, embed_dim=128, mlp_dim=256, head_bias=-6.9
-    ).state_dict()
+    values = small(max_tiles=4, embed_dim=128, mlp_dim=256, head_bias=-6.9).state_dict()
     block = "encoder.layers.0."
     for part in values[block + "attn.qkv.weight"].chunk(3):
         bound = math.sqrt(6 / (128 + 128))
@@ -90,7 +88,12 @@ def test_values_are_those_of_the_paper(small):
     assert values["encoder.token_pos_embedding.local"].std() == pytest.approx(0.02, rel=0.1)
     for table in ("token_pos_embedding.global_", "pre_tile_pos_embed.embedding"):
         assert values["encoder." + table].std() == pytest.approx(128**-0.5, rel=0.1)
-    zero = ["class_token", "patch_embed.bias", "pre_tile_pos_embed.gate", "token_pos_embedding.gate"]
+    zero = [
+        "class_token",
+        "patch_embed.bias",
+        "pre_tile_pos_embed.gate",
+        "token_pos_embedding.gate",
+    ]
     assert not any(values["encoder." + name].any() for name in zero)
     assert not values["head.fc2.weight"].any()
     assert (values["head.fc2.bias"] == torch.tensor(-6.9)).all()
