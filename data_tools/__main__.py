@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return UsageError.exit_code
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    with _progress(options.quiet) as on_image:
+    with _progress(options.quiet) as on_images:
         parts = pack(
             options.src,
             options.dst,
@@ -80,7 +81,7 @@ def _pack(options: argparse.Namespace) -> int:
             shuffle=not options.no_shuffle,
             seed=options.seed,
             split=options.split,
-            on_image=on_image,
+            on_images=on_images,
         )
     if not options.quiet:
         if ignored := parts[0].ignored:
@@ -124,7 +125,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _progress(quiet: bool) -> Iterator:
     """A bar on a terminal; nothing otherwise."""
     if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda more, total: None
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -132,7 +133,7 @@ def _progress(quiet: bool) -> Iterator:
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("packing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda more, total: bar.update(task, advance=more, total=total)
 
 
 def _size(text: str) -> int:

@@ -58,7 +58,7 @@ class TrainTransform:
             top, left, high, wide = crop_box(height, width, self.scale, ratio, draws[1:])
             image = image[top : top + high, left : left + wide]
         if self.flip and draws[0] < 0.5:
-            image = np.ascontiguousarray(image[:, ::-1])
+            image = image[:, ::-1]
         if self.max_tiles > 1:
             return _tiled(image, self.tile_size, self.max_tiles)
         return _single(resize(_channels_first(image), self.tile_size, self.tile_size))
@@ -132,8 +132,11 @@ def _single(image: Tensor | Image) -> Tiles:
 
 
 def _channels_first(image: Image) -> Tensor:
-    """(3, H, W), a view: torch's uint8 resize is fast on channels that lie together."""
-    return torch.from_numpy(image).permute(2, 0, 1)
+    """(3, H, W) in memory as (H, W, 3), on which torch's uint8 resize is fast.
+
+    numpy copies a crop here: torch would do it with a team of threads in each decoding thread.
+    """
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def _centre(image: Image, height: int, width: int) -> Image:

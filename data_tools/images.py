@@ -64,7 +64,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = Image.alpha_composite(background, image)
     if image.mode not in ("RGB", "RGBA", "L", "P", "1", "CMYK"):
         raise DecodeError(f"pixels of mode {image.mode} are not supported")
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: torch takes no read-only memory
 
 
 def _orientation(image: Image.Image) -> int:

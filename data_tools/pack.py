@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from data_tools.errors import DataError, UsageError
 from data_tools.index import CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, build_index, write_json
@@ -74,12 +73,12 @@ def pack(
     shuffle: bool = True,
     seed: int = 0,
     split: tuple[str, float] | None = None,
-    on_image: Callable[[int, int], None] = lambda done, total: None,
+    on_images: Callable[[int, int], None] = lambda more, total: None,
 ) -> list[Packed]:
     """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
 
     split: (name, share) writes that share of the images to dst/name and the rest to dst/train.
-    on_image is called with the number of images written and to be written.
+    on_images(more, total) is called whenever `more` of `total` images have been written.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
@@ -93,7 +92,7 @@ def pack(
         parts = {dst / "train": rest, dst / name: held_out}
     for folder in parts:
         _check_folder(folder, lambda name: bool(_OURS.fullmatch(name)))
-    packed, done, total = [], 0, len(labelled.entries)
+    packed, total = [], len(labelled.entries)
     for folder, entries in parts.items():
         if shuffle:
             order = permute(np.arange(len(entries)), len(entries), hash64(seed, _SHUFFLE))
@@ -102,10 +101,10 @@ def pack(
         _begin(folder, plan, labelled.classes)
         for number, first, last in _shards(entries, shard_size):
             path = folder / f"shard-{number:06d}.tar"
-            if not path.exists():
-                _write_shard(path, source, entries[first:last], first)
-            done += last - first
-            on_image(done, total)
+            if path.exists():
+                on_images(last - first, total)
+            else:
+                _write_shard(path, source, entries[first:last], first, lambda: on_images(1, total))
         packed.append(_finish(folder, labelled))
     return packed
 
@@ -180,7 +179,11 @@ def _shards(entries: list[Entry], shard_size: int) -> Iterator[tuple[int, int, i
     yield number, first, len(entries)
 
 
-def _write_shard(path: Path, source: Source, entries: list[Entry], first: int) -> None:
+def _write_shard(
+    path: Path, source: Source, entries: list[Entry], first: int, on_image: Callable[[], None]
+) -> None:
+    import webdataset  # here, because it imports torch: a mistake is answered before that
+
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         with webdataset.TarWriter(file, user="", group="", encoder=False, mtime=0) as writer:
@@ -192,6 +195,7 @@ def _write_shard(path: Path, source: Source, entries: list[Entry], first: int) -
                     )
                 extension = entry.path.rpartition(".")[2].lower()
                 writer.write({"__key__": f"{key:09d}", extension: data, "json": _metadata(entry)})
+                on_image()
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -5,6 +5,7 @@ from typing import Any
 
 _HOME = {
     "Block": "block",
+    "ClassEmbedding": "embeddings",
     "ClassProjection": "embeddings",
     "Classifier": "classifier",
     "Geometry": "resize",

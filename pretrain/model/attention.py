@@ -19,17 +19,16 @@ from torch.nn.attention.varlen import varlen_attn
 class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
-    images: B; uniform: whether all have the same number of tiles; max_length: tokens of the longest.
+    uniform: whether all images have the same number of tiles; max_length: tokens of the longest.
     groups: (images, tiles of each), in packed order, tiles ascending.
-    order, inverse: (T,) packed tile -> its place in the batch and back; None where they are the
-    identity. image_inverse: (B,) place in the batch -> packed image; None likewise. image: (T,) the
-    packed image of each packed tile; row, column: (T,) the tile's place in that image. offsets:
-    int32 (B + 1,) first token of each packed image. Index tensors are on the device of the tokens,
-    all else is known to the host.
+    order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
+    image_inverse: (B,) place in the batch -> packed image; None for the identity.
+    image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
+    offsets: int32 (B + 1,) first token of each packed image.
+    Tensors are on the device of the tokens, all else is known to the host.
     """
 
     tokens_per_tile: int
-    images: int
     uniform: bool
     max_length: int
     groups: tuple[tuple[int, int], ...]
@@ -43,10 +42,9 @@ class Packing:
 
     @classmethod
     def of(cls, grid: Tensor, tokens_per_tile: int, device: torch.device) -> Packing:
-        """The packing of images whose tiles lie row by row; grid: integer (B, 2) rows and columns,
-        on the CPU.
+        """The packing of images whose tiles lie row by row.
 
-        ValueError if an image has no tile.
+        grid: integer (B, 2), rows and columns, on the CPU. ValueError if an image has no tile.
         """
         if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
             raise ValueError(
@@ -66,7 +64,6 @@ class Packing:
         offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
         return cls(
             tokens_per_tile=tokens_per_tile,
-            images=len(grid),
             uniform=uniform,
             max_length=int(tiles[-1]) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
@@ -78,6 +75,10 @@ class Packing:
             column=to_device(within % columns, device),
             offsets=to_device(offsets, device),
         )
+
+    @property
+    def images(self) -> int:
+        return len(self.offsets) - 1
 
     def pack(self, tiles: Tensor) -> Tensor:
         """(T, ...) from the order of the batch into packed order."""

@@ -93,15 +93,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = Mlp(embed_dim, mlp_dim, activation, dropout)
         self.dropout = nn.Dropout(dropout)
-        self.drop_path = drop_path
+        self.keep: Tensor | None = None
+        if drop_path:
+            self.set_drop_path(drop_path)
+
+    def set_drop_path(self, rate: float) -> None:
+        # A tensor even for 0, since torch.compile would make a graph for each block's own number;
+        # on the CPU, from where a single number enters a kernel without a copy.
+        self.keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         x = x + self._drop_path(self.dropout(self.attn(self.norm1(x), packing)), packing)
         return x + self._drop_path(self.mlp(self.norm2(x)), packing)
 
     def _drop_path(self, branch: Tensor, packing: Packing) -> Tensor:
-        if not self.training or self.drop_path == 0:
+        if not self.training or self.keep is None:
             return branch
-        kept = torch.rand(packing.images, device=branch.device) >= self.drop_path
-        scale = kept.to(branch.dtype) / (1 - self.drop_path)
-        return branch * scale[packing.image][:, None, None]
+        kept = (torch.rand(packing.images, device=branch.device) + self.keep).floor()
+        return branch * (kept / self.keep).to(branch.dtype)[packing.image][:, None, None]

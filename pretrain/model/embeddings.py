@@ -17,8 +17,7 @@ from pretrain.model.init import lecun_normal, normal, reset, zeros
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel: (T, C, S, S) -> (T, patches, D), patches row by
-    row.
+    """A convolution whose stride is its kernel: (T, C, S, S) -> (T, patches, D), row by row.
 
     arXiv 2010.11929, eq. 1. Computed as one matrix product; the weight keeps the shape of a
     convolution. Pixels beyond the last whole patch are not looked at.
@@ -43,6 +42,24 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
+class ClassEmbedding(nn.Module):
+    """Puts the class token before a tile's patches, or after them: (T, n, D) -> (T, n + 1, D).
+
+    The same vector in every tile. std: of its first values, by default D^-0.5 as in torchtune.
+    """
+
+    def __init__(self, embed_dim: int, append: bool = False, std: float | None = None) -> None:
+        super().__init__()
+        self.append = append
+        self.weight = nn.Parameter(torch.empty(embed_dim))
+        self.init_rules = {"weight": normal(embed_dim**-0.5 if std is None else std)}
+        reset(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.weight.expand(len(x), 1, -1)
+        return torch.cat([x, token] if self.append else [token, x], dim=1)
+
+
 class TokenPositionalEmbedding(nn.Module):
     """One position table for the tokens of a tile, the same in every tile: local (n, D).
 
@@ -63,8 +80,7 @@ class TokenPositionalEmbedding(nn.Module):
         super().__init__()
         self.grid = tile_size // patch_size
         self.prefix = int(class_token)
-        # A fixed table is a parameter and no buffer: it is saved, resized and initialised like the
-        # others.
+        # A fixed table is a parameter, no buffer: saved, resized and initialised like the others.
         self.local = nn.Parameter(
             torch.empty(self.prefix + self.grid**2, embed_dim), requires_grad=not sincos
         )
@@ -78,11 +94,10 @@ class TokenPositionalEmbedding(nn.Module):
 
 
 class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
-    """Positions inside a tile, and inside the whole image, mixed by a gate that begins at the
-    former.
+    """Positions inside a tile and inside the whole image; the gate begins at the former.
 
-    x + local · (1 - tanh gate) + global_[row, column] · tanh gate; local (n, D), global_ (M, M, n,
-    D).
+    x + local · (1 - tanh gate) + global_[row, column] · tanh gate.
+    local: (n, D). global_: (M, M, n, D).
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""Floating-point operations of a Classifier, exactly: two for each multiply-add of a matrix
-product.
+"""Floating-point operations of a Classifier, exactly: two for each multiply-add.
 
 Counted as torch.utils.flop_counter counts: matrix products, convolutions and attention; no biases,
 norms or activations. Nothing here imports torch.

@@ -18,8 +18,7 @@ GROUPS = 32
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution whose weight has mean 0 and variance 1 in every output channel; SAME
-    padding."""
+    """A convolution with SAME padding whose weight is standardised in every output channel."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, bias=False)
@@ -27,8 +26,7 @@ class StandardizedConv(nn.Conv2d):
         reset(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Standardising is a LayerNorm over the inputs of an output channel; its statistics are
-        # float32.
+        # Standardising is a LayerNorm over the inputs of a channel, with statistics in float32.
         weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
         return F.conv2d(
             pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride
@@ -101,8 +99,10 @@ class ResNetV2(nn.Module):
 
 
 class HybridEmbedding(nn.Module):
-    """Patches of the backbone's features: (T, C, S, S) -> (T, patches, D); patch_size counts
-    cells."""
+    """Patches of the backbone's features: (T, C, S, S) -> (T, patches, D).
+
+    patch_size counts cells of the last feature map.
+    """
 
     def __init__(self, backbone: ResNetV2, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -114,8 +114,7 @@ class HybridEmbedding(nn.Module):
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around (..., h, w) so that a window gives ceil(side / stride) values; the odd one
-    last."""
+    """Zeros around (..., h, w), the odd one last: then ceil(side / stride) windows fit."""
     sides = []
     for side in (x.shape[-1], x.shape[-2]):
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)

@@ -1,5 +1,4 @@
-"""Initial weights as a function of (seed, parameter name): the same at any world size, in any
-order.
+"""Initial weights as a function of (seed, parameter name), at any world size, in any order.
 
 Each module says in `init_rules` how its parameters begin: {name within the module: rule}. A rule
 fills one full tensor from a generator. Normalisation layers need no entry.

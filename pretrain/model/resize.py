@@ -67,8 +67,7 @@ def resize_grid(
 
 
 def resize_tiles(table: Tensor, new_max: int) -> Tensor:
-    """Crop a table (M, M, ...) to (new_max, new_max, ...) or extend it by zeros; never
-    stretched."""
+    """Crop a table (M, M, ...) to (new_max, new_max, ...), or extend it by zeros."""
     kept = min(len(table), new_max)
     if kept == len(table) == new_max:
         return table
@@ -112,9 +111,29 @@ def adapt_positions(
     raise ValueError(f"{name} is no position table")
 
 
+def stretch_positions(name: str, value: Tensor, source: Geometry, target: Geometry) -> Tensor:
+    """What torchtune makes of the table `name` when it loads a checkpoint.
+
+    Bilinear with aligned corners throughout. The patches of all tiles form one map, (M·h, M·w),
+    that is stretched as a whole; class tokens and tile tables are maps (M, M).
+    """
+    if name.endswith(LOCAL):
+        return resize_grid(value, source.grid, target.grid, source.prefix)
+    tiles, new_tiles = (source.max_tiles,) * 2, (target.max_tiles,) * 2
+    split = source.prefix if name.endswith(GLOBAL) else 1
+    prefix = resize_grid(value[:, :, :split].flatten(2), tiles, new_tiles)
+    prefix = prefix.unflatten(2, (split, value.shape[-1]))
+    if not name.endswith(GLOBAL):
+        return prefix
+    old, new = (tuple(g.max_tiles * side for side in g.grid) for g in (source, target))
+    patches = value[:, :, split:].unflatten(2, source.grid).transpose(1, 2)  # M h M w D
+    patches = resize_grid(patches.flatten(2, 3).flatten(0, 1), old, new)
+    patches = patches.unflatten(1, (target.max_tiles, -1)).unflatten(0, (target.max_tiles, -1))
+    return torch.cat([prefix, patches.transpose(1, 2).flatten(2, 3)], dim=2)
+
+
 def fold_tiles(state: dict[str, Tensor], prefix: int) -> dict[str, Tensor]:
-    """The state of a tiled model as that of a plain one, with the same results for images of one
-    tile.
+    """The state of a tiled model as that of a plain one; images of one tile give the same.
 
     What the tables hold for the tile in row 0, column 0 goes, times its gate, into the local table
     and the bias of the last norm. A state without tile tables comes back as it is.

@@ -1,5 +1,4 @@
-"""The published sizes, and how a model configuration becomes concrete numbers. Nothing here imports
-torch.
+"""The published sizes, and how a model configuration becomes numbers, without torch.
 
 A name is a size and a patch size: vit_s16, vit_so400m14, vit_22b14; any patch size may be asked
 for. Hybrids put a ResNet before the Transformer and are named in full: hybrid_r50_b16.
@@ -14,10 +13,10 @@ from difflib import get_close_matches
 from data_tools.errors import UsageError
 from pretrain.config import ModelConfig
 
-# width, depth, MLP, heads. Ti, S: arXiv 2012.12877 and 2106.10270; B, L, H: arXiv 2010.11929, table
-# 1; g, G: arXiv 2106.04560, table 2; So400m: arXiv 2305.13035; e: arXiv 2209.06794; 22B: arXiv
-# 2302.05442 (its sizes in our block: that paper's parallel layers and query-key norms are not part
-# of it).
+# Width, depth, MLP, heads.
+# Ti, S: arXiv 2012.12877, 2106.10270. B, L, H: 2010.11929, table 1. g, G: 2106.04560, table 2.
+# So400m: 2305.13035. e: 2209.06794. 22B: 2302.05442, its sizes in our block: that paper's parallel
+# layers and query-key norms are not part of it.
 SIZES = {
     "ti": (192, 12, 768, 3),
     "s": (384, 12, 1536, 6),
@@ -31,9 +30,9 @@ SIZES = {
     "22b": (6144, 48, 24576, 48),
 }
 
-# Size of the Transformer, units in each stage of the ResNet (arXiv 2010.11929, appendix B.1, and
-# 2106.10270, section 3.3). The last number of the name is the stride of the features, one patch
-# each.
+# Size of the Transformer, units in each stage of the ResNet (arXiv 2010.11929 and 2106.10270). The
+# last number of the name is the stride of the features, which are one patch each.
+
 HYBRIDS = {
     "hybrid_r26_s32": ("s", (2, 2, 2, 2)),
     "hybrid_r26_b32": ("b", (2, 2, 2, 2)),
@@ -45,17 +44,7 @@ HYBRIDS = {
 BACKBONE_WIDTH = 64  # of the first stage; the others double it
 
 USUAL_NAMES = (
-    *(
-        "vit_ti16",
-        "vit_s16",
-        "vit_s32",
-        "vit_b8",
-        "vit_b16",
-        "vit_b32",
-        "vit_l14",
-        "vit_l16",
-        "vit_l32",
-    ),
+    *("vit_ti16", "vit_s16", "vit_s32", "vit_b8", "vit_b16", "vit_b32", "vit_l16", "vit_l32"),
     *("vit_so400m14", "vit_h14", "vit_g14", "vit_G14", "vit_e14", "vit_22b14"),
     *HYBRIDS,
 )
@@ -95,7 +84,7 @@ class Architecture:
     def grid(self, tile_size: int) -> int:
         """Patches along a side of a tile; UsageError if they do not fill it exactly."""
         if tile_size < self.stride or tile_size % self.stride:
-            below = tile_size // self.stride * self.stride
+            below = max(tile_size, 0) // self.stride * self.stride
             valid = [str(size) for size in (below, below + self.stride) if size > 0]
             raise UsageError(
                 f"data.tile_size is {tile_size}, but {self.name} needs a multiple of "

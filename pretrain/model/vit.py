@@ -8,26 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.attention import Packing, to_device
-from pretrain.model.embeddings import PatchEmbedding
-from pretrain.model.init import normal, reset
+from pretrain.model.embeddings import ClassEmbedding, PatchEmbedding
 
 
 class VisionTransformer(nn.Module):
-    """Images of one or more tiles to tokens; an image attends to its own real tiles and nothing
-    else.
+    """Images of one or more tiles to tokens; an image attends to its own real tiles only.
 
     patch_size, tile_size: pixels along a side; a tile becomes (tile_size // patch_size)² patches.
-    layer: a Block, deep-copied num_layers times. token_pos_embedding: a TokenPositionalEmbedding,
-    or a TiledTokenPositionalEmbedding if images have several tiles; then pre_tile_pos_embed and
-    post_tile_pos_embed may be TilePositionalEmbeddings, added before the class token and after the
-    last norm. cls_projection: called with (tiles, n, D), the class token first; its (tiles, out)
-    become the output. out_indices: the layers whose inputs are returned as hidden states, in the
-    order of the layers. append_cls_token: the class token is the last of its tile, not the first.
+    layer: a Block, deep-copied num_layers times; called as layer(x, packing).
+    token_pos_embedding: a TokenPositionalEmbedding, or a TiledTokenPositionalEmbedding if images
+        have several tiles; called as embedding(x, packing), like the next two.
+    pre_tile_pos_embed, post_tile_pos_embed: TilePositionalEmbeddings, added before the class token
+        and after the last norm.
+    cls_projection: called with (tiles, n, D), the class token first; its result (tiles, out) is
+        what forward returns.
+    out_indices: the layers whose inputs are returned as hidden states, in the order of the layers.
+    append_cls_token: the class token is the last of its tile, not the first.
 
-    Beyond torchtune: class_token=False leaves it out. pre_norm: a norm before the first layer.
+    Beyond torchtune:
+    class_token: False leaves it out. class_token_std: of its first values, by default D^-0.5.
+    patch_bias: of the patch projection. pre_norm: a norm before the first layer.
     dropout: of the embedded tokens. drop_path: the stochastic depth of the last layer; it grows
-    linearly from 0 at the first. patch_embed: replaces the patch projection, (T, C, S, S) -> (T,
-    patches, D).
+        linearly from 0 at the first.
+    patch_embed: replaces the patch projection, (T, C, S, S) -> (T, patches, D).
 
     Raises ValueError for sizes not above 0 and for out_indices that do not fit num_layers.
     """
@@ -79,7 +82,9 @@ class VisionTransformer(nn.Module):
         self.patch_embed = patch_embed or PatchEmbedding(
             patch_size, embed_dim, in_channels, bias=patch_bias
         )
-        self.class_token = nn.Parameter(torch.empty(embed_dim)) if class_token else None
+        self.cls_token_embedding = (
+            ClassEmbedding(embed_dim, append_cls_token, class_token_std) if class_token else None
+        )
         self.pre_tile_pos_embed = pre_tile_pos_embed
         self.token_pos_embedding = token_pos_embedding
         self.post_tile_pos_embed = post_tile_pos_embed
@@ -87,17 +92,13 @@ class VisionTransformer(nn.Module):
         self.ln_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
         self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
         for index, block in enumerate(self.layers if drop_path else ()):
-            block.drop_path = drop_path * index / max(num_layers - 1, 1)
+            block.set_drop_path(drop_path * index / max(num_layers - 1, 1))
         self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.cls_projection = cls_projection
 
-        std = embed_dim**-0.5 if class_token_std is None else class_token_std
-        self.init_rules = {"class_token": normal(std)} if class_token else {}
-        reset(self)
-
     @property
     def tokens_per_tile(self) -> int:
-        return self.grid**2 + (self.class_token is not None)
+        return self.grid**2 + (self.cls_token_embedding is not None)
 
     def packing(self, grid: Tensor, device: torch.device) -> Packing:
         """How images of `grid` (B, 2) rows and columns of tiles are packed.
@@ -113,8 +114,7 @@ class VisionTransformer(nn.Module):
         return Packing.of(grid, self.tokens_per_tile, device)
 
     def encode(self, tiles: Tensor, packing: Packing) -> tuple[Tensor, list[Tensor]]:
-        """Tiles (T, C, S, S) in packed order -> tokens (T, n, D) in packed order, and the hidden
-        states.
+        """Tiles (T, C, S, S) -> tokens (T, n, D) and the hidden states, all in packed order.
 
         ValueError if the tiles have another size than tile_size.
         """
@@ -126,9 +126,8 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(tiles)
         if self.pre_tile_pos_embed is not None:
             x = self.pre_tile_pos_embed(x, packing)
-        if self.class_token is not None:
-            token = self.class_token.to(x.dtype).expand(len(x), 1, -1)
-            x = torch.cat([x, token] if self.append_cls_token else [token, x], dim=1)
+        if self.cls_token_embedding is not None:
+            x = self.cls_token_embedding(x)
         x = self.ln_pre(self.dropout(self.token_pos_embedding(x, packing)))
         hidden_states = []
         for index, block in enumerate(self.layers):
@@ -147,8 +146,8 @@ class VisionTransformer(nn.Module):
 
         images: (bsz, n_imgs, n_tiles, C, S, S), the real tiles first. aspect_ratio: integer
         (bsz, n_imgs, 2), rows and columns of tiles. Returns x (bsz, n_imgs, n_tiles, n, D), with
-        cls_projection (bsz, n_imgs, n_tiles, 1, out), zero for padding tiles; and the hidden
-        states.
+        cls_projection (bsz, n_imgs, n_tiles, 1, out), and the hidden states (bsz, n_imgs, n_tiles,
+        n, D) each; all are zero for padding tiles.
 
         Raises ValueError if aspect_ratio is missing with more than one tile or does not fit the
         images.

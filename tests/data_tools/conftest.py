@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from sample_files import picture, write_tar
 
 from data_tools.index import build_index
 from data_tools.shards import ShardSet
@@ -33,26 +30,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture(number: int, height: int = 40, width: int = 56, kind: str = "JPEG") -> bytes:
-    """A noisy encoded picture, different for each number."""
-    random = np.random.default_rng(number)
-    small = random.integers(0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    image = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
-    """A tar written with Python's tarfile."""
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.mtime = 0.5  # webdataset writes fractions too, which need a PAX header
-            tar.addfile(info, io.BytesIO(data))
-
-
 @pytest.fixture
 def make_shards(tmp_path: Path):
     """Shards of `sizes` samples with labels number mod 5; the samples in `bad` are cut short."""
@@ -66,7 +43,10 @@ def make_shards(tmp_path: Path):
             for _ in range(size):
                 data = picture(number, 32 + number % 5 * 9, 64 - number % 7 * 5)
                 data = data[: len(data) // 2] if number in bad else data
-                members += [(f"{number:05d}.jpg", data), (f"{number:05d}.cls", b"%d" % (number % 5))]
+                members += [
+                    (f"{number:05d}.jpg", data),
+                    (f"{number:05d}.cls", b"%d" % (number % 5)),
+                ]
                 number += 1
             write_tar(folder / f"part-{shard:03d}.tar", members)
         (folder / "classes.json").write_text(json.dumps(list("abcde")))
@@ -80,7 +60,13 @@ def make_shards(tmp_path: Path):
 def image_folder(tmp_path: Path) -> Path:
     """23 images in three classes, with awkward names and with files that are no images."""
     folder = tmp_path / "images"
-    names = ["ant/1.jpg", "ant/a.b.c.JPEG", "ant/with space.png", "bee/1.jpg", "bee/naïve 日本.webp"]
+    names = [
+        "ant/1.jpg",
+        "ant/a.b.c.JPEG",
+        "ant/with space.png",
+        "bee/1.jpg",
+        "bee/naïve 日本.webp",
+    ]
     names += ["Zebra/deep/er/1.jpg", "Zebra/quote'and,comma.jpg"]
     names += [f"bee/n{i}.jpg" for i in range(16)]
     kinds = {"png": "PNG", "webp": "WEBP"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_files import picture
 
 from data_tools.images import DecodeError, decode
 
@@ -46,7 +47,13 @@ def test_modes_are_converted_with_the_right_colours(hostile: Path) -> None:
         return [image[y, x].tolist() for y, x in ((8, 8), (8, -8), (-8, 8), (-8, -8))]
 
     control = np.array(corners("00_control.png"))
-    for name in ("cmyk.jpg", "rgb16.png", "rgb_colourspace.jpg", "chroma_444.jpg", "webp_named.JPEG"):
+    for name in (
+        "cmyk.jpg",
+        "rgb16.png",
+        "rgb_colourspace.jpg",
+        "chroma_444.jpg",
+        "webp_named.JPEG",
+    ):
         assert np.abs(np.array(corners(name)) - control).max() < 30, name
     grey = decode((hostile / "images/gray.jpg").read_bytes(), MAX_PIXELS).astype(int)
     wide = decode((hostile / "images/gray16.png").read_bytes(), MAX_PIXELS)
@@ -56,4 +63,7 @@ def test_modes_are_converted_with_the_right_colours(hostile: Path) -> None:
 
 
 def test_the_pixel_limit_is_the_callers() -> None:
-    from tests_pictures import picture  # noqa: F401
+    data = picture(1, 20, 30)
+    assert decode(data, 600).shape == (20, 30, 3)
+    with pytest.raises(DecodeError, match="30x20 is more than max_pixels=599"):
+        decode(data, 599)

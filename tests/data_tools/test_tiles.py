@@ -75,11 +75,15 @@ def test_tiles_are_those_of_torchtune(golden: Path) -> None:
             np.testing.assert_allclose(tiles, data[f"clip_transform/{i}/image"], atol=1e-5)
 
 
-def test_uint8_resize_is_within_a_grey_level_of_float() -> None:
-    image = torch.randint(0, 256, (3, 75, 50), dtype=torch.uint8)
-    for mode in ("bilinear", "bicubic"):
-        exact = resize_with_pad(image.float(), (32, 32), resample=mode).clamp(0, 255)
-        assert (resize_with_pad(image, (32, 32), resample=mode) - exact).abs().max() <= 1
+@pytest.mark.parametrize(("mode", "largest"), [("bilinear", 1), ("bicubic", 3)])
+def test_uint8_resize_is_near_the_exact_one(mode: str, largest: int) -> None:
+    # Noise is the worst case: bicubic overshoot is cut off between the two passes of the uint8
+    # resize, where the float one keeps it. 300 seeds: at most 0.96 and 2.85, 0.18 in the mean.
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 75, 50), dtype=torch.uint8, generator=generator)
+    exact = resize_with_pad(image.float(), (32, 32), resample=mode).clamp(0, 255)
+    difference = (resize_with_pad(image, (32, 32), resample=mode) - exact).abs()
+    assert difference.max() <= largest and difference.mean() < 0.25
 
 
 def test_sizes_that_do_not_divide_are_a_value_error() -> None:

@@ -28,7 +28,7 @@ def encoder_state(npz: dict[str, np.ndarray], layers: int) -> dict[str, torch.Te
     tensors = {name: torch.from_numpy(value) for name, value in npz.items()}
     width = len(tensors["embedding/bias"])
     state = {
-        "class_token": tensors["cls"].flatten(),
+        "cls_token_embedding.weight": tensors["cls"].flatten(),
         "token_pos_embedding.local": tensors["Transformer/posembed_input/pos_embedding"][0],
         "patch_embed.projection.weight": kernel(npz["embedding/kernel"]),
         "patch_embed.projection.bias": tensors["embedding/bias"],
@@ -61,7 +61,7 @@ def encoder_state(npz: dict[str, np.ndarray], layers: int) -> dict[str, torch.Te
     for theirs, ours in norms.items():
         state[ours + ".weight"] = tensors[theirs + "/scale"].flatten()
         state[ours + ".bias"] = tensors[theirs + "/bias"].flatten()
-    assert state["class_token"].shape == (width,)
+    assert state["cls_token_embedding.weight"].shape == (width,)
     return state
 
 

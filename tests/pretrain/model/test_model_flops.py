@@ -12,7 +12,8 @@ from pretrain.model.flops import forward_flops, training_flops
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
 def test_forward_flops_are_those_of_torch(small, tile_batch, pool, head, grid):
     model = small(max_tiles=4, pool=pool, head=head, head_hidden=20 if head == "mlp" else None)
-    # The fused CPU kernel has no formula in torch; its plain form is two matrix products, which have.
+    # The fused CPU kernel has no formula in torch; its plain form is two matrix products, which
+    # have.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(tile_batch(grid, grid, grid))
     tiles = grid[0] * grid[1]

@@ -12,6 +12,7 @@ from pretrain.model.resize import (
     is_position_table,
     resize_grid,
     resize_tiles,
+    stretch_positions,
 )
 
 
@@ -96,6 +97,33 @@ def test_adapted_tables_fit_the_other_model(small, tiles, size):
     expected = resize_grid(cell, (4, 4), other.geometry.grid, 1)
     assert torch.equal(state["encoder.token_pos_embedding.global_"][1, 0], expected)
     assert sum(map(is_position_table, state)) == 4
+
+
+def test_torchtunes_tables_can_be_stretched_as_it_does(golden):
+    data = golden("tt_state_dict_interp")
+    config = json.loads(str(data["config_json"]))
+
+    def geometry(sizes: dict) -> Geometry:
+        side = sizes["tile_size"] // sizes["patch_size"]
+        return Geometry((side, side), sizes["max_num_tiles"], 1)
+
+    renamed = {"local_token_positional_embedding": "local"}
+    renamed |= {"global_token_positional_embedding": "global_", "embedding": "embedding"}
+    compared = 0
+    for target, sizes in config["targets"].items():
+        prefix = f"after/{target}/"
+        for key in (key for key in data if key.startswith(prefix)):
+            name = key.removeprefix(prefix)
+            module, _, leaf = name.rpartition(".")
+            stretched = stretch_positions(
+                f"{module}.{renamed[leaf]}",
+                torch.from_numpy(data[f"before/{name}"]),
+                geometry(config["source"]),
+                geometry(sizes),
+            )
+            torch.testing.assert_close(stretched, torch.from_numpy(data[key]), atol=3e-6, rtol=0)
+            compared += 1
+    assert compared == 16
 
 
 def test_more_tiles_change_nothing_for_images_that_fitted_before(small, tile_batch):

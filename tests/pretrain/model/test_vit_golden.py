@@ -18,7 +18,6 @@ from pretrain.model import (
 
 RENAMED = {
     "conv.weight": "patch_embed.weight",
-    "cls_token_embedding.weight": "class_token",
     "token_pos_embedding.positional_embedding": "token_pos_embedding.local",
     "token_pos_embedding.local_token_positional_embedding": "token_pos_embedding.local",
     "token_pos_embedding.global_token_positional_embedding": "token_pos_embedding.global_",

@@ -79,7 +79,7 @@ def test_attention_is_softmax_within_each_image():
 
 
 def padded(tiles: int, fill: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of GRIDS with `tiles` tile slots each, (2, 3, tiles, 3, 16, 16), and their grid."""
+    """The images of GRIDS as (2, 3, tiles, 3, 16, 16), and their grid."""
     images = torch.full((6, tiles, 3, 16, 16), fill)
     for index, (rows, columns) in enumerate(GRIDS):
         generator = torch.Generator().manual_seed(index)
@@ -175,7 +175,7 @@ def test_one_tile_needs_no_aspect_ratio():
 
 def test_drop_path_keeps_or_drops_whole_images_and_grows_with_depth():
     model = vit(num_layers=3, drop_path=0.2)
-    assert [block.drop_path for block in model.layers] == pytest.approx([0.0, 0.1, 0.2])
+    assert [float(block.keep) for block in model.layers] == pytest.approx([1.0, 0.9, 0.8])
     block = Block(16, 2, 32, drop_path=0.5).train()
     packing = Packing.of(torch.tensor([(1, 2)] * 400), 3, torch.device("cpu"))
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def test_values_are_those_of_the_paper(small):
     for table in ("token_pos_embedding.global_", "pre_tile_pos_embed.embedding"):
         assert values["encoder." + table].std() == pytest.approx(128**-0.5, rel=0.1)
     zero = [
-        "class_token",
+        "cls_token_embedding.weight",
         "patch_embed.bias",
         "pre_tile_pos_embed.gate",
         "token_pos_embedding.gate",
@@ -104,4 +104,4 @@ def test_a_model_built_by_hand_begins_with_finite_values(small):
     embedding = small().encoder.token_pos_embedding
     model = VisionTransformer(8, 32, 2, 32, blocks[0], embedding)
     assert all(p.isfinite().all() and p.abs().max() < 10 for p in model.parameters())
-    assert model.class_token.any()
+    assert model.cls_token_embedding.weight.any()

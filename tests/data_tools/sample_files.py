@@ -1,0 +1,30 @@
+"""Small files that the tests make for themselves."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def picture(number: int, height: int = 40, width: int = 56, kind: str = "JPEG") -> bytes:
+    """A noisy encoded picture, different for each number."""
+    random = np.random.default_rng(number)
+    small = random.integers(0, 255, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
+    """A tar written with Python's tarfile."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.mtime = 0.5  # webdataset writes fractions too, which need a PAX header
+            tar.addfile(info, io.BytesIO(data))
