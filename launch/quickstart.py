@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pretrain()
         finetune()
         accuracy = json.loads(run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True))
-        images = sorted((DATA / "images").glob("*/*.png"))[:: 600]
+        images = sorted((DATA / "images/val").glob("*/*.png"))[::72]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,9 +56,9 @@ def prepare_data() -> None:
     console.rule("1. data: handwritten digits as pictures of many shapes, packed into shards")
     images, shards = DATA / "images", DATA / "shards"
     if not shards.exists():
-        count = write_digits(images)
-        console.print(f"{count} pictures in {images}")
-    run("-m", "data_tools", "pack", str(images), str(shards), "--split", "val=0.2", "--shard-size", "300KB")
+        write_digits(images)
+    for split in ("train", "val"):
+        run("-m", "data_tools", "pack", str(images / split), str(shards / split), "--shard-size", "1MB")
 
 
 def pretrain() -> None:

@@ -262,11 +262,12 @@ def _merge(
         _check_key(key, keys, path)
     dotlist = []
     for item in overrides:
-        key, equals, _ = item.removeprefix("--").partition("=")
+        item = item.removeprefix("--")
+        key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         _check_key(key, keys, "command line")
-        dotlist.append(item.removeprefix("--"))
+        dotlist.append(item if value else f"{key}=''")  # nothing behind the sign is the empty text, not null
     try:
         merged = OmegaConf.merge(merged, recipe)
     except OmegaConfBaseException as error:

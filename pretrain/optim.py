@@ -41,16 +41,14 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     groups = parameter_groups(config, model)
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        fused = next(model.parameters()).device.type == "cuda"
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             if config.name == "adamw":
-                device = parameter.device if group["fused"] else "cpu"
-                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for kind in STATE[config.name]:
                 state[kind] = torch.zeros_like(parameter)
     return optimizer

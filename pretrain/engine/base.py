@@ -3,7 +3,6 @@ the processes in its own way, and does a step."""
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -122,10 +121,3 @@ class Engine(ABC):
             item.data.fill_(float("nan"))
             value = initial_value(name, parameter.shape).reshape(-1)
             item.data.copy_(value[item.offset : item.offset + item.data.numel()])
-
-
-def quiet_deprecations() -> None:
-    """Leave out what newer torch says about names that the supported older ones still need."""
-    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*")
-
-

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,10 @@ from data_tools.index import build_index
 from data_tools.shards import ShardSet
 
 
-def _shared(name: str) -> Path:
-    path = Path(__file__).resolve().parents[2].parent / "shared" / name
-    if not path.exists():
-        pytest.skip(f"the shared reference data has no {name} here")
-    return path
-
-
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    return _shared("golden")
-
-
-@pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(tmp_path_factory: pytest.TempPathFactory, shared: Callable[[str], Path]) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    zipfile.ZipFile(_shared("data/hostile.zip")).extractall(folder)
+    zipfile.ZipFile(shared("data/hostile.zip")).extractall(folder)
     return folder
 
 

@@ -12,7 +12,6 @@ from pretrain.config import ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.init import initialize
 
-GOLDEN = Path(__file__).resolve().parents[3].parent / "shared" / "golden"
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 
@@ -25,14 +24,11 @@ def one_thread():
 
 
 @pytest.fixture
-def golden() -> Callable[[str], dict]:
+def golden(shared: Callable[[str], Path]) -> Callable[[str], dict]:
     """Reads a reference file: its name -> {key: array}."""
 
     def load(name: str) -> dict:
-        path = GOLDEN / f"{name}.npz"
-        if not path.exists():
-            pytest.skip(f"{path} is not here")
-        with np.load(path) as archive:
+        with np.load(shared(f"golden/{name}.npz")) as archive:
             return {key: archive[key] for key in archive.files}
 
     return load

@@ -1,0 +1,57 @@
+"""What all tests share: reference data, and small packed data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import Data, run
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """shared(name): a file or folder of the reference data; skips the test where it is not there."""
+
+    def path(name: str) -> Path:
+        found = SHARED / name
+        if not found.exists():
+            pytest.skip(f"the shared reference data has no {name} here")
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Callable[[str], Path]) -> Path:
+    return shared("golden")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """97 training and 21 held-out pictures of three classes, 1 to 4 tiles of 16 pixels, packed."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pictures(folder / "images/train", 97, seed=1)
+    write_pictures(folder / "images/val", 21, seed=2)
+    for split in ("train", "val"):
+        done = run("data_tools", "pack", folder / "images" / split, folder / split, "--shard-size", "20KB")
+        assert done.returncode == 0, done.stderr
+    return Data(folder / "train", folder / "val", folder / "images/val")
+
+
+def write_pictures(folder: Path, count: int, seed: int) -> None:
+    """Noisy pictures of many sizes whose class shows in their colour."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        label = number % 3
+        rows, columns = ((1, 1), (1, 2), (3, 1), (2, 2), (1, 3), (2, 1))[number % 6]
+        height, width = 16 * rows - int(rng.integers(5)), 16 * columns - int(rng.integers(5))
+        pixels = rng.integers(0, 120, (height, width, 3))
+        pixels[..., label] += 100
+        target = folder / ("red", "green", "blue")[label] / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(target)

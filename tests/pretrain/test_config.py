@@ -1,0 +1,71 @@
+"""Recipes and key=value become one checked configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UsageError
+from pretrain.config import Config, known_keys, load, read, save
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {train: shards}\ntrain: {steps: 10}\noptim: {lr: 1e-4}\n")
+    return path
+
+
+def test_key_value_goes_over_the_recipe_and_the_recipe_over_the_schema(recipe: Path) -> None:
+    config = load(str(recipe), ["optim.lr=2e-3", "--train.batch_size=8", "data.val="])
+    assert (config.optim.lr, config.train.batch_size, config.train.steps) == (2e-3, 8, 10)
+    assert config.data.val == ""
+    assert config.optim.betas == (0.9, 0.999)
+
+
+def test_a_run_is_named_after_its_recipe(recipe: Path) -> None:
+    assert load(str(recipe), []).run.name == "mine"
+    assert load(str(recipe), ["run.name=other"]).folder == Path("runs/other")
+
+
+def test_1e_4_is_a_number(recipe: Path) -> None:
+    assert load(str(recipe), []).optim.lr == 1e-4
+
+
+def test_a_saved_configuration_reads_back(recipe: Path, tmp_path: Path) -> None:
+    config = load(str(recipe), ["model.num_classes=7"])
+    save(config, tmp_path / "config.yaml")
+    assert read(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("key", [key for key, group in known_keys(Config).items() if not group])
+def test_a_misspelt_key_is_refused_with_its_nearest(recipe: Path, key: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(str(recipe), [f"{key}x=1"])
+    assert f"unknown key {key}x; did you mean {key}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("optim", "key=value"),
+        ("optim=3", "optim is a group of keys"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim.betas=[0.9]", "optim.betas"),
+        ("optim.layer_decay=1.5", "optim.layer_decay"),
+        ("train.epochs=2", "one of train.steps and train.epochs"),
+        ("data.train=", "data.train is empty"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction"),
+    ],
+)
+def test_a_wrong_value_is_named(recipe: Path, setting: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load(str(recipe), [setting])
+
+
+def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("data: {train: [")
+    with pytest.raises(UsageError, match="broken.yaml: not YAML"):
+        load(str(path), [])

@@ -1,0 +1,81 @@
+"""The same images in the same order, and the same losses, whatever the number of processes, threads and engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import Data, losses, succeed, trace, write_recipe
+
+RUNS = {
+    "one process": ("engine.kind=ddp", "data.workers=0", 0),
+    "fsdp alone": ("engine.kind=fsdp", "data.workers=4", 1),
+    "ddp x 2": ("engine.kind=ddp", "data.workers=1", 2),
+    "fsdp x 2": ("engine.kind=fsdp", "data.workers=4", 2),
+    "fsdp x 4": ("engine.kind=fsdp", "data.workers=2", 4),
+    "hsdp 2 x 2": ("engine.kind=fsdp", "engine.shard_size=2", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run folder of each of RUNS: 50 steps of the same recipe."""
+    root = tmp_path_factory.mktemp("engines")
+    recipe = write_recipe(root, data)
+    for name, (*settings, processes) in RUNS.items():
+        folder = name.replace(" ", "_")
+        succeed("pretrain", recipe, f"run.dir={root}", f"run.name={folder}", *settings, processes=processes)
+    return {name: root / name.replace(" ", "_") for name in RUNS}
+
+
+@pytest.mark.parametrize("name", list(RUNS)[1:])
+def test_keys_and_pixels_of_50_batches_are_the_same(folders: dict[str, Path], name: str) -> None:
+    wanted = trace(folders["one process"])
+    assert list(wanted) == list(range(1, 51))
+    assert all(len(images) == 12 for images in wanted.values())
+    assert trace(folders[name]) == wanted
+
+
+def test_an_epoch_delivers_every_sample_once(folders: dict[str, Path]) -> None:
+    images = [image for batch in trace(folders["fsdp x 2"]).values() for image in batch]
+    keys = [key for _, key, _ in sorted(images)]
+    assert len(set(keys[:97])) == 97
+    assert set(keys[97:194]) == set(keys[:97])
+    assert keys[97:194] != keys[:97]
+
+
+@pytest.mark.parametrize("name", list(RUNS)[1:])
+def test_losses_of_10_steps_agree(folders: dict[str, Path], name: str) -> None:
+    wanted, found = losses(folders["one process"]), losses(folders[name])
+    for step in range(1, 11):
+        assert found[step] == pytest.approx(wanted[step], abs=1e-6), f"step {step}"
+
+
+def test_gradients_were_clipped(folders: dict[str, Path]) -> None:
+    from jobs import metrics
+
+    norms = [row["grad_norm"] for row in metrics(folders["one process"]) if "grad_norm" in row]
+    assert max(norms[:10]) > 0.5
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_accumulation_in_bf16_follows_fp32(
+    folders: dict[str, Path], data: Data, tmp_path: Path, engine: str
+) -> None:
+    settings = ("engine.precision=bf16", "train.micro_batch_size=3", "train.steps=50", f"engine.kind={engine}")
+    recipe = write_recipe(tmp_path, data)
+    succeed("pretrain", recipe, f"run.dir={tmp_path}", *settings, "engine.activation_checkpointing=full", processes=2)
+    wanted, found = losses(folders["one process"]), losses(tmp_path / "tiny")
+    for step in range(1, 11):
+        assert found[step] == pytest.approx(wanted[step], abs=1e-2), f"step {step}"
+
+
+def test_ragged_shards_on_three_processes_train_and_end(data: Data, tmp_path: Path) -> None:
+    from conftest import write_pictures
+
+    write_pictures(tmp_path / "images", 27, seed=3)
+    shards = tmp_path / "shards"
+    succeed("data_tools", "pack", tmp_path / "images", shards, "--shard-size", "6KB")
+    recipe = write_recipe(tmp_path, Data(shards, data.val, data.images))
+    succeed("pretrain", recipe, f"run.dir={tmp_path}", "train.steps=0", "train.epochs=2", processes=3)
+    assert max(losses(tmp_path / "tiny")) == 5  # 2 x 27 images in batches of 12, rounded up

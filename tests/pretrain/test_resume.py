@@ -1,0 +1,206 @@
+"""Nothing is lost: kill -9, SIGTERM, another number of processes, damaged checkpoints."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
+
+from pretrain.engine.checkpoint import Checkpoint, complete
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def recipe(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("resume"), data)
+
+
+def arguments(recipe: Path, name: str, *settings: str) -> tuple[object, ...]:
+    return (recipe, f"run.dir={recipe.parent}", f"run.name={name}", f"train.steps={STEPS}", *settings)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: Path) -> Path:
+    succeed("pretrain", *arguments(recipe, "whole", "engine.kind=fsdp"), processes=2)
+    return recipe.parent / "whole"
+
+
+@pytest.fixture(scope="module")
+def killed(recipe: Path, uninterrupted: Path) -> Path:
+    """The folder of the same run after kill -9 at a random step."""
+    folder = recipe.parent / "killed"
+    job = Job(folder, "pretrain", *arguments(recipe, "killed", "engine.kind=fsdp"), processes=2)
+    job.wait_for_step(random.randint(7, 33))
+    job.kill()
+    return folder
+
+
+def same_weights(a: Path, b: Path) -> None:
+    first, second = Checkpoint(complete(a / "checkpoints")[0]), Checkpoint(complete(b / "checkpoints")[0])
+    assert first.step == second.step
+    assert first.tensors == second.tensors
+    for key in first.tensors:
+        assert torch.equal(first.whole(key), second.whole(key)), key
+
+
+def continued(killed: Path, name: str) -> str:
+    """A copy of the killed run, to be continued as `name`."""
+    shutil.copytree(killed, killed.parent / name)
+    return name
+
+
+def test_killed_and_continued_equals_uninterrupted(recipe: Path, uninterrupted: Path, killed: Path) -> None:
+    assert status(killed)["state"] == "running"
+    name = continued(killed, "again")
+    output = succeed("pretrain", *arguments(recipe, name, "engine.kind=fsdp"), processes=2)
+    assert "resumed from" in output
+    folder = recipe.parent / name
+    assert trace(folder) == trace(uninterrupted)
+    assert losses(folder) == losses(uninterrupted)
+    same_weights(folder, uninterrupted)
+    assert [row["step"] for row in metrics(folder)] == [row["step"] for row in metrics(uninterrupted)]
+    assert status(folder)["state"] == "done"
+    assert (folder / "checkpoints/latest").read_text() == f"step-{STEPS:08d}\n"
+
+
+@pytest.mark.parametrize(("engine", "processes"), [("ddp", 3), ("ddp", 0), ("fsdp", 4)])
+def test_continued_at_another_size_under_another_engine(
+    recipe: Path, uninterrupted: Path, killed: Path, engine: str, processes: int
+) -> None:
+    name = continued(killed, f"{engine}_{processes}")
+    succeed("pretrain", *arguments(recipe, name, f"engine.kind={engine}"), processes=processes)
+    folder = recipe.parent / name
+    assert trace(folder) == trace(uninterrupted)
+    assert losses(folder) == pytest.approx(losses(uninterrupted), abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    recipe: Path, uninterrupted: Path, number: signal.Signals
+) -> None:
+    folder = recipe.parent / number.name
+    call = arguments(recipe, number.name, "engine.kind=fsdp")
+    job = Job(folder, "pretrain", *call, processes=2)
+    job.wait_for_step(9)
+    os.kill(job.workers()[1], number)
+    _, output = job.finish()
+    stopped = status(folder)
+    assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75), output
+    assert complete(folder / "checkpoints")[0].name == f"step-{stopped['step']:08d}"
+    assert max(losses(folder)) == stopped["step"] < STEPS
+    succeed("pretrain", *call, processes=2)
+    assert losses(folder) == losses(uninterrupted)
+    same_weights(folder, uninterrupted)
+
+
+def test_a_single_process_exits_with_75(recipe: Path) -> None:
+    folder = recipe.parent / "alone"
+    job = Job(folder, "pretrain", *arguments(recipe, "alone"))
+    job.wait_for_step(3)
+    os.kill(job.process.pid, signal.SIGTERM)
+    code, output = job.finish()
+    assert code == 75, output
+    assert "stopped by SIGTERM" in output
+
+
+def test_a_signal_before_the_first_step_saves_and_stops(recipe: Path) -> None:
+    folder = recipe.parent / "early"
+    job = Job(folder, "pretrain", *arguments(recipe, "early"))
+    job.wait_until(lambda: (folder / "status.json").exists())
+    os.kill(job.process.pid, signal.SIGTERM)
+    code, output = job.finish()
+    assert code == 75, output
+    assert status(folder)["step"] == complete(folder / "checkpoints")[0].name.endswith("1")
+
+
+def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
+    name = continued(uninterrupted, "longer")
+    before = (recipe.parent / name / "metrics.jsonl").read_text()
+    output = succeed("pretrain", *arguments(recipe, name))
+    assert "is finished: step 40 of 40" in output
+    assert (recipe.parent / name / "metrics.jsonl").read_text() == before
+    succeed("pretrain", *arguments(recipe, name), "train.steps=42")
+    assert max(losses(recipe.parent / name)) == 42
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, uninterrupted: Path) -> None:
+    name = continued(uninterrupted, "damaged")
+    newest, older = complete(recipe.parent / name / "checkpoints")[:2]
+    file = newest / "rank-00000.safetensors"
+    os.truncate(file, file.stat().st_size - 10)
+    output = succeed("pretrain", *arguments(recipe, name))
+    assert f"{newest}: rank-00000.safetensors is damaged" in output
+    assert f"resumed from {older}" in output
+    assert losses(recipe.parent / name) == pytest.approx(losses(uninterrupted), abs=1e-5)
+
+
+def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted: Path) -> None:
+    name = continued(uninterrupted, "ruined")
+    for checkpoint in complete(recipe.parent / name / "checkpoints"):
+        os.truncate(checkpoint / "rank-00001.safetensors", 100)
+    metrics_before = metrics(recipe.parent / name)
+    done = run("pretrain", *arguments(recipe, name))
+    assert done.returncode == 3
+    assert "rank-00001.safetensors is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert metrics(recipe.parent / name) == metrics_before
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [("train.batch_size=24", "batch_size=12"), ("run.seed=1", "seed=0"), ("model.embed_dim=32", "has shape")],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    recipe: Path, uninterrupted: Path, setting: str, named: str
+) -> None:
+    name = continued(uninterrupted, f"other_{setting}")
+    done = run("pretrain", *arguments(recipe, name, "train.steps=41"), setting)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_resume_never_refuses_a_folder_that_holds_a_run(recipe: Path, uninterrupted: Path) -> None:
+    done = run("pretrain", *arguments(recipe, "whole"), "run.resume=never")
+    assert done.returncode == 2
+    assert "holds a run" in done.stderr
+
+
+def test_what_an_interrupted_save_left_is_removed_and_said(recipe: Path, uninterrupted: Path) -> None:
+    name = continued(uninterrupted, "litter")
+    litter = recipe.parent / name / "checkpoints/step-00000099.tmp"
+    litter.mkdir()
+    (litter / "rank-00000.safetensors").write_bytes(b"half")
+    output = succeed("pretrain", *arguments(recipe, name))
+    assert "removed incomplete checkpoint step-00000099.tmp" in output
+    assert not litter.exists()
+
+
+def test_only_the_newest_checkpoints_are_kept(uninterrupted: Path) -> None:
+    names = [path.name for path in complete(uninterrupted / "checkpoints")]
+    assert names == ["step-00000040", "step-00000035", "step-00000030"]
+
+
+def test_no_process_reads_or_writes_the_whole_state(uninterrupted: Path) -> None:
+    newest = complete(uninterrupted / "checkpoints")[0]
+    sizes = [path.stat().st_size for path in sorted(newest.glob("*.safetensors"))]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.6 * sum(sizes)
+
+
+def test_wandb_keeps_one_id_over_restarts(recipe: Path, data: Data) -> None:
+    folder = recipe.parent / "tracked"
+    for steps in (3, 6):
+        succeed("pretrain", *arguments(recipe, "tracked", "tracking.wandb=offline"), f"train.steps={steps}")
+    runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 2
+    assert len({file.stem for file in runs}) == 1
+    assert runs[0].stem == f"run-{status(folder)['wandb_id']}"
+    assert rows(folder / "metrics.jsonl")
