@@ -81,16 +81,27 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
 
 def _refuse_differences(source: Source, expected: set[str]) -> None:
     """Refuse weights whose names are not those of the model that they say they belong to."""
-    missing = sorted(name for name in expected - source.shapes.keys() if not name.startswith("head."))
-    surplus = sorted(name for name in source.shapes.keys() - expected if not name.startswith("head."))
+    missing = sorted(
+        name for name in expected - source.shapes.keys() if not name.startswith("head.")
+    )
+    surplus = sorted(
+        name for name in source.shapes.keys() - expected if not name.startswith("head.")
+    )
     if missing or surplus:
         lacks = f"lacks {missing[0]}" if missing else ""
         has = f"holds {surplus[0]}, which its model does not know" if surplus else ""
-        raise UsageError(f"{source.name}: it {' and '.join(filter(None, (lacks, has)))}", shared=True)
+        raise UsageError(
+            f"{source.name}: it {' and '.join(filter(None, (lacks, has)))}", shared=True
+        )
 
 
 def _summary(
-    source: Source, model: Classifier, origin: dict[str, str], old: Geometry, new: Geometry, mode: str
+    source: Source,
+    model: Classifier,
+    origin: dict[str, str],
+    old: Geometry,
+    new: Geometry,
+    mode: str,
 ) -> str:
     body = [name for name in origin if not name.startswith("head.")]
     taken = [name for name in body if origin[name] != "initialised"]

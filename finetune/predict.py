@@ -31,7 +31,9 @@ def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
     dataset = ShardSet.open(shards)
     classes = source.facts["classes"]
     if classes and dataset.classes and classes != dataset.classes:
-        raise UsageError(f"{shards}: its classes.json is not that of {source.name}; pack with the same classes")
+        raise UsageError(
+            f"{shards}: its classes.json is not that of {source.name}; pack with the same classes"
+        )
     if dataset.num_classes > source.facts["num_classes"]:
         raise UsageError(
             f"{shards}: it has {dataset.num_classes} classes, {source.name} knows "

@@ -32,7 +32,9 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left, first")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove what an earlier quickstart left, first"
+    )
     given = parser.parse_args(arguments)
     if given.fresh:
         for folder in (DATA, PRETRAIN, FINETUNE):
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_data()
         pretrain()
         finetune()
-        accuracy = json.loads(run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True))
+        accuracy = json.loads(
+            run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+        )
         images = sorted((DATA / "images/val").glob("*/*.png"))[::72]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
@@ -58,11 +62,21 @@ def prepare_data() -> None:
     if not shards.exists():
         write_digits(images)
     for split in ("train", "val"):
-        run("-m", "data_tools", "pack", str(images / split), str(shards / split), "--shard-size", "1MB")
+        run(
+            "-m",
+            "data_tools",
+            "pack",
+            str(images / split),
+            str(shards / split),
+            "--shard-size",
+            "1MB",
+        )
 
 
 def pretrain() -> None:
-    console.rule(f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way")
+    console.rule(
+        f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way"
+    )
     command = torchrun("pretrain", "configs/quickstart.yaml")
     if status(PRETRAIN).get("state") is None:
         stop_half_way(command)
@@ -93,7 +107,15 @@ def finetune() -> None:
 
 
 def torchrun(module: str, *arguments: str) -> list[str]:
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", module, *arguments]
+    return [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={PROCESSES}",
+        "-m",
+        module,
+        *arguments,
+    ]
 
 
 def run(*command: str, quiet: bool = False) -> str:

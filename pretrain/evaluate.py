@@ -40,7 +40,13 @@ class Evaluation:
     examples: list[Example]
 
     def row(self) -> dict[str, Any]:
-        row = {"n": self.n, "loss": self.loss, "top1": self.top1, "top5": self.top5, "bad": self.bad}
+        row = {
+            "n": self.n,
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "bad": self.bad,
+        }
         return {key: value for key, value in row.items() if value is not None}
 
 
@@ -77,7 +83,9 @@ def evaluate(
             examples += _examples(cpu_batch, logits.softmax(-1).cpu())
     n, loss, top1, top5, bad = world.sum(sums.tolist())
     if not n:
-        raise DataError("none of the evaluation images could be read; see bad_samples.jsonl", shared=True)
+        raise DataError(
+            "none of the evaluation images could be read; see bad_samples.jsonl", shared=True
+        )
     return Evaluation(
         n=int(n),
         loss=loss / n,

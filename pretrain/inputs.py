@@ -34,8 +34,8 @@ class Inputs:
     def order_constants(self) -> dict[str, Any]:
         """All that the order of images depends on. A run keeps them for its whole life."""
         return {
-            **asdict(self.order),
             "batch_size": self.config.train.batch_size,
+            **asdict(self.order),
             "index_sha256": self.train.index_sha256,
         }
 

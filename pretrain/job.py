@@ -12,6 +12,7 @@ from data_tools.errors import UsageError, UserError
 
 from . import config as configuration
 from .config import Config
+from .model.variants import resolve
 from .run_folder import RunFolder, log, write_json
 from .stop import EXIT_CODE, StopFlag
 
@@ -32,6 +33,8 @@ def run_job(
     size = int(os.environ.get("WORLD_SIZE", 1))
     folder = RunFolder(config.folder, rank)
     try:
+        resolve(config.model).grid(config.data.tile_size)
+
         from .engine import world as processes
         from .engine.checkpoint import complete
         from .inputs import open_inputs
@@ -52,12 +55,19 @@ def run_job(
     world = processes.start(config.train.step_timeout)
     try:
         folder.create()
-        world.barrier()
+        world.rank0_first(folder.lock)
+    except UserError as error:
+        fail(error, rank, first_only=error.shared)
+    try:
         folder.log_to_file_and_console()
         if rank == 0:
             configuration.save(config, folder.path / "config.yaml")
             folder.set_status(
-                "starting", wandb_id=folder.wandb_id(), pid=os.getpid(), steps=inputs.steps, processes=size
+                "starting",
+                wandb_id=folder.wandb_id(),
+                pid=os.getpid(),
+                steps=inputs.steps,
+                processes=size,
             )
             if inputs.classes is not None:
                 write_json(folder.classes, inputs.classes)
@@ -67,7 +77,11 @@ def run_job(
         begun_at = trainer.step
         code = trainer.run()
         if code == EXIT_CODE:
-            log.info("stopped by %s at step %d, checkpoint saved", stop.signal or "a signal", trainer.step)
+            log.info(
+                "stopped by %s at step %d, checkpoint saved",
+                stop.signal or "a signal",
+                trainer.step,
+            )
         elif begun_at >= inputs.steps:
             log.info("%s is finished: step %d of %d", folder.path, begun_at, inputs.steps)
         else:
@@ -84,7 +98,9 @@ def run_job(
     except Exception as error:
         # A typed failure of another process ends this one too: it must not cover that one's status.
         if folder.status().get("state") != "failed":
-            folder.set_status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank)
+            folder.set_status(
+                "failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank
+            )
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

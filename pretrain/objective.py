@@ -24,7 +24,10 @@ def sigmoid(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"softmax": softmax, "sigmoid": sigmoid}
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+}
 
 
 def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Tensor]:

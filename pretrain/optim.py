@@ -63,7 +63,11 @@ def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict]:
             scale = config.layer_decay ** (depth + 1 - _layer(name, depth))
             groups.setdefault((_decays(name, parameter), scale), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "scale": scale,
+        }
         for (decays, scale), parameters in groups.items()
     ]
 
@@ -85,7 +89,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+def state_tensors(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter
+) -> Iterator[tuple[str, Tensor]]:
     """The optimizer's tensors that have the parameter's shape, by kind."""
     for kind, value in optimizer.state.get(parameter, {}).items():
         if kind != "step":

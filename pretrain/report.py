@@ -75,7 +75,9 @@ def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
         "head": config.model.head,
         "engine": f"{config.engine.kind} {config.engine.precision}",
     }
-    return "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
+    return "".join(
+        f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items()
+    )
 
 
 def _figure(rows: list[dict[str, Any]], key: str, title: str, form: str) -> str:

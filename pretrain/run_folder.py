@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -12,6 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from data_tools.errors import UsageError
+
+LOCK_PATIENCE = 30.0
 
 log = logging.getLogger("pretrain")
 
@@ -36,6 +41,35 @@ class RunFolder:
     def create(self) -> None:
         (self.path / "logs").mkdir(parents=True, exist_ok=True)
 
+    def lock(self, patience: float = LOCK_PATIENCE) -> None:
+        """Keep other jobs out of this folder while this process lives.
+
+        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError.
+        """
+        self._lock = (self.path / ".lock").open("a+")
+        limit = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > limit:
+                    self._lock.seek(0)
+                    owner = self._lock.read().strip()
+                    raise UsageError(
+                        f"{self.path} is in use by {owner}: end that job first, or set another run.name",
+                        shared=True,
+                    ) from None
+                time.sleep(0.2)
+            except OSError:
+                log.warning(
+                    "%s: this file system has no locks; do not start two jobs in it", self.path
+                )
+                break
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
     def log_to_file_and_console(self) -> None:
         """Log to logs/rank-N.log; rank 0 also to the console."""
         log.setLevel(logging.INFO)
@@ -58,7 +92,11 @@ class RunFolder:
 
     def set_status(self, state: str, **facts: Any) -> None:
         """Update status.json; facts that are not named stay."""
-        status = self.status() | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
+        status = (
+            self.status()
+            | {"state": state, "time": time.time(), "host": socket.gethostname()}
+            | facts
+        )
         if state in ("starting", "running"):
             status.pop("exit_code", None)
             status.pop("reason", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -9,10 +10,14 @@ EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGUSR1 and the first SIGINT; a second SIGINT interrupts at once."""
+    """Set by SIGTERM, SIGUSR1 and the first SIGINT; a second SIGINT interrupts at once.
+
+    Under torchrun it is set as well when torchrun is gone: nobody would notice the end of this process.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -24,4 +29,6 @@ class StopFlag:
         self.signal = signal.Signals(number).name
 
     def __bool__(self) -> bool:
+        if self._parent not in (None, os.getppid()):
+            self.signal = self.signal or "the end of torchrun"
         return self.signal is not None

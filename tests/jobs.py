@@ -99,8 +99,9 @@ class Job:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """kill -9 of all processes of the job."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """kill -9 of all processes of the job; torchrun's workers are not in its process group."""
+        for pid in [self.process.pid, *self.workers()]:
+            os.kill(pid, signal.SIGKILL)
         self.process.communicate()
 
     def workers(self) -> list[int]:
@@ -121,7 +122,11 @@ def rows(file: Path) -> list[dict[str, Any]]:
     """Whole rows of a JSON-lines file that may be being written."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in file.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -61,7 +61,9 @@ class Engine(ABC):
     def autocast(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
+    def train_micro_batch(
+        self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool
+    ) -> Tensor:
         """Forward and backward. Returns the summed loss of the images of this process, detached.
 
         The gradient is that of the sum over all processes and micro-batches of

@@ -24,7 +24,8 @@ class FSDP(Engine):
         size = self.config.engine.shard_size or self.world.size
         if self.world.size % size:
             raise UsageError(
-                f"engine.shard_size={size} does not divide the {self.world.size} processes", shared=True
+                f"engine.shard_size={size} does not divide the {self.world.size} processes",
+                shared=True,
             )
         kind = self.world.device.type
         if size == self.world.size:

@@ -42,8 +42,12 @@ def test_a_run_that_is_made_longer_goes_on_above_zero() -> None:
 
 
 def model(**fields: object) -> Classifier:
-    config = ModelConfig(name="vit_ti16", patch_size=8, embed_dim=16, num_layers=3, num_heads=2, mlp_dim=32, **fields)
-    return Classifier(config, tile_size=16, max_tiles=4, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = ModelConfig(
+        name="vit_ti16", patch_size=8, embed_dim=16, num_layers=3, num_heads=2, mlp_dim=32, **fields
+    )
+    return Classifier(
+        config, tile_size=16, max_tiles=4, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
 
 
 def test_only_kernels_decay() -> None:
@@ -53,7 +57,11 @@ def test_only_kernels_decay() -> None:
     decaying = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     assert all(name.endswith(".weight") for name in decaying)
     assert not any("norm" in name or "pos" in name or "cls" in name for name in decaying)
-    assert {"encoder.patch_embed.weight", "encoder.layers.0.attn.qkv.weight", "head.fc1.weight"} <= decaying
+    assert {
+        "encoder.patch_embed.weight",
+        "encoder.layers.0.attn.qkv.weight",
+        "head.fc1.weight",
+    } <= decaying
     assert len(decaying) == 1 + 3 * 4 + 2
 
 
@@ -65,7 +73,9 @@ def test_layer_decay_falls_from_head_to_patches() -> None:
     assert scale["head.fc2.weight"] == scale["encoder.ln_post.weight"] == 1.0
     assert scale["encoder.layers.2.mlp.fc1.weight"] == 0.5
     assert scale["encoder.layers.0.norm1.bias"] == 0.125
-    assert scale["encoder.patch_embed.weight"] == scale["encoder.token_pos_embedding.local"] == 0.0625
+    assert (
+        scale["encoder.patch_embed.weight"] == scale["encoder.token_pos_embedding.local"] == 0.0625
+    )
 
 
 def test_a_fixed_table_is_not_trained() -> None:

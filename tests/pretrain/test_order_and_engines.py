@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
-from jobs import Data, losses, succeed, trace, write_recipe
+from jobs import Data, losses, metrics, succeed, trace, write_recipe
 
 RUNS = {
     "one process": ("engine.kind=ddp", "data.workers=0", 0),
@@ -24,7 +26,14 @@ def folders(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     recipe = write_recipe(root, data)
     for name, (*settings, processes) in RUNS.items():
         folder = name.replace(" ", "_")
-        succeed("pretrain", recipe, f"run.dir={root}", f"run.name={folder}", *settings, processes=processes)
+        succeed(
+            "pretrain",
+            recipe,
+            f"run.dir={root}",
+            f"run.name={folder}",
+            *settings,
+            processes=processes,
+        )
     return {name: root / name.replace(" ", "_") for name in RUNS}
 
 
@@ -52,8 +61,6 @@ def test_losses_of_10_steps_agree(folders: dict[str, Path], name: str) -> None:
 
 
 def test_gradients_were_clipped(folders: dict[str, Path]) -> None:
-    from jobs import metrics
-
     norms = [row["grad_norm"] for row in metrics(folders["one process"]) if "grad_norm" in row]
     assert max(norms[:10]) > 0.5
 
@@ -62,20 +69,43 @@ def test_gradients_were_clipped(folders: dict[str, Path]) -> None:
 def test_accumulation_in_bf16_follows_fp32(
     folders: dict[str, Path], data: Data, tmp_path: Path, engine: str
 ) -> None:
-    settings = ("engine.precision=bf16", "train.micro_batch_size=3", "train.steps=50", f"engine.kind={engine}")
+    settings = (
+        "engine.precision=bf16",
+        "train.micro_batch_size=3",
+        "train.steps=50",
+        f"engine.kind={engine}",
+    )
     recipe = write_recipe(tmp_path, data)
-    succeed("pretrain", recipe, f"run.dir={tmp_path}", *settings, "engine.activation_checkpointing=full", processes=2)
+    succeed(
+        "pretrain",
+        recipe,
+        f"run.dir={tmp_path}",
+        *settings,
+        "engine.activation_checkpointing=full",
+        processes=2,
+    )
     wanted, found = losses(folders["one process"]), losses(tmp_path / "tiny")
     for step in range(1, 11):
         assert found[step] == pytest.approx(wanted[step], abs=1e-2), f"step {step}"
 
 
-def test_ragged_shards_on_three_processes_train_and_end(data: Data, tmp_path: Path) -> None:
-    from conftest import write_pictures
-
-    write_pictures(tmp_path / "images", 27, seed=3)
+def test_shards_of_7_3_11_1_and_5_images_on_three_processes_train_and_end(
+    data: Data, tmp_path: Path
+) -> None:
     shards = tmp_path / "shards"
-    succeed("data_tools", "pack", tmp_path / "images", shards, "--shard-size", "6KB")
-    recipe = write_recipe(tmp_path, Data(shards, data.val, data.images))
-    succeed("pretrain", recipe, f"run.dir={tmp_path}", "train.steps=0", "train.epochs=2", processes=3)
+    shards.mkdir()
+    pictures = sorted((data.images.parent / "train").rglob("*.png"))
+    for number, size in enumerate((7, 3, 11, 1, 5)):
+        with tarfile.open(shards / f"{number}.tar", "w") as tar:
+            for key in range(size):
+                tar.add(pictures.pop(), f"{key}.png")
+                label = tarfile.TarInfo(f"{key}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(b"%d" % (key % 3)))
+    succeed("data_tools", "index", shards)
+    recipe = write_recipe(tmp_path, Data(shards, shards, data.images))
+    succeed(
+        "pretrain", recipe, f"run.dir={tmp_path}", "train.steps=0", "train.epochs=2", processes=3
+    )
     assert max(losses(tmp_path / "tiny")) == 5  # 2 x 27 images in batches of 12, rounded up
+    assert metrics(tmp_path / "tiny")[-1]["n"] == 27

@@ -19,7 +19,11 @@ PUBLISHED = {
     "configs/pretrain/vit_l16_in21k.yaml": (224, 304.33),
     "configs/pretrain/hybrid_r50_vit_b16.yaml": (384, 98.95),
 }
-PRETRAINING = [str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if "finetune" not in str(path)]
+PRETRAINING = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if "finetune" not in str(path)
+]
 
 
 def build(config: Config, num_classes: int) -> torch.nn.Module:
@@ -32,13 +36,20 @@ def test_a_pretraining_recipe_builds(recipe: str) -> None:
     config = load(str(ROOT / recipe), [])
     model = build(config, 1000)
     assert config.model.head == "mlp"
-    assert model(torch.empty(2, 3, config.data.tile_size, config.data.tile_size, device="meta")).shape == (2, 1000)
+    assert model(
+        torch.empty(2, 3, config.data.tile_size, config.data.tile_size, device="meta")
+    ).shape == (2, 1000)
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_its_size_is_the_published_one(recipe: str) -> None:
     size, millions = PUBLISHED[recipe]
-    settings = [f"data.tile_size={size}", "model.head=linear", "model.pool=cls", "model.position=learned"]
+    settings = [
+        f"data.tile_size={size}",
+        "model.head=linear",
+        "model.pool=cls",
+        "model.position=learned",
+    ]
     model = build(load(str(ROOT / recipe), settings), 1000)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
 
@@ -50,7 +61,9 @@ def test_labmls_cifar10_model_has_its_sizes() -> None:
     assert len(model.blocks) == 6
 
 
-@pytest.mark.parametrize("recipe", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.yaml"))])
+@pytest.mark.parametrize(
+    "recipe", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
+)
 def test_the_head_comment_says_command_and_expectation(recipe: str) -> None:
     lines = (ROOT / recipe).read_text().splitlines()
     head = "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))

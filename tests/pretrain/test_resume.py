@@ -6,13 +6,16 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
+from data_tools.errors import UsageError
 from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.run_folder import RunFolder
 
 STEPS = 40
 
@@ -23,7 +26,13 @@ def recipe(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(recipe: Path, name: str, *settings: str) -> tuple[object, ...]:
-    return (recipe, f"run.dir={recipe.parent}", f"run.name={name}", f"train.steps={STEPS}", *settings)
+    return (
+        recipe,
+        f"run.dir={recipe.parent}",
+        f"run.name={name}",
+        f"train.steps={STEPS}",
+        *settings,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,10 @@ def killed(recipe: Path, uninterrupted: Path) -> Path:
 
 
 def same_weights(a: Path, b: Path) -> None:
-    first, second = Checkpoint(complete(a / "checkpoints")[0]), Checkpoint(complete(b / "checkpoints")[0])
+    first, second = (
+        Checkpoint(complete(a / "checkpoints")[0]),
+        Checkpoint(complete(b / "checkpoints")[0]),
+    )
     assert first.step == second.step
     assert first.tensors == second.tensors
     for key in first.tensors:
@@ -56,7 +68,9 @@ def continued(killed: Path, name: str) -> str:
     return name
 
 
-def test_killed_and_continued_equals_uninterrupted(recipe: Path, uninterrupted: Path, killed: Path) -> None:
+def test_killed_and_continued_equals_uninterrupted(
+    recipe: Path, uninterrupted: Path, killed: Path
+) -> None:
     assert status(killed)["state"] == "running"
     name = continued(killed, "again")
     output = succeed("pretrain", *arguments(recipe, name, "engine.kind=fsdp"), processes=2)
@@ -65,7 +79,9 @@ def test_killed_and_continued_equals_uninterrupted(recipe: Path, uninterrupted: 
     assert trace(folder) == trace(uninterrupted)
     assert losses(folder) == losses(uninterrupted)
     same_weights(folder, uninterrupted)
-    assert [row["step"] for row in metrics(folder)] == [row["step"] for row in metrics(uninterrupted)]
+    assert [row["step"] for row in metrics(folder)] == [
+        row["step"] for row in metrics(uninterrupted)
+    ]
     assert status(folder)["state"] == "done"
     assert (folder / "checkpoints/latest").read_text() == f"step-{STEPS:08d}\n"
 
@@ -117,10 +133,37 @@ def test_a_signal_before_the_first_step_saves_and_stops(recipe: Path) -> None:
     os.kill(job.process.pid, signal.SIGTERM)
     code, output = job.finish()
     assert code == 75, output
-    assert status(folder)["step"] == complete(folder / "checkpoints")[0].name.endswith("1")
+    assert complete(folder / "checkpoints")[0].name == f"step-{status(folder)['step']:08d}"
+    assert status(folder)["step"] <= 1
 
 
-def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
+def test_workers_whose_torchrun_was_killed_save_and_end(recipe: Path, uninterrupted: Path) -> None:
+    folder = recipe.parent / "orphans"
+    call = arguments(recipe, "orphans", "engine.kind=fsdp")
+    job = Job(folder, "pretrain", *call, processes=2)
+    job.wait_for_step(5)
+    workers = job.workers()
+    os.kill(job.process.pid, signal.SIGKILL)
+    limit = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < limit, "the workers went on"
+        time.sleep(0.05)
+    assert status(folder)["state"] == "stopped"
+    succeed("pretrain", *call, processes=2)
+    assert losses(folder) == losses(uninterrupted)
+
+
+def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.create()
+    first.lock()
+    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        second.lock(patience=0.0)
+
+
+def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(
+    recipe: Path, uninterrupted: Path
+) -> None:
     name = continued(uninterrupted, "longer")
     before = (recipe.parent / name / "metrics.jsonl").read_text()
     output = succeed("pretrain", *arguments(recipe, name))
@@ -130,7 +173,9 @@ def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, un
     assert max(losses(recipe.parent / name)) == 42
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, uninterrupted: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    recipe: Path, uninterrupted: Path
+) -> None:
     name = continued(uninterrupted, "damaged")
     newest, older = complete(recipe.parent / name / "checkpoints")[:2]
     file = newest / "rank-00000.safetensors"
@@ -155,7 +200,11 @@ def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [("train.batch_size=24", "batch_size=12"), ("run.seed=1", "seed=0"), ("model.embed_dim=32", "has shape")],
+    [
+        ("train.batch_size=24", "batch_size=12"),
+        ("run.seed=1", "seed=0"),
+        ("model.embed_dim=32", "has shape"),
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
     recipe: Path, uninterrupted: Path, setting: str, named: str
@@ -173,7 +222,9 @@ def test_resume_never_refuses_a_folder_that_holds_a_run(recipe: Path, uninterrup
     assert "holds a run" in done.stderr
 
 
-def test_what_an_interrupted_save_left_is_removed_and_said(recipe: Path, uninterrupted: Path) -> None:
+def test_what_an_interrupted_save_left_is_removed_and_said(
+    recipe: Path, uninterrupted: Path
+) -> None:
     name = continued(uninterrupted, "litter")
     litter = recipe.parent / name / "checkpoints/step-00000099.tmp"
     litter.mkdir()
@@ -198,7 +249,11 @@ def test_no_process_reads_or_writes_the_whole_state(uninterrupted: Path) -> None
 def test_wandb_keeps_one_id_over_restarts(recipe: Path, data: Data) -> None:
     folder = recipe.parent / "tracked"
     for steps in (3, 6):
-        succeed("pretrain", *arguments(recipe, "tracked", "tracking.wandb=offline"), f"train.steps={steps}")
+        succeed(
+            "pretrain",
+            *arguments(recipe, "tracked", "tracking.wandb=offline"),
+            f"train.steps={steps}",
+        )
     runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     assert len({file.stem for file in runs}) == 1

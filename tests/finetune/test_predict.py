@@ -1,0 +1,98 @@
+"""Evaluation, prediction and export of a trained run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Data, metrics, run, succeed, write_recipe
+
+
+@pytest.fixture(scope="module")
+def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that can tell the colours apart."""
+    root = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(root, data)
+    succeed("pretrain", recipe, f"run.dir={root}", "train.steps=60", "optim.lr=0.01")
+    return root / "tiny"
+
+
+def test_evaluation_of_21_images_is_the_same_on_1_2_and_4_processes(
+    trained: Path, data: Data
+) -> None:
+    found = []
+    for processes in (0, 1, 2, 4):
+        output = succeed(
+            "finetune", "evaluate", trained, data.val, "--batch-size", 4, processes=processes
+        )
+        found.append(json.loads(output))
+    assert found[0]["n"] == 21
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-12)
+        assert (other["n"], other["top1"]) == (found[0]["n"], found[0]["top1"])
+    assert found[0]["top1"] * 21 == pytest.approx(round(found[0]["top1"] * 21))
+
+
+def test_it_agrees_with_the_evaluation_of_the_training_run(trained: Path, data: Data) -> None:
+    last = metrics(trained)[-1]
+    found = json.loads(succeed("finetune", "evaluate", trained, data.val))
+    assert last["n"] == found["n"] == 21
+    assert (last["top1"], last["loss"]) == pytest.approx((found["top1"], found["loss"]), abs=1e-6)
+
+
+def test_an_export_gives_the_same_predictions(trained: Path, data: Data, tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    succeed("finetune", "export", trained, target, "--format", "safetensors")
+    images = sorted(data.images.rglob("*.png"))[:3]
+    wanted = succeed("finetune", "predict", trained, *images, "--json")
+    assert succeed("finetune", "predict", target, *images, "--json") == wanted
+    rows = [json.loads(line) for line in wanted.splitlines()]
+    assert [row["image"] for row in rows] == [str(path) for path in images]
+    assert all(sum(row["classes"].values()) == pytest.approx(1.0) for row in rows)
+
+
+def test_predictions_name_the_classes(trained: Path, data: Data) -> None:
+    images = sorted(data.images.rglob("*.png"))
+    output = succeed("finetune", "predict", trained, *images, "--topk", 1)
+    guesses = [line.split(": ")[1].split()[0] for line in output.splitlines()]
+    assert len(guesses) == 21
+    right = sum(guess == path.parent.name for guess, path in zip(guesses, images, strict=True))
+    assert right / 21 == pytest.approx(metrics(trained)[-1]["top1"])
+    assert right >= 15
+
+
+def test_an_unreadable_image_ends_in_exit_3_after_the_others(
+    trained: Path, data: Data, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    good = sorted(data.images.rglob("*.png"))[0]
+    done = run("finetune", "predict", trained, tmp_path / "broken.jpg", good, tmp_path / "none.png")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 1 and str(good) in done.stdout
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2 and "broken.jpg" in errors[0] and "none.png" in errors[1]
+
+
+def test_other_classes_are_refused(trained: Path, data: Data, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in data.val.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "classes.json").write_text('["blue", "green", "purple"]')
+    done = run("finetune", "evaluate", trained, other)
+    assert done.returncode == 2
+    assert "classes.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_that_is_not_there(data: Data) -> None:
+    done = run("finetune", "evaluate", "/no/such/run", data.val)
+    assert done.returncode == 2
+    assert "/no/such/run" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_report_needs_no_network(trained: Path) -> None:
+    page = (trained / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") >= 5
+    assert page.count("data:image/png;base64,") == 12
