@@ -43,9 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("pack", help="a folder or zip of images to shards")
     command.add_argument("src", metavar="SRC", help="class/.../image folders, or a .zip of them")
     command.add_argument("dst", metavar="DST", help="a new or empty folder, or one to go on with")
-    command.add_argument(
-        "--csv", metavar="FILE", help="labels: columns file,label; SRC may be flat"
-    )
+    command.add_argument("--csv", metavar="FILE", help="labels: columns file,label; SRC may be flat")
     command.add_argument(
         "--shard-size", type=_size, default="1GB", metavar="BYTES", help="e.g. 100MB (default: 1GB)"
     )
@@ -62,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_index)
 
     command = commands.add_parser("verify", help="what is wrong in shards; exit code 3 if anything")
-    command.add_argument(
-        "shards", metavar="SHARDS", help="a folder of shards or its shardindex.json"
-    )
+    command.add_argument("shards", metavar="SHARDS", help="a folder of shards or its shardindex.json")
     command.add_argument("--decode", action="store_true", help="decode every image")
     command.add_argument("--max-pixels", type=int, default=_MAX_PIXELS, help=f"({_MAX_PIXELS})")
     command.set_defaults(run=_verify)

@@ -86,9 +86,7 @@ class EvalTransform:
             return _tiled(image, self.tile_size, self.max_tiles)
         short = min(image.shape[:2])
         image = _centre(image, *(min(side, _MAX_RATIO * short) for side in image.shape[:2]))
-        height, width = (
-            max(self.short_side, self.short_side * n // short) for n in image.shape[:2]
-        )
+        height, width = (max(self.short_side, self.short_side * n // short) for n in image.shape[:2])
         resized = resize(_channels_first(image), height, width).numpy()
         return _single(_centre(resized.transpose(1, 2, 0), self.tile_size, self.tile_size))
 
@@ -153,6 +151,4 @@ def _check_sizes(tile_size: int, max_tiles: int) -> None:
 def _check_range(name: str, values: tuple[float, float], upper: float) -> None:
     if len(values) != 2 or not 0 < values[0] <= values[1] <= upper:
         limit = f" and at most {upper:g}" if upper < math.inf else ""
-        raise UsageError(
-            f"data.augment.{name}={list(values)} must be two rising numbers above 0{limit}."
-        )
+        raise UsageError(f"data.augment.{name}={list(values)} must be two rising numbers above 0{limit}.")

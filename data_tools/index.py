@@ -31,9 +31,7 @@ INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
 CLASSES_NAME = "classes.json"
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-ROW = np.dtype(
-    [("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")]
-)
+ROW = np.dtype([("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")])
 NO_LABEL = -1
 _MAX_IMAGE, _MAX_LABEL_FILE = 2**31 - 1, 1 << 20
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: a dot file has no key
@@ -49,11 +47,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.shard}:{self.key}: {self.reason}"
-            if self.key
-            else f"{self.shard}: {self.reason}"
-        )
+        return f"{self.shard}:{self.key}: {self.reason}" if self.key else f"{self.shard}: {self.reason}"
 
 
 @dataclass
@@ -116,9 +110,7 @@ def shard_paths(folder: Path) -> list[Path]:
         raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
     paths = sorted(path for path in folder.glob("*.tar") if path.is_file())
     if not paths:
-        raise UsageError(
-            f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST."
-        )
+        raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
     return paths
 
 
@@ -171,9 +163,7 @@ def without_unlabelled(scans: list[Scan], paths: list[Path]) -> list[NDArray[np.
     return kept
 
 
-def _group(
-    file: BinaryIO, path: Path, problems: list[Problem]
-) -> dict[str, list[tuple[str, Member]]]:
+def _group(file: BinaryIO, path: Path, problems: list[Problem]) -> dict[str, list[tuple[str, Member]]]:
     """Members by key, in the order of the first; only image, cls and json members are looked at."""
     groups: dict[str, list[tuple[str, Member]]] = {}
     for member in scan(file, str(path), path.stat().st_size):

@@ -68,9 +68,7 @@ def permute(i: ArrayLike, n: int, key: ArrayLike) -> NDArray[np.int64]:
     return x.astype(np.int64).reshape(i.shape)
 
 
-def _feistel(
-    x: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def _feistel(x: NDArray[np.uint64], half: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = x >> half, x & mask
     for _ in range(_ROUNDS):

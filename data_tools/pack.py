@@ -28,9 +28,7 @@ from data_tools.order import hash64, permute
 from data_tools.sources import Entry, Labelled, Source, label_by_csv, label_by_folder, open_source
 
 PLAN_NAME = "pack.json"
-_OURS = re.compile(
-    rf"(shard-\d{{6}}\.tar|{CLASSES_NAME}|{INDEX_NAME}|{OFFSETS_NAME}|{PLAN_NAME})(\.tmp)?"
-)
+_OURS = re.compile(rf"(shard-\d{{6}}\.tar|{CLASSES_NAME}|{INDEX_NAME}|{OFFSETS_NAME}|{PLAN_NAME})(\.tmp)?")
 _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
 _BLOCK = 512
 
@@ -118,9 +116,7 @@ def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry],
     return [e for e, out in pairs if not out], [e for e, out in pairs if out]
 
 
-def _plan(
-    entries: list[Entry], classes: list[str], seed: int, shuffle: bool, shard_size: int
-) -> _Plan:
+def _plan(entries: list[Entry], classes: list[str], seed: int, shuffle: bool, shard_size: int) -> _Plan:
     content = hashlib.sha256(json.dumps(classes).encode())
     for entry in entries:
         content.update(_metadata(entry) + b"%d\n" % entry.size)
@@ -132,9 +128,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
         raise UsageError(f"{folder} is a file: give a new folder for the shards.")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if other := [name for name in names if not allowed(name)]:
-        raise UsageError(
-            f"{folder} holds something else ({min(other)!r}): give a new or an empty folder."
-        )
+        raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
 
 
 def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:

@@ -43,9 +43,7 @@ class Prefetch(Generic[Task, Result]):
 
     def __next__(self) -> Result:
         if not self._threads:
-            return self._build(
-                next(self._tasks), lambda function, items: list(map(function, items))
-            )
+            return self._build(next(self._tasks), lambda function, items: list(map(function, items)))
         self._fill()
         if not self._ahead:
             raise StopIteration

@@ -103,17 +103,13 @@ def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
     file = path if path.suffix == ".json" else path / INDEX_NAME
     folder = file.parent
     if not folder.is_dir():
-        raise UsageError(
-            f"{path} does not exist: make shards with python -m data_tools pack SRC DST."
-        )
+        raise UsageError(f"{path} does not exist: make shards with python -m data_tools pack SRC DST.")
     if not file.is_file():
         if any(folder.glob("*.tar")):
             raise UsageError(
                 f"{folder} has shards but no {INDEX_NAME}: run python -m data_tools index {folder}"
             )
-        raise UsageError(
-            f"{folder} holds no shards: make some with python -m data_tools pack SRC {folder}"
-        )
+        raise UsageError(f"{folder} holds no shards: make some with python -m data_tools pack SRC {folder}")
     data = file.read_bytes()
     try:
         index = json.loads(data)

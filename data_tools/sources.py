@@ -145,9 +145,7 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
             for row in reader:
                 path, label = row["file"], (row["label"] or "").strip()
                 if path not in images:
-                    raise DataError(
-                        f"{table}:{reader.line_num}: {source.name} has no image {path!r}."
-                    )
+                    raise DataError(f"{table}:{reader.line_num}: {source.name} has no image {path!r}.")
                 if path in names or not label:
                     what = "is listed twice" if path in names else "has no label"
                     raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")
@@ -167,9 +165,7 @@ def _number(labels: set[str], table: str) -> tuple[dict[str, int], list[str]]:
     if all(re.fullmatch("[0-9]+", label) for label in labels):
         count = max(map(int, labels)) + 1
         if count > _MAX_CLASSES:
-            raise UsageError(
-                f"{table} has a label of {count - 1}: labels count the classes from 0."
-            )
+            raise UsageError(f"{table} has a label of {count - 1}: labels count the classes from 0.")
         return {label: int(label) for label in labels}, [str(label) for label in range(count)]
     classes = sorted(labels, key=os.fsencode)
     return {name: label for label, name in enumerate(classes)}, classes

@@ -132,9 +132,7 @@ def _header(block: bytes, shard: str, position: int, size: int) -> tuple[str, in
 def _number(field: bytes) -> int | None:
     """An octal field, or base 256 behind 0x80 (negative: 0xff); None if it is neither."""
     if field[0] in (0x80, 0xFF):
-        return int.from_bytes(field[1:], "big") - (
-            256 ** (len(field) - 1) if field[0] == 0xFF else 0
-        )
+        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     digits = field.split(b"\0", 1)[0].strip()
     if not digits:
         return 0
@@ -151,9 +149,7 @@ def _records(content: bytes, shard: str, position: int) -> dict[str, str]:
         if end <= start or end > len(content) or not separator:
             raise DataError(f"{shard} has a damaged extended header at byte {position}.")
         if key.startswith(b"GNU.sparse"):
-            raise DataError(
-                f"{shard} holds a sparse file at byte {position}: write it as plain tar."
-            )
+            raise DataError(f"{shard} holds a sparse file at byte {position}: write it as plain tar.")
         if key == b"path" or (key == b"size" and value.isdigit()):
             found[key.decode()] = value.decode("utf-8", "surrogateescape")
         start = end

@@ -77,9 +77,7 @@ def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic
     if resample == "nearest":
         return interpolate(image[None], size=(height, width), mode="nearest")[0]
     size = (height, width)
-    return interpolate(image[None], size=size, mode=resample, align_corners=False, antialias=True)[
-        0
-    ]
+    return interpolate(image[None], size=size, mode=resample, align_corners=False, antialias=True)[0]
 
 
 def resize_with_pad(

@@ -23,9 +23,7 @@ from data_tools.shards import ShardSet, load_index, size_problem
 _DECODE_AHEAD = 1024
 
 
-def verify(
-    path: str | Path, *, decode_images: bool, max_pixels: int, threads: int
-) -> Iterator[Problem]:
+def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: int) -> Iterator[Problem]:
     """Every problem of the shards at `path`, shard by shard.
 
     Sizes, sha256 and tar headers are checked, the samples that the index had to leave out are

@@ -33,12 +33,8 @@ def _finetune(arguments: list[str]) -> NoReturn:
         description="Fine-tune pretrained weights. The same command again resumes.",
         epilog="Other commands: python -m finetune evaluate | predict | export, each with --help.",
     )
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml"
-    )
-    parser.add_argument(
-        "settings", metavar="key=value", nargs="*", help="init=RUN, and keys of the recipe"
-    )
+    parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="init=RUN, and keys of the recipe")
     given = parser.parse_args(arguments)
 
     from pretrain.run_folder import log, write_json
@@ -66,9 +62,7 @@ def _evaluate(arguments: list[str]) -> int:
         prog="python -m finetune evaluate",
         description="Exact accuracy over SHARDS, as one JSON line.",
     )
-    parser.add_argument(
-        "run", metavar="RUN", help="a run folder, checkpoint folder or exported file"
-    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("shards", metavar="SHARDS")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=4, help="decoding threads (default: 4)")
@@ -83,9 +77,7 @@ def _predict(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m finetune predict", description="Class names and probabilities of images."
     )
-    parser.add_argument(
-        "run", metavar="RUN", help="a run folder, checkpoint folder or exported file"
-    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--topk", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON line for each image")
@@ -100,9 +92,7 @@ def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m finetune export", description="The weights of a run as one file."
     )
-    parser.add_argument(
-        "run", metavar="RUN", help="a run folder, checkpoint folder or exported file"
-    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("destination", metavar="DST", help="the file to write")
     parser.add_argument("--format", choices=["safetensors"], required=True)
     given = parser.parse_args(arguments)

@@ -47,8 +47,8 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
     old, new = original.geometry, model.geometry
     if old.prefix != new.prefix:
         raise UsageError(
-            f"{source.name}: pretrained with model.pool={source.facts['model']['pool']}, and a class token is "
-            f"part of the body: set model.pool to the same",
+            f"{source.name}: pretrained with model.pool={source.facts['model']['pool']}, and a class "
+            f"token is part of the body: set model.pool to the same",
             shared=True,
         )
     _refuse_differences(source, {name for name, _ in original.named_parameters()})
@@ -81,18 +81,12 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
 
 def _refuse_differences(source: Source, expected: set[str]) -> None:
     """Refuse weights whose names are not those of the model that they say they belong to."""
-    missing = sorted(
-        name for name in expected - source.shapes.keys() if not name.startswith("head.")
-    )
-    surplus = sorted(
-        name for name in source.shapes.keys() - expected if not name.startswith("head.")
-    )
+    missing = sorted(name for name in expected - source.shapes.keys() if not name.startswith("head."))
+    surplus = sorted(name for name in source.shapes.keys() - expected if not name.startswith("head."))
     if missing or surplus:
         lacks = f"lacks {missing[0]}" if missing else ""
         has = f"holds {surplus[0]}, which its model does not know" if surplus else ""
-        raise UsageError(
-            f"{source.name}: it {' and '.join(filter(None, (lacks, has)))}", shared=True
-        )
+        raise UsageError(f"{source.name}: it {' and '.join(filter(None, (lacks, has)))}", shared=True)
 
 
 def _summary(

@@ -36,9 +36,7 @@ class Source:
     def data(self) -> DataConfig:
         """The preprocessing that the weights were trained with."""
         known = self.facts["preprocessing"]
-        return DataConfig(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()}
-        )
+        return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
 
     def build(self) -> Classifier:
         """The classifier without its weights, on the current default device."""
@@ -91,13 +89,9 @@ def open_source(init: str) -> Source:
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    shapes = {
-        key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")
-    }
+    shapes = {key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")}
     facts = {key: checkpoint.state[key] for key in FACTS}
-    return Source(
-        str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}")
-    )
+    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
 
 
 def _from_file(path: Path) -> Source:

@@ -24,9 +24,7 @@ def write_digits(folder: Path, seed: int = 0) -> None:
 
     digits = load_digits()
     rng = np.random.default_rng(seed)
-    held_out = set(
-        rng.permutation(len(digits.images))[: round(HELD_OUT * len(digits.images))].tolist()
-    )
+    held_out = set(rng.permutation(len(digits.images))[: round(HELD_OUT * len(digits.images))].tolist())
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "val" if number in held_out else "train"
         shapes = [SHAPES[rng.integers(len(SHAPES))]] if split == "val" else SHAPES
@@ -41,9 +39,7 @@ def _picture(pixels: np.ndarray, rows: int, columns: int, rng: np.random.Generat
     height = round(TILE * (rows - 1 + rng.uniform(0.8, 1.0)))
     width = round(TILE * (columns - 1 + rng.uniform(0.8, 1.0)))
     size = (round(width * rng.uniform(0.85, 1.0)), round(height * rng.uniform(0.85, 1.0)))
-    glyph = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(
-        size, Image.Resampling.BICUBIC
-    )
+    glyph = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     picture = Image.new("RGB", (width, height))
     corner = (int(rng.integers(width - size[0] + 1)), int(rng.integers(height - size[1] + 1)))
     picture.paste(Image.merge("RGB", (glyph,) * 3), corner)

@@ -32,9 +32,7 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
-    parser.add_argument(
-        "--fresh", action="store_true", help="remove what an earlier quickstart left, first"
-    )
+    parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left, first")
     given = parser.parse_args(arguments)
     if given.fresh:
         for folder in (DATA, PRETRAIN, FINETUNE):
@@ -74,9 +72,7 @@ def prepare_data() -> None:
 
 
 def pretrain() -> None:
-    console.rule(
-        f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way"
-    )
+    console.rule(f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way")
     command = torchrun("pretrain", "configs/quickstart.yaml")
     if status(PRETRAIN).get("state") is None:
         stop_half_way(command)
@@ -87,7 +83,10 @@ def pretrain() -> None:
 def stop_half_way(command: list[str]) -> None:
     """Start `command` and send SIGTERM to one of its processes when half of the steps are done."""
     console.print(f"$ python {shlex.join(command)}", style="bold cyan")
-    job = subprocess.Popen([sys.executable, *command], env=environment())
+    # torchrun reports every stop as a failure, at length; status.json says how the job really ended.
+    messages = DATA / "torchrun.log"
+    with messages.open("w") as errors:
+        job = subprocess.Popen([sys.executable, *command], env=environment(), stderr=errors)
     while job.poll() is None:
         now = status(PRETRAIN)
         if now.get("state") == "running" and now["step"] * 2 >= now["steps"]:
@@ -96,9 +95,8 @@ def stop_half_way(command: list[str]) -> None:
             job.wait()
             break
         time.sleep(0.1)
-    # torchrun turns every exit code of a worker into 1; status.json has the real one.
     if status(PRETRAIN).get("exit_code") not in (0, 75):
-        raise UsageError(f"the pretraining failed: {status(PRETRAIN).get('reason', 'see above')}")
+        raise UsageError(f"the pretraining failed: see {messages}")
 
 
 def finetune() -> None:

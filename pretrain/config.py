@@ -23,9 +23,7 @@ class RunConfig:
     name: str = ""  # empty: the recipe's name
     dir: str = "runs"
     seed: int = 0
-    resume: str = (
-        "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
-    )
+    resume: str = "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
 
 
 @dataclass
@@ -59,9 +57,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    name: str = (
-        "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
-    )
+    name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
     head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
     head_hidden: int | None = None  # null: embed_dim
     head_activation: str = "tanh"
@@ -230,39 +226,25 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value not in choices:
-            raise UsageError(
-                f"{key}={value}: {key} is one of {', '.join(choices)}{_nearest(value, choices)}"
-            )
+            raise UsageError(f"{key}={value}: {key} is one of {', '.join(choices)}{_nearest(value, choices)}")
     for key in POSITIVE + NOT_NEGATIVE:
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value < 0 or (value == 0 and key in POSITIVE):
-            raise UsageError(
-                f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0"
-            )
+            raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
     if not 0 < config.optim.layer_decay <= 1:
-        raise UsageError(
-            f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1"
-        )
+        raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
     if not 0 <= config.data.max_bad_fraction <= 1:
-        raise UsageError(
-            f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1"
-        )
+        raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
     if not config.data.train:
-        raise UsageError(
-            "data.train is empty: give the folder of the training shards, data.train=FOLDER"
-        )
+        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:
-        raise UsageError(
-            f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1"
-        )
+        raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
 
 
-def _merge(
-    schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]
-) -> DictConfig:
+def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
     merged = OmegaConf.merge(OmegaConf.structured(schema), defaults)
     try:
         recipe = OmegaConf.load(path)
@@ -286,9 +268,7 @@ def _merge(
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         _check_key(key, keys, "command line")
-        dotlist.append(
-            item if value else f"{key}=''"
-        )  # nothing behind the sign is the empty text, not null
+        dotlist.append(item if value else f"{key}=''")  # nothing behind the sign is the empty text, not null
     try:
         merged = OmegaConf.merge(merged, recipe)
     except OmegaConfBaseException as error:

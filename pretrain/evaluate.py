@@ -83,9 +83,7 @@ def evaluate(
             examples += _examples(cpu_batch, logits.softmax(-1).cpu())
     n, loss, top1, top5, bad = world.sum(sums.tolist())
     if not n:
-        raise DataError(
-            "none of the evaluation images could be read; see bad_samples.jsonl", shared=True
-        )
+        raise DataError("none of the evaluation images could be read; see bad_samples.jsonl", shared=True)
     return Evaluation(
         n=int(n),
         loss=loss / n,

@@ -91,9 +91,7 @@ def open_inputs(config: Config) -> Inputs:
     order.check(config.train.batch_size)
     if val is not None:
         _check_same_classes(config, train.classes, val.classes)
-    steps = config.train.steps or math.ceil(
-        config.train.epochs * order.epoch_size / config.train.batch_size
-    )
+    steps = config.train.steps or math.ceil(config.train.epochs * order.epoch_size / config.train.batch_size)
     return Inputs(config, train, val, order, _num_classes(config, train), steps)
 
 

@@ -98,9 +98,7 @@ def run_job(
     except Exception as error:
         # A typed failure of another process ends this one too: it must not cover that one's status.
         if folder.status().get("state") != "failed":
-            folder.set_status(
-                "failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank
-            )
+            folder.set_status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

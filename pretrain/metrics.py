@@ -45,9 +45,7 @@ class Meter:
         return time.perf_counter() - self.since
 
 
-def speed_row(
-    sums: list[float], seconds: float, processes: int, peak: float | None
-) -> dict[str, Any]:
+def speed_row(sums: list[float], seconds: float, processes: int, peak: float | None) -> dict[str, Any]:
     """Figures of all processes since the last row. sums: images, tiles, flops, waited, over all of them."""
     images, tiles, flops, waited = sums
     return {

@@ -89,9 +89,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def state_tensors(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter
-) -> Iterator[tuple[str, Tensor]]:
+def state_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
     """The optimizer's tensors that have the parameter's shape, by kind."""
     for kind, value in optimizer.state.get(parameter, {}).items():
         if kind != "step":

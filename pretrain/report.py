@@ -75,9 +75,7 @@ def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
         "head": config.model.head,
         "engine": f"{config.engine.kind} {config.engine.precision}",
     }
-    return "".join(
-        f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items()
-    )
+    return "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
 
 
 def _figure(rows: list[dict[str, Any]], key: str, title: str, form: str) -> str:
@@ -117,7 +115,7 @@ def _example(item: Example, classes: list[str] | None) -> str:
     name, truth = (classes[i] if classes else str(i) for i in (best, item.label))
     verdict = "" if best == item.label else f' <span class="wrong">(is {html.escape(truth)})</span>'
     rows, columns = item.grid
-    count, channels, side, _ = item.tiles.shape
+    _, channels, side, _ = item.tiles.shape
     # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.
     canvas = item.tiles.view(rows, columns, channels, side, side).permute(0, 3, 1, 4, 2)
     pixels = canvas.reshape(rows * side, columns * side, channels).numpy()

@@ -62,9 +62,7 @@ class RunFolder:
                     ) from None
                 time.sleep(0.2)
             except OSError:
-                log.warning(
-                    "%s: this file system has no locks; do not start two jobs in it", self.path
-                )
+                log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -92,11 +90,7 @@ class RunFolder:
 
     def set_status(self, state: str, **facts: Any) -> None:
         """Update status.json; facts that are not named stay."""
-        status = (
-            self.status()
-            | {"state": state, "time": time.time(), "host": socket.gethostname()}
-            | facts
-        )
+        status = self.status() | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
         if state in ("starting", "running"):
             status.pop("exit_code", None)
             status.pop("reason", None)

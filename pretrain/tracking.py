@@ -57,9 +57,7 @@ class WandbTracker:
         self._run.finish()
 
 
-def start_tracking(
-    config: Config, folder: RunFolder, settings: dict[str, Any], rank: int
-) -> Tracker:
+def start_tracking(config: Config, folder: RunFolder, settings: dict[str, Any], rank: int) -> Tracker:
     """The tracker that the configuration asks for, on rank 0; on the others nothing is tracked."""
     if rank or config.tracking.wandb == "disabled":
         return NoTracker()

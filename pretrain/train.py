@@ -122,9 +122,7 @@ class Trainer:
                 for micro in range(self.split.accumulation):
                     last = micro == self.split.accumulation - 1
                     batch = self._next(stream)
-                    loss += self.engine.train_micro_batch(
-                        batch, self.objective, self.step, micro, last
-                    )
+                    loss += self.engine.train_micro_batch(batch, self.objective, self.step, micro, last)
                 norm = self.engine.update(rate)
                 self.step += 1
                 stopping = self._step_boundary()
@@ -272,10 +270,7 @@ class Trainer:
     def _newest_checkpoint(self) -> Checkpoint | None:
         root = self.folder.checkpoints
         self.world.rank0_first(
-            lambda: [
-                log.info("removed incomplete checkpoint %s", name)
-                for name in remove_incomplete(root)
-            ]
+            lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
         )
         found, damaged = newest(root, self.world)
         for text in damaged:

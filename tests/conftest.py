@@ -38,9 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     write_pictures(folder / "images/train", 97, seed=1)
     write_pictures(folder / "images/val", 21, seed=2)
     for split in ("train", "val"):
-        done = run(
-            "data_tools", "pack", folder / "images" / split, folder / split, "--shard-size", "20KB"
-        )
+        done = run("data_tools", "pack", folder / "images" / split, folder / split, "--shard-size", "20KB")
         assert done.returncode == 0, done.stderr
     return Data(folder / "train", folder / "val", folder / "images/val")
 

@@ -122,11 +122,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     """Whole rows of a JSON-lines file that may be being written."""
     if not file.exists():
         return []
-    return [
-        json.loads(line)
-        for line in file.read_text().splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -32,9 +32,7 @@ class Engine(ABC):
     gradients travel (`synchronize`).
     """
 
-    def __init__(
-        self, config: Config, world: World, model: nn.Module, initial_value: InitialValue
-    ) -> None:
+    def __init__(self, config: Config, world: World, model: nn.Module, initial_value: InitialValue) -> None:
         self.config, self.world = config, world
         if config.engine.activation_checkpointing == "full":
             for block in model.blocks:
@@ -61,9 +59,7 @@ class Engine(ABC):
     def autocast(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def train_micro_batch(
-        self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool
-    ) -> Tensor:
+    def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
         """Forward and backward. Returns the summed loss of the images of this process, detached.
 
         The gradient is that of the sum over all processes and micro-batches of
@@ -79,7 +75,7 @@ class Engine(ABC):
         return total.detach()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Clip the gradients, step the optimizer. Returns the norm before clipping, whole, on the device."""
+        """Clip the gradients, step the optimizer. Returns the whole norm before clipping, on the device."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.config.optim.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
@@ -90,7 +86,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def logits(self, batch: TileBatch) -> Tensor:
-        """Logits (B, classes) of a batch on the device, in evaluation mode. Called by all processes together."""
+        """Logits (B, classes) of a batch on the device, in evaluation mode; all processes call it together."""
         self.model.eval()
         with self.autocast():
             return self.forward_module(batch)

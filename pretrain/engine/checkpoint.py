@@ -140,9 +140,7 @@ def _publish(root: Path, step: int, size: int, keep: int) -> None:
     for key, tensor in tensors.items():
         held = sum(length for _, length, _ in tensor["pieces"])
         if held != prod(tensor["shape"]):
-            raise RuntimeError(
-                f"{temporary}: {held} values were written for {key} {tensor['shape']}"
-            )
+            raise RuntimeError(f"{temporary}: {held} values were written for {key} {tensor['shape']}")
     body = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
     _write_json(temporary / "manifest.json", {"sha256": _digest(body), **body})
     if final.exists():
@@ -185,15 +183,11 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._manifest = _read_manifest(path)
-        self.tensors = {
-            key: tuple(entry["shape"]) for key, entry in self._manifest["tensors"].items()
-        }
+        self.tensors = {key: tuple(entry["shape"]) for key, entry in self._manifest["tensors"].items()}
         try:
             self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: state.json is damaged ({error}); use another checkpoint"
-            ) from None
+            raise DataError(f"{path}: state.json is damaged ({error}); use another checkpoint") from None
         self.step: int = self.state["step"]
         self._open: dict[str, Any] = {}
 
@@ -222,9 +216,7 @@ class Checkpoint:
                 out[low - start : high - start] = piece
                 missing -= high - low
         if missing:
-            raise DataError(
-                f"{self.path}: {key} lacks {missing} of its values; use another checkpoint"
-            )
+            raise DataError(f"{self.path}: {key} lacks {missing} of its values; use another checkpoint")
         return out
 
     def whole(self, key: str) -> Tensor:
@@ -234,9 +226,7 @@ class Checkpoint:
 
     def model(self) -> dict[str, Tensor]:
         """All parameters of the model, whole, by name."""
-        return {
-            key[6:]: self.whole(key) for key in sorted(self.tensors) if key.startswith("model/")
-        }
+        return {key[6:]: self.whole(key) for key in sorted(self.tensors) if key.startswith("model/")}
 
     def load_into(self, ranges: Iterable[LocalRange]) -> None:
         """Copy the saved values into the live ranges.
@@ -247,9 +237,7 @@ class Checkpoint:
         wanted = {item.key: item.shape for item in ranges}
         for key in [*wanted, *self.tensors]:
             if key not in self.tensors:
-                raise UsageError(
-                    f"{self.path}: it lacks {key}, which this configuration has", shared=True
-                )
+                raise UsageError(f"{self.path}: it lacks {key}, which this configuration has", shared=True)
             if key not in wanted:
                 raise UsageError(
                     f"{self.path}: it holds {key}, which this configuration has not", shared=True
@@ -308,9 +296,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if digest != _digest(manifest):
         raise DataError(f"{path}: manifest.json is damaged: its sha256 does not fit its content")
     if manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: written in format {manifest.get('format')}; this version reads {FORMAT}"
-        )
+        raise DataError(f"{path}: written in format {manifest.get('format')}; this version reads {FORMAT}")
     for name in manifest["files"]:
         if Path(name).name != name or name in ("", ".", ".."):
             raise DataError(f"{path}: manifest.json names a file outside its folder: {name!r}")

@@ -47,9 +47,7 @@ class Packing:
         grid: integer (B, 2), rows and columns, on the CPU. ValueError if an image has no tile.
         """
         if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
-            raise ValueError(
-                f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}"
-            )
+            raise ValueError(f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}")
         if len(grid) == 0 or grid.min() < 1:
             raise ValueError("every image needs at least one row and one column of tiles")
         tiles = grid.prod(1)
@@ -92,10 +90,7 @@ class Packing:
         """(T, D) in packed order -> (B, D) in the order of the batch: the mean over each image."""
         parts = tiles.split([count * length for count, length in self.groups])
         means = torch.cat(
-            [
-                part.unflatten(0, group).mean(1)
-                for part, group in zip(parts, self.groups, strict=True)
-            ]
+            [part.unflatten(0, group).mean(1) for part, group in zip(parts, self.groups, strict=True)]
         )
         return means if self.image_inverse is None else means.index_select(0, self.image_inverse)
 

@@ -48,9 +48,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, activation, Linear, with dropout after each."""
 
-    def __init__(
-        self, embed_dim: int, hidden: int, activation: str = "gelu", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, embed_dim: int, hidden: int, activation: str = "gelu", dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, hidden)
         self.activation = ACTIVATIONS[activation]

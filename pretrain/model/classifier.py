@@ -60,9 +60,7 @@ class Classifier(nn.Module):
             self.head = LinearHead(arch.embed_dim, num_classes, config.head_bias)
         else:
             hidden = config.head_hidden or arch.embed_dim
-            self.head = MlpHead(
-                arch.embed_dim, hidden, num_classes, config.head_activation, config.head_bias
-            )
+            self.head = MlpHead(arch.embed_dim, hidden, num_classes, config.head_activation, config.head_bias)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -105,9 +103,7 @@ class Classifier(nn.Module):
         return (tiles - mean) / std
 
 
-def _encoder(
-    config: ModelConfig, arch: Architecture, tile_size: int, max_tiles: int
-) -> VisionTransformer:
+def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles: int) -> VisionTransformer:
     positions = {
         "embed_dim": arch.embed_dim,
         "tile_size": tile_size,

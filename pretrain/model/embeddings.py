@@ -23,9 +23,7 @@ class PatchEmbedding(nn.Module):
     convolution. Pixels beyond the last whole patch are not looked at.
     """
 
-    def __init__(
-        self, patch_size: int, embed_dim: int, in_channels: int = 3, bias: bool = True
-    ) -> None:
+    def __init__(self, patch_size: int, embed_dim: int, in_channels: int = 3, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.weight = nn.Parameter(torch.empty(embed_dim, in_channels, patch_size, patch_size))
@@ -111,9 +109,7 @@ class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
         sincos: bool = False,
         std: float | None = None,
     ) -> None:
-        super().__init__(
-            embed_dim, tile_size, patch_size, class_token=class_token, sincos=sincos, std=std
-        )
+        super().__init__(embed_dim, tile_size, patch_size, class_token=class_token, sincos=sincos, std=std)
         self.max_num_tiles = max_num_tiles
         self.global_ = nn.Parameter(torch.empty(max_num_tiles, max_num_tiles, *self.local.shape))
         self.gate = nn.Parameter(torch.empty(1))
@@ -169,8 +165,6 @@ def sincos2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
 
-def _fill_sincos2d(
-    values: Tensor, generator: torch.Generator | None, *, grid: int, prefix: int
-) -> None:
+def _fill_sincos2d(values: Tensor, generator: torch.Generator | None, *, grid: int, prefix: int) -> None:
     values[:prefix] = 0
     values[prefix:] = sincos2d((grid, grid), values.shape[1]).to(values.device)

@@ -28,9 +28,7 @@ class StandardizedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         # Standardising is a LayerNorm over the inputs of a channel, with statistics in float32.
         weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
-        return F.conv2d(
-            pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride
-        )
+        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
 class Bottleneck(nn.Module):
@@ -73,9 +71,7 @@ class ResNetV2(nn.Module):
     depths: units of each stage; the stride is 4 before the first stage and doubles after it.
     """
 
-    def __init__(
-        self, depths: tuple[int, ...], width: int = BACKBONE_WIDTH, in_channels: int = 3
-    ) -> None:
+    def __init__(self, depths: tuple[int, ...], width: int = BACKBONE_WIDTH, in_channels: int = 3) -> None:
         super().__init__()
         self.conv_root = StandardizedConv(in_channels, width, 7, stride=2)
         self.norm_root = nn.GroupNorm(GROUPS, width)

@@ -104,8 +104,7 @@ def adapt_positions(
         if source.grid == target.grid:
             return value
         tiles = [
-            resize_grid(tile, source.grid, target.grid, source.prefix, mode)
-            for tile in value.flatten(0, 1)
+            resize_grid(tile, source.grid, target.grid, source.prefix, mode) for tile in value.flatten(0, 1)
         ]
         return torch.stack(tiles).unflatten(0, value.shape[:2])
     raise ValueError(f"{name} is no position table")

@@ -124,18 +124,14 @@ def _row(name: str) -> tuple[int, int, int, int, int, tuple[int, ...] | None]:
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
-        raise UsageError(
-            f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}"
-        )
+        raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
     return *SIZES[match[1]], int(match[2]), None
 
 
 def _check(config: ModelConfig, arch: Architecture) -> None:
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
-            raise UsageError(
-                f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}"
-            )
+            raise UsageError(f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}")
     for key in ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
         if getattr(arch, key) < 1:
             raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")
@@ -150,6 +146,4 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
             f"which cannot be divided among {arch.num_heads} heads: set model.num_heads too"
         )
     if config.position == "sincos2d" and arch.embed_dim % 4:
-        raise UsageError(
-            f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}"
-        )
+        raise UsageError(f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}")

@@ -66,9 +66,7 @@ class VisionTransformer(nn.Module):
             raise ValueError("patch_size must be > 0")
         out_indices = out_indices or []
         if len(out_indices) > num_layers:
-            raise ValueError(
-                f"len(out_indices) must be <= num_layers. Got {out_indices=} and {num_layers=}"
-            )
+            raise ValueError(f"len(out_indices) must be <= num_layers. Got {out_indices=} and {num_layers=}")
         if any(not 0 <= index < num_layers for index in out_indices):
             raise ValueError(f"out_indices must be in [0, {num_layers}), got {out_indices}")
         if cls_projection is not None and not class_token:
@@ -79,9 +77,7 @@ class VisionTransformer(nn.Module):
         self.out_indices = out_indices
         self.append_cls_token = append_cls_token
 
-        self.patch_embed = patch_embed or PatchEmbedding(
-            patch_size, embed_dim, in_channels, bias=patch_bias
-        )
+        self.patch_embed = patch_embed or PatchEmbedding(patch_size, embed_dim, in_channels, bias=patch_bias)
         self.cls_token_embedding = (
             ClassEmbedding(embed_dim, append_cls_token, class_token_std) if class_token else None
         )
@@ -120,9 +116,7 @@ class VisionTransformer(nn.Module):
         """
         if tuple(tiles.shape[-2:]) != (self.tile_size, self.tile_size):
             height, width = tiles.shape[-2:]
-            raise ValueError(
-                f"tiles are {height}x{width}, but must be {self.tile_size}x{self.tile_size}"
-            )
+            raise ValueError(f"tiles are {height}x{width}, but must be {self.tile_size}x{self.tile_size}")
         x = self.patch_embed(tiles)
         if self.pre_tile_pos_embed is not None:
             x = self.pre_tile_pos_embed(x, packing)
@@ -139,9 +133,7 @@ class VisionTransformer(nn.Module):
             x = self.post_tile_pos_embed(x, packing)
         return x, hidden_states
 
-    def forward(
-        self, images: Tensor, aspect_ratio: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, images: Tensor, aspect_ratio: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Padded images to padded tokens; what stands in the padding is neither read nor written.
 
         images: (bsz, n_imgs, n_tiles, C, S, S), the real tiles first. aspect_ratio: integer
@@ -153,20 +145,14 @@ class VisionTransformer(nn.Module):
         images.
         """
         if images.ndim != 6:
-            raise ValueError(
-                f"images must be (bsz, n_imgs, n_tiles, C, S, S), got {tuple(images.shape)}"
-            )
+            raise ValueError(f"images must be (bsz, n_imgs, n_tiles, C, S, S), got {tuple(images.shape)}")
         bsz, n_imgs, n_tiles = images.shape[:3]
         if aspect_ratio is None:
             if n_tiles > 1:
-                raise ValueError(
-                    f"aspect_ratio was not provided, but found n_tiles>1 for {images.shape=}"
-                )
+                raise ValueError(f"aspect_ratio was not provided, but found n_tiles>1 for {images.shape=}")
             aspect_ratio = torch.ones(bsz, n_imgs, 2, dtype=torch.int64)
         if tuple(aspect_ratio.shape) != (bsz, n_imgs, 2):
-            raise ValueError(
-                f"aspect_ratio must be {(bsz, n_imgs, 2)}, got {tuple(aspect_ratio.shape)}"
-            )
+            raise ValueError(f"aspect_ratio must be {(bsz, n_imgs, 2)}, got {tuple(aspect_ratio.shape)}")
         grid = aspect_ratio.flatten(0, 1).cpu()
         packing = self.packing(grid, images.device)
         if grid.prod(1).max() > n_tiles:
@@ -174,9 +160,7 @@ class VisionTransformer(nn.Module):
 
         real = (torch.arange(n_tiles) < grid.prod(1)[:, None]).flatten().nonzero()[:, 0]
         real = to_device(real, images.device)
-        x, hidden_states = self.encode(
-            packing.pack(images.flatten(0, 2).index_select(0, real)), packing
-        )
+        x, hidden_states = self.encode(packing.pack(images.flatten(0, 2).index_select(0, real)), packing)
         if self.cls_projection is not None:
             class_first = torch.cat([x[:, -1:], x[:, :-1]], 1) if self.append_cls_token else x
             x = self.cls_projection(class_first)[:, None]

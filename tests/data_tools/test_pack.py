@@ -69,9 +69,7 @@ def test_bytes_depend_on_source_and_options_only(image_folder, tmp_path) -> None
     assert paths == sorted(paths, key=str.encode)
 
 
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
-    image_folder, tmp_path, monkeypatch
-) -> None:
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(image_folder, tmp_path, monkeypatch) -> None:
     pack(image_folder, tmp_path / "whole", shard_size=10_000)
     whole = files(tmp_path / "whole")
 

@@ -63,9 +63,7 @@ def weights(run_folder: Path) -> dict[str, torch.Tensor]:
     return Checkpoint(complete(run_folder / "checkpoints")[0]).model()
 
 
-def test_every_backbone_tensor_is_matched_and_listed(
-    pretrained: Path, tuned: tuple[Path, str]
-) -> None:
+def test_every_backbone_tensor_is_matched_and_listed(pretrained: Path, tuned: tuple[Path, str]) -> None:
     folder, output = tuned
     body = [name for name in weights(pretrained) if not name.startswith("head.")]
     assert f"backbone {len(body)}/{len(body)} tensors" in output
@@ -96,9 +94,7 @@ def test_the_head_starts_at_zero(tuned: tuple[Path, str]) -> None:
     assert losses(tuned[0])[1] == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-6)
 
 
-def test_body_and_normalisation_are_those_of_the_source(
-    pretrained: Path, tuned: tuple[Path, str]
-) -> None:
+def test_body_and_normalisation_are_those_of_the_source(pretrained: Path, tuned: tuple[Path, str]) -> None:
     source, result = open_source(str(pretrained)), open_source(str(tuned[0]))
     assert result.facts["model"]["embed_dim"] == source.facts["model"]["embed_dim"] == 24
     assert result.facts["preprocessing"]["mean"] == source.facts["preprocessing"]["mean"]
@@ -106,9 +102,7 @@ def test_body_and_normalisation_are_those_of_the_source(
 
 
 def test_the_same_command_resumes(pretrained: Path, recipe: Path, tuned: tuple[Path, str]) -> None:
-    output = succeed(
-        "finetune", recipe, f"init={pretrained}", f"run.dir={recipe.parent}", "optim.lr=1e-12"
-    )
+    output = succeed("finetune", recipe, f"init={pretrained}", f"run.dir={recipe.parent}", "optim.lr=1e-12")
     assert "is finished: step 2 of 2" in output
     assert "re-initialised" not in output
 
@@ -158,9 +152,7 @@ def test_one_renamed_key_is_refused_by_name(exported: Path, recipe: Path, tmp_pa
     refuse(recipe, tmp_path, f"init={tmp_path}/renamed.safetensors", code=2, says=says)
 
 
-def test_another_body_is_refused_by_name_and_shape(
-    pretrained: Path, recipe: Path, tmp_path: Path
-) -> None:
+def test_another_body_is_refused_by_name_and_shape(pretrained: Path, recipe: Path, tmp_path: Path) -> None:
     refuse(
         recipe,
         tmp_path,
@@ -186,6 +178,4 @@ def test_a_truncated_checkpoint(pretrained: Path, recipe: Path, tmp_path: Path) 
 
 def test_a_file_of_someone_else(recipe: Path, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    refuse(
-        recipe, tmp_path, f"init={tmp_path}/other.safetensors", code=2, says=("other.safetensors",)
-    )
+    refuse(recipe, tmp_path, f"init={tmp_path}/other.safetensors", code=2, says=("other.safetensors",))

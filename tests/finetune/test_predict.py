@@ -18,14 +18,10 @@ def trained(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "tiny"
 
 
-def test_evaluation_of_21_images_is_the_same_on_1_2_and_4_processes(
-    trained: Path, data: Data
-) -> None:
+def test_evaluation_of_21_images_is_the_same_on_1_2_and_4_processes(trained: Path, data: Data) -> None:
     found = []
     for processes in (0, 1, 2, 4):
-        output = succeed(
-            "finetune", "evaluate", trained, data.val, "--batch-size", 4, processes=processes
-        )
+        output = succeed("finetune", "evaluate", trained, data.val, "--batch-size", 4, processes=processes)
         found.append(json.loads(output))
     assert found[0]["n"] == 21
     for other in found[1:]:

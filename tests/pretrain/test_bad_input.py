@@ -17,9 +17,7 @@ def recipe(data: Data, tmp_path: Path) -> Path:
     return write_recipe(tmp_path, data)
 
 
-def refuse(
-    recipe: Path, *settings: str, code: int, says: tuple[str, ...], processes: int = 0
-) -> None:
+def refuse(recipe: Path, *settings: str, code: int, says: tuple[str, ...], processes: int = 0) -> None:
     """The command ends with `code` and one line on stderr with all of `says`, and leaves no run folder."""
     done = run("pretrain", recipe, f"run.dir={recipe.parent}/runs", *settings, processes=processes)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -38,9 +36,7 @@ def test_missing_shards(recipe: Path) -> None:
 
 def test_an_empty_folder(recipe: Path) -> None:
     (recipe.parent / "empty").mkdir()
-    refuse(
-        recipe, f"data.val={recipe.parent}/empty", code=2, says=(f"{recipe.parent}/empty", "pack")
-    )
+    refuse(recipe, f"data.val={recipe.parent}/empty", code=2, says=(f"{recipe.parent}/empty", "pack"))
 
 
 def test_a_missing_shard(recipe: Path, data: Data) -> None:
@@ -60,7 +56,8 @@ def test_an_unknown_key(recipe: Path) -> None:
 def test_an_unknown_key_is_answered_without_importing_torch(recipe: Path) -> None:
     code = (
         "import sys\nfrom pretrain.config import load\nfrom data_tools.errors import UsageError\n"
-        "try:\n    load(sys.argv[1], ['optim.lrr=1'])\nexcept UsageError:\n    sys.exit('torch' in sys.modules)"
+        "try:\n    load(sys.argv[1], ['optim.lrr=1'])\n"
+        "except UsageError:\n    sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, recipe], cwd=ROOT).returncode == 0
     began = time.monotonic()
@@ -114,9 +111,7 @@ def spoil(data: Data, folder: Path, number: int) -> Path:
     return folder / "shards"
 
 
-def test_an_unreadable_image_among_good_ones_is_replaced_and_counted(
-    data: Data, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_among_good_ones_is_replaced_and_counted(data: Data, tmp_path: Path) -> None:
     shards = spoil(data, tmp_path, 1)
     recipe = write_recipe(tmp_path, Data(shards, data.val, data.images))
     done = run("pretrain", recipe, f"run.dir={tmp_path}", "train.steps=18", processes=2)
@@ -137,9 +132,7 @@ def test_too_many_unreadable_images_end_in_exit_3(data: Data, tmp_path: Path) ->
 
 
 def test_a_loss_that_is_not_a_number_ends_in_exit_4(recipe: Path) -> None:
-    done = run(
-        "pretrain", recipe, f"run.dir={recipe.parent}", "optim.lr=1e30", "optim.warmup_steps=0"
-    )
+    done = run("pretrain", recipe, f"run.dir={recipe.parent}", "optim.lr=1e30", "optim.warmup_steps=0")
     assert done.returncode == 4
     assert "the loss is" in done.stderr
     assert not list((recipe.parent / "tiny/checkpoints").glob("step-*")) or os.path.exists(

@@ -67,5 +67,5 @@ def test_a_wrong_value_is_named(recipe: Path, setting: str, says: str) -> None:
 def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("data: {train: [")
-    with pytest.raises(UsageError, match="broken.yaml: not YAML"):
+    with pytest.raises(UsageError, match=r"broken\.yaml: not YAML"):
         load(str(path), [])

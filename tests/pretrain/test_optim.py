@@ -45,9 +45,7 @@ def model(**fields: object) -> Classifier:
     config = ModelConfig(
         name="vit_ti16", patch_size=8, embed_dim=16, num_layers=3, num_heads=2, mlp_dim=32, **fields
     )
-    return Classifier(
-        config, tile_size=16, max_tiles=4, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3
-    )
+    return Classifier(config, tile_size=16, max_tiles=4, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def test_only_kernels_decay() -> None:
@@ -73,9 +71,7 @@ def test_layer_decay_falls_from_head_to_patches() -> None:
     assert scale["head.fc2.weight"] == scale["encoder.ln_post.weight"] == 1.0
     assert scale["encoder.layers.2.mlp.fc1.weight"] == 0.5
     assert scale["encoder.layers.0.norm1.bias"] == 0.125
-    assert (
-        scale["encoder.patch_embed.weight"] == scale["encoder.token_pos_embedding.local"] == 0.0625
-    )
+    assert scale["encoder.patch_embed.weight"] == scale["encoder.token_pos_embedding.local"] == 0.0625
 
 
 def test_a_fixed_table_is_not_trained() -> None:

@@ -1,4 +1,4 @@
-"""The same images in the same order, and the same losses, whatever the number of processes, threads and engine."""
+"""One order of images and one loss curve, whatever the number of processes, threads and engine."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ def test_accumulation_in_bf16_follows_fp32(
         assert found[step] == pytest.approx(wanted[step], abs=1e-2), f"step {step}"
 
 
-def test_shards_of_7_3_11_1_and_5_images_on_three_processes_train_and_end(
-    data: Data, tmp_path: Path
-) -> None:
+def test_shards_of_7_3_11_1_and_5_images_on_three_processes_train_and_end(data: Data, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
     pictures = sorted((data.images.parent / "train").rglob("*.png"))
@@ -104,8 +102,6 @@ def test_shards_of_7_3_11_1_and_5_images_on_three_processes_train_and_end(
                 tar.addfile(label, io.BytesIO(b"%d" % (key % 3)))
     succeed("data_tools", "index", shards)
     recipe = write_recipe(tmp_path, Data(shards, shards, data.images))
-    succeed(
-        "pretrain", recipe, f"run.dir={tmp_path}", "train.steps=0", "train.epochs=2", processes=3
-    )
+    succeed("pretrain", recipe, f"run.dir={tmp_path}", "train.steps=0", "train.epochs=2", processes=3)
     assert max(losses(tmp_path / "tiny")) == 5  # 2 x 27 images in batches of 12, rounded up
     assert metrics(tmp_path / "tiny")[-1]["n"] == 27

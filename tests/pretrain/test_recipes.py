@@ -20,9 +20,7 @@ PUBLISHED = {
     "configs/pretrain/hybrid_r50_vit_b16.yaml": (384, 98.95),
 }
 PRETRAINING = [
-    str(path.relative_to(ROOT))
-    for path in (ROOT / "configs").rglob("*.yaml")
-    if "finetune" not in str(path)
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if "finetune" not in str(path)
 ]
 
 
@@ -36,9 +34,10 @@ def test_a_pretraining_recipe_builds(recipe: str) -> None:
     config = load(str(ROOT / recipe), [])
     model = build(config, 1000)
     assert config.model.head == "mlp"
-    assert model(
-        torch.empty(2, 3, config.data.tile_size, config.data.tile_size, device="meta")
-    ).shape == (2, 1000)
+    assert model(torch.empty(2, 3, config.data.tile_size, config.data.tile_size, device="meta")).shape == (
+        2,
+        1000,
+    )
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)

@@ -68,9 +68,7 @@ def continued(killed: Path, name: str) -> str:
     return name
 
 
-def test_killed_and_continued_equals_uninterrupted(
-    recipe: Path, uninterrupted: Path, killed: Path
-) -> None:
+def test_killed_and_continued_equals_uninterrupted(recipe: Path, uninterrupted: Path, killed: Path) -> None:
     assert status(killed)["state"] == "running"
     name = continued(killed, "again")
     output = succeed("pretrain", *arguments(recipe, name, "engine.kind=fsdp"), processes=2)
@@ -79,9 +77,7 @@ def test_killed_and_continued_equals_uninterrupted(
     assert trace(folder) == trace(uninterrupted)
     assert losses(folder) == losses(uninterrupted)
     same_weights(folder, uninterrupted)
-    assert [row["step"] for row in metrics(folder)] == [
-        row["step"] for row in metrics(uninterrupted)
-    ]
+    assert [row["step"] for row in metrics(folder)] == [row["step"] for row in metrics(uninterrupted)]
     assert status(folder)["state"] == "done"
     assert (folder / "checkpoints/latest").read_text() == f"step-{STEPS:08d}\n"
 
@@ -161,9 +157,7 @@ def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
         second.lock(patience=0.0)
 
 
-def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(
-    recipe: Path, uninterrupted: Path
-) -> None:
+def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
     name = continued(uninterrupted, "longer")
     before = (recipe.parent / name / "metrics.jsonl").read_text()
     output = succeed("pretrain", *arguments(recipe, name))
@@ -173,9 +167,7 @@ def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(
     assert max(losses(recipe.parent / name)) == 42
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    recipe: Path, uninterrupted: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, uninterrupted: Path) -> None:
     name = continued(uninterrupted, "damaged")
     newest, older = complete(recipe.parent / name / "checkpoints")[:2]
     file = newest / "rank-00000.safetensors"
@@ -222,9 +214,7 @@ def test_resume_never_refuses_a_folder_that_holds_a_run(recipe: Path, uninterrup
     assert "holds a run" in done.stderr
 
 
-def test_what_an_interrupted_save_left_is_removed_and_said(
-    recipe: Path, uninterrupted: Path
-) -> None:
+def test_what_an_interrupted_save_left_is_removed_and_said(recipe: Path, uninterrupted: Path) -> None:
     name = continued(uninterrupted, "litter")
     litter = recipe.parent / name / "checkpoints/step-00000099.tmp"
     litter.mkdir()

@@ -50,9 +50,7 @@ def small(small_config) -> Callable[..., Classifier]:
     noise: added to the initial weights, so that gates, heads and biases are not zero.
     """
 
-    def build(
-        max_tiles: int = 1, noise: float = 0.0, tile_size: int = 32, **fields: object
-    ) -> Classifier:
+    def build(max_tiles: int = 1, noise: float = 0.0, tile_size: int = 32, **fields: object) -> Classifier:
         model = Classifier(
             small_config(**fields),
             tile_size=tile_size,

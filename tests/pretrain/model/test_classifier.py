@@ -62,9 +62,7 @@ def test_bytes_are_normalised_and_floats_are_not(small, tile_batch):
 
 def test_a_tiled_model_gives_an_image_of_one_tile_what_the_plain_one_does(small, tile_batch):
     batch = tile_batch((1, 1), (1, 1))
-    torch.testing.assert_close(
-        small(max_tiles=4).represent(batch), small(max_tiles=1).represent(batch)
-    )
+    torch.testing.assert_close(small(max_tiles=4).represent(batch), small(max_tiles=1).represent(batch))
 
 
 @pytest.mark.parametrize("fields", [{"max_tiles": 4}, {"pool": "mean", "head": "linear"}])

@@ -75,9 +75,7 @@ def test_tokens_equal_googles(golden):
         tile_size=config["image_size"],
         num_layers=layers,
         embed_dim=width,
-        layer=Block(
-            width, transformer["num_heads"], transformer["mlp_dim"], activation="gelu_tanh"
-        ),
+        layer=Block(width, transformer["num_heads"], transformer["mlp_dim"], activation="gelu_tanh"),
         token_pos_embedding=TokenPositionalEmbedding(width, config["image_size"], 4),
         pre_norm=False,
         norm_eps=1e-6,
@@ -94,9 +92,7 @@ def test_tokens_equal_googles(golden):
     logits = F.linear(
         tokens[:, 0], torch.from_numpy(npz["head/kernel"]).T, torch.from_numpy(npz["head/bias"])
     )
-    torch.testing.assert_close(
-        logits, torch.from_numpy(data["outputs/logits"]), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(logits, torch.from_numpy(data["outputs/logits"]), atol=1e-4, rtol=1e-4)
 
 
 def test_parameter_count_is_the_published_one():

@@ -34,9 +34,7 @@ def test_bicubic_equals_timm(golden):
     for index in bicubic:
         case = cases[index]
         table = torch.from_numpy(data[f"timm/{index}/in"])[0]
-        resized = resize_grid(
-            table, case["old_size"], case["new_size"], case["num_prefix_tokens"], "bicubic"
-        )
+        resized = resize_grid(table, case["old_size"], case["new_size"], case["num_prefix_tokens"], "bicubic")
         expected = torch.from_numpy(data[f"timm/{index}/out"])[0]
         torch.testing.assert_close(resized, expected, atol=3e-6, rtol=0)
 

@@ -50,9 +50,7 @@ def test_tiles_that_patches_do_not_fill_are_refused():
 
 
 def test_torch_is_not_imported():
-    code = (
-        "import sys, pretrain.model.variants, pretrain.model.flops; print('torch' in sys.modules)"
-    )
+    code = "import sys, pretrain.model.variants, pretrain.model.flops; print('torch' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -49,9 +49,7 @@ def ours(weights: dict[str, np.ndarray]) -> dict[str, Tensor]:
 def build(config: dict, **changed: object) -> VisionTransformer:
     width, tiles = config["embed_dim"], config["max_num_tiles"]
     grid = (config["tile_size"], config["patch_size"])
-    project = config.get("output_cls_projection") and ClassProjection(
-        width, config["cls_output_dim"]
-    )
+    project = config.get("output_cls_projection") and ClassProjection(width, config["cls_output_dim"])
     arguments = {
         "patch_size": config["patch_size"],
         "tile_size": config["tile_size"],
@@ -165,8 +163,6 @@ def test_gradients_reach_every_parameter(golden, name):
     data = golden(name)
     model = load(data).train()
     ratio = data.get("inputs/aspect_ratio")
-    x, _ = model(
-        torch.from_numpy(data["inputs/images"]), None if ratio is None else torch.from_numpy(ratio)
-    )
+    x, _ = model(torch.from_numpy(data["inputs/images"]), None if ratio is None else torch.from_numpy(ratio))
     x.square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

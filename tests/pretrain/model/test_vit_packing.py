@@ -183,6 +183,4 @@ def test_drop_path_keeps_or_drops_whole_images_and_grows_with_depth():
     assert (scale == scale[:, :1, :1, :1]).all()
     assert set(scale.unique().tolist()) == {0.0, 2.0}
     assert 0.8 < scale.mean() < 1.2
-    assert torch.equal(
-        block.eval()._drop_path(torch.ones(800, 3, 16), packing), torch.ones(800, 3, 16)
-    )
+    assert torch.equal(block.eval()._drop_path(torch.ones(800, 3, 16), packing), torch.ones(800, 3, 16))
