@@ -2,6 +2,10 @@
 # constraints.txt pins, and activates it. A second call finds that nothing changed and skips both.
 #   use_venv EXTRA      EXTRA: the optional dependencies of pyproject.toml to install
 
+venv_stamp() {
+  echo ".venv/installed-$1-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)"
+}
+
 use_venv() {
   local extra=$1 python=${PYTHON:-} candidate stamp
   if [ ! -x .venv/bin/python ]; then
@@ -20,7 +24,7 @@ use_venv() {
     fi
   fi
   . .venv/bin/activate
-  stamp=.venv/installed-$extra-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+  stamp=$(venv_stamp "$extra")
   if [ ! -e "$stamp" ]; then
     echo "installing what constraints.txt pins into .venv"
     python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extra]"

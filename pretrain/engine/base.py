@@ -86,7 +86,7 @@ class Engine(ABC):
 
     @torch.no_grad()
     def logits(self, batch: TileBatch) -> Tensor:
-        """Logits (B, classes) of a batch on the device, in evaluation mode; all processes call it together."""
+        """Logits (B, classes) of a batch on the device, in evaluation mode; called by all processes."""
         self.model.eval()
         with self.autocast():
             return self.forward_module(batch)

@@ -184,26 +184,15 @@ class Checkpoint:
         self.path = path
         self._manifest = _read_manifest(path)
         self.tensors = {key: tuple(entry["shape"]) for key, entry in self._manifest["tensors"].items()}
-        try:
-            self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: state.json is damaged ({error}); use another checkpoint") from None
+        self._check("state.json")
+        self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
         self.step: int = self.state["step"]
         self._open: dict[str, Any] = {}
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
         """Check size and sha256 of every file, or of one of `parts` shares. Raises DataError."""
         for name in sorted(self._manifest["files"])[part::parts]:
-            wanted, file = self._manifest["files"][name], self.path / name
-            if not file.is_file():
-                raise DataError(f"{self.path}: {name} is missing")
-            if file.stat().st_size != wanted["size"]:
-                raise DataError(
-                    f"{self.path}: {name} is damaged: {file.stat().st_size} bytes where the manifest "
-                    f"says {wanted['size']}"
-                )
-            if _describe(file) != wanted:
-                raise DataError(f"{self.path}: {name} is damaged: its sha256 is not the manifest's")
+            self._check(name)
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened tensor `key`, fp32."""
@@ -250,6 +239,18 @@ class Checkpoint:
                 )
         for item in ranges:
             item.data.copy_(self.read(item.key, item.offset, item.offset + item.data.numel()))
+
+    def _check(self, name: str) -> None:
+        wanted, file = self._manifest["files"][name], self.path / name
+        if not file.is_file():
+            raise DataError(f"{self.path}: {name} is missing")
+        size = file.stat().st_size
+        if size != wanted["size"]:
+            raise DataError(
+                f"{self.path}: {name} is damaged: {size} bytes where the manifest says {wanted['size']}"
+            )
+        if _describe(file) != wanted:
+            raise DataError(f"{self.path}: {name} is damaged: its sha256 is not the manifest's")
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -300,6 +301,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for name in manifest["files"]:
         if Path(name).name != name or name in ("", ".", ".."):
             raise DataError(f"{path}: manifest.json names a file outside its folder: {name!r}")
+    named = {piece[2] for tensor in manifest["tensors"].values() for piece in tensor["pieces"]}
+    if not named | {"state.json"} <= manifest["files"].keys():
+        raise DataError(f"{path}: manifest.json has values in files that it does not list")
     return manifest
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -60,9 +58,6 @@ def test_an_unknown_key_is_answered_without_importing_torch(recipe: Path) -> Non
         "except UsageError:\n    sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, recipe], cwd=ROOT).returncode == 0
-    began = time.monotonic()
-    run("pretrain", recipe, "optim.lrr=1")
-    assert time.monotonic() - began < 3
 
 
 def test_an_unknown_key_in_the_recipe(recipe: Path) -> None:
@@ -135,6 +130,4 @@ def test_a_loss_that_is_not_a_number_ends_in_exit_4(recipe: Path) -> None:
     done = run("pretrain", recipe, f"run.dir={recipe.parent}", "optim.lr=1e30", "optim.warmup_steps=0")
     assert done.returncode == 4
     assert "the loss is" in done.stderr
-    assert not list((recipe.parent / "tiny/checkpoints").glob("step-*")) or os.path.exists(
-        recipe.parent / "tiny/checkpoints/latest"
-    )
+    assert not list((recipe.parent / "tiny/checkpoints").glob("step-*"))

@@ -1,0 +1,42 @@
+"""The README's commands do what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_pictures
+from jobs import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_commands_for_your_own_images_run_as_written(tmp_path: Path) -> None:
+    block = re.search(r"## Your own images.*?```bash\n(.*?)```", README, re.DOTALL)
+    assert block
+    write_pictures(tmp_path / "my_images", 60, seed=5)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block[1]],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": paths, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "mine.safetensors").is_file()
+    assert '"top1"' in done.stdout and "red" in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/order.md", "docs/checkpoints.md", "docs/tiles.md"])
+def test_files_that_are_named_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`((?:tests|pretrain|data_tools|configs|launch)/[\w/]+\.\w+)`", text)
+    linked = re.findall(r"\]\(([\w/.]+)\)", text)
+    for name in named + linked:
+        assert (ROOT / name).exists(), name
