@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +76,7 @@ class RunFolder:
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(file)
         if self.rank == 0:
-            console = logging.StreamHandler(sys.stdout)
-            console.setFormatter(logging.Formatter("%(message)s"))
-            log.addHandler(console)
+            log.addHandler(_Printer())
 
     def status(self) -> dict[str, Any]:
         """The content of status.json; empty where there is none."""
@@ -124,6 +121,13 @@ class RunFolder:
         self.trace.mkdir(exist_ok=True)
         with (self.trace / f"rank-{self.rank}.jsonl").open("a") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+class _Printer(logging.Handler):
+    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,7 @@ from .model.flops import training_flops
 from .model.init import initial_value
 from .objective import build_objective
 from .optim import schedule
+from .progress import progress_bar
 from .report import write_report
 from .run_folder import RunFolder, log, read_rows
 from .split import BatchSplit
@@ -115,7 +116,10 @@ class Trainer:
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
         pin = world.device.type == "cuda"
         stopping = self._catch_up()
-        with self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream:
+        with (
+            self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream,
+            progress_bar(self.step, steps, world.rank) as advance,
+        ):
             while self.step < steps and not stopping:
                 rate = schedule(config.optim, self.step, steps)
                 loss = torch.zeros((), device=world.device)
@@ -125,6 +129,7 @@ class Trainer:
                     loss += self.engine.train_micro_batch(batch, self.objective, self.step, micro, last)
                 norm = self.engine.update(rate)
                 self.step += 1
+                advance(self.step)
                 stopping = self._step_boundary()
                 if self.step == 1 or self.step % config.train.log_every == 0 or self.step == steps:
                     self._log(self._finite(loss), norm, rate)

@@ -11,7 +11,7 @@ from jobs import Data, losses, metrics, succeed, trace, write_recipe
 
 RUNS = {
     "one process": ("engine.kind=ddp", "data.workers=0", 0),
-    "fsdp alone": ("engine.kind=fsdp", "data.workers=4", 1),
+    "fsdp alone": ("engine.kind=fsdp", "data.workers=4", 0),
     "ddp x 2": ("engine.kind=ddp", "data.workers=1", 2),
     "fsdp x 2": ("engine.kind=fsdp", "data.workers=4", 2),
     "fsdp x 4": ("engine.kind=fsdp", "data.workers=2", 4),

@@ -26,6 +26,16 @@ def test_bilinear_equals_the_papers_zoom(golden):
         torch.testing.assert_close(resized, expected, atol=3e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("old", "new"), [(4, 6), (4, 8), (14, 21), (14, 28)])
+def test_one_and_a_half_and_twice_the_grid_equal_scipys_zoom(old, new):
+    zoom = pytest.importorskip("scipy.ndimage").zoom
+    table = torch.randn(1 + old * old, 5)
+    grid = table[1:].view(old, old, 5).numpy()
+    expected = torch.from_numpy(zoom(grid, (new / old, new / old, 1), order=1)).reshape(new * new, 5)
+    resized = resize_grid(table, (old, old), (new, new), 1, "bilinear")
+    torch.testing.assert_close(resized, torch.cat([table[:1], expected]), atol=3e-6, rtol=0)
+
+
 def test_bicubic_equals_timm(golden):
     data = golden("pos_embed_resize")
     cases = json.loads(str(data["config_json"]))["timm"]
