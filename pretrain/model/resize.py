@@ -43,7 +43,7 @@ def resize_grid(
     """Interpolate a table (prefix + h·w, D) or (h, w, D) from grid `old` (h, w) to `new`.
 
     mode: `bilinear` with aligned corners, which is the paper's scipy.ndimage.zoom(order=1), or
-    `bicubic` with antialiasing (a = -0.5), which is timm's. Computed in float32, returned in the
+    `bicubic` with antialiasing (a = -0.5), which is timm's. Computed in float64, returned in the
     table's dtype; the same table itself if the grid is the same. ValueError for another mode or
     number of rows.
     """
@@ -57,7 +57,7 @@ def resize_grid(
         )
     if tuple(old) == tuple(new):
         return table
-    image = rows[prefix:].float().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
+    image = rows[prefix:].double().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
     if mode == "bilinear":
         image = F.interpolate(image, size=tuple(new), mode="bilinear", align_corners=True)
     else:
