@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_pictures
 from jobs import ROOT
+from pictures import write_pictures
 
 README = (ROOT / "README.md").read_text()
 
