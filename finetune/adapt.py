@@ -15,22 +15,31 @@ from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_posi
 
 from .source import Source
 
+# What of the body depends on the tiles: small, so that it may be in memory whole.
+TILED = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.", "ln_post.")
+
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Where each parameter of a model gets its first value from, and the values themselves.
+    """Where each parameter of a model gets its first value from.
 
-    origin: by parameter: "copied", "resized 4x4→6x6", "initialised".
+    origin: by parameter: "copied", "resized 4x4→6x6", "initialised"; adapted: the values that differ from the
+    source's; summary: one line for the log.
     """
 
+    source: Source
     origin: dict[str, str]
-    values: dict[str, Tensor]
+    adapted: dict[str, Tensor]
     summary: str
 
     def initial_value(self, model: nn.Module, seed: int) -> InitialValue:
+        """Reads one parameter at a time, when it is asked for."""
+
         def value(name: str, shape: torch.Size) -> Tensor:
-            if name in self.values:
-                return self.values[name]
+            if name in self.adapted:
+                return self.adapted[name]
+            if self.origin[name] == "copied":
+                return self.source.read(name)
             return initial_value(model, name, shape, seed)
 
         return value
@@ -52,31 +61,36 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
             shared=True,
         )
     _refuse_differences(source, {name for name, _ in original.named_parameters()})
-    body = {name: source.read(name) for name in source.shapes if not name.startswith("head.")}
-    if old.max_tiles > 1 and new.max_tiles == 1:
-        body = fold_tiles(body, old.prefix)
+    shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith("head.")}
+    adapted = _adapted(source, old, new, mode)
+    shapes |= {name: tuple(value.shape) for name, value in adapted.items()}
     origin: dict[str, str] = {}
-    values: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        if name.startswith("head.") or (name not in body and old.max_tiles == 1 < new.max_tiles):
+        if name.startswith("head.") or (name not in shapes and old.max_tiles == 1 < new.max_tiles):
             origin[name] = "initialised"
             continue
-        if name not in body:
+        if name not in shapes:
             raise UsageError(f"{source.name}: it lacks {name}, which this model needs", shared=True)
-        value = body[name]
-        origin[name] = "copied"
-        if is_position_table(name):
-            value = adapt_positions(name, value, old, new, mode)
-            if value.shape != body[name].shape:
-                origin[name] = f"resized {_extent(old)}→{_extent(new)}"
-        if value.shape != parameter.shape:
+        if shapes[name] != tuple(parameter.shape):
             raise UsageError(
-                f"{source.name}: {name} has shape {list(value.shape)}, this model has "
+                f"{source.name}: {name} has shape {list(shapes[name])}, this model has "
                 f"{list(parameter.shape)}",
                 shared=True,
             )
-        values[name] = value
-    return Adaptation(origin, values, _summary(source, model, origin, old, new, mode))
+        resized = shapes[name] != source.shapes[name]
+        origin[name] = f"resized {_extent(old)}→{_extent(new)}" if resized else "copied"
+    return Adaptation(source, origin, adapted, _summary(source, model, origin, old, new, mode))
+
+
+def _adapted(source: Source, old: Geometry, new: Geometry, mode: str) -> dict[str, Tensor]:
+    """What depends on the tiles, for the geometry `new`."""
+    values = {name: source.read(name) for name in source.shapes if any(part in name for part in TILED)}
+    if old.max_tiles > 1 and new.max_tiles == 1:
+        values = fold_tiles(values, old.prefix)
+    return {
+        name: adapt_positions(name, value, old, new, mode) if is_position_table(name) else value
+        for name, value in values.items()
+    }
 
 
 def _refuse_differences(source: Source, expected: set[str]) -> None:

@@ -43,7 +43,7 @@ def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
     data.workers = workers
     world = processes.start(TIMEOUT)
     model = source.load(world.device)
-    stream = eval_stream(dataset, data, batch_size, world.rank, world.size)
+    stream = eval_stream(dataset, data, batch_size, world)
     with torch.inference_mode():
         found = evaluate(model, stream, world)
     if world.rank == 0:

@@ -13,7 +13,11 @@ from data_tools.shards import ShardSet
 from data_tools.stream import EvalStream, TrainStream
 
 from .config import Config, DataConfig
+from .engine.world import World
 from .split import BatchSplit
+
+# The same at any number of processes, so that images are evaluated in the same groups.
+EVAL_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,19 @@ class Inputs:
             pin=pin,
         )
 
-    def eval_stream(self, split: BatchSplit, rank: int) -> EvalStream:
+    def eval_stream(self, world: World) -> EvalStream:
         assert self.val is not None
-        return eval_stream(self.val, self.config.data, split.micro_batch_size, rank, split.ranks)
+        return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
 
 
-def eval_stream(
-    shards: ShardSet, data: DataConfig, micro_batch_size: int, rank: int, world_size: int
-) -> EvalStream:
-    """Every sample of `shards` once, without augmentation."""
+def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: World) -> EvalStream:
+    """Every sample of `shards` once, without augmentation, in groups of `batch_size`."""
     return EvalStream(
         shards,
         EvalTransform(data.tile_size, data.max_tiles, data.eval_resize),
-        micro_batch_size=micro_batch_size,
-        rank=rank,
-        world_size=world_size,
+        micro_batch_size=batch_size,
+        rank=world.rank,
+        world_size=world.size,
         threads=data.workers,
         max_pixels=data.max_pixels,
         tile_size=data.tile_size,
@@ -92,17 +94,18 @@ def open_inputs(config: Config) -> Inputs:
     if val is not None:
         _check_same_classes(config, train.classes, val.classes)
     steps = config.train.steps or math.ceil(config.train.epochs * order.epoch_size / config.train.batch_size)
-    return Inputs(config, train, val, order, _num_classes(config, train), steps)
+    return Inputs(config, train, val, order, _num_classes(config, train, val), steps)
 
 
-def _num_classes(config: Config, train: ShardSet) -> int:
+def _num_classes(config: Config, train: ShardSet, val: ShardSet | None) -> int:
     wanted = config.model.num_classes or train.num_classes
-    if wanted < train.num_classes:
-        raise UsageError(
-            f"model.num_classes={wanted}: {config.data.train} has {train.num_classes} classes; leave it out "
-            f"or set it to {train.num_classes} or more"
-        )
-    if not wanted:
+    for path, shards in ((config.data.train, train), (config.data.val, val)):
+        if shards is not None and wanted < shards.num_classes:
+            raise UsageError(
+                f"model.num_classes={wanted}: {path} has {shards.num_classes} classes; set it to "
+                f"{shards.num_classes} or more"
+            )
+    if not train.num_classes:
         raise UsageError(f"{config.data.train}: its samples have no labels; pack them with classes")
     return wanted
 

@@ -89,8 +89,8 @@ class RunFolder:
         """Update status.json; facts that are not named stay."""
         status = self.status() | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
         if state in ("starting", "running"):
-            status.pop("exit_code", None)
-            status.pop("reason", None)
+            for fact in ("exit_code", "reason", "rank"):
+                status.pop(fact, None)
         write_json(self.status_file, status)
 
     def wandb_id(self) -> str:
@@ -110,8 +110,8 @@ class RunFolder:
 
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
         """Note an unreadable sample unless it is noted already; returns whether it was new."""
-        known = {old["sample"] for old in read_rows(self.bad_samples)}
-        if row["sample"] in known:
+        same = {key: row[key] for key in ("split", "sample")}
+        if any(same.items() <= old.items() for old in read_rows(self.bad_samples)):
             return False
         with self.bad_samples.open("a") as stream:
             stream.write(json.dumps(row) + "\n")

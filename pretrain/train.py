@@ -90,7 +90,8 @@ class Trainer:
             background=config.checkpoint.background,
         )
         self.saved = self.step if found else -1
-        self.bad = world.gather(sum(1 for _ in read_rows(folder.bad_samples)))[0]
+        known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
+        self.bad = world.gather(known)[0]
         self._new_bad = 0
         self._noted: set[tuple[str, int]] = set()
         self.examples: list[Example] = []
@@ -141,8 +142,8 @@ class Trainer:
         if stopping:
             self._save()
         self.saver.finish()
-        if self.step >= steps:
-            self._write_report()
+        if world.rank == 0:
+            write_report(self.folder, config, self.inputs.classes, self.examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and self.step < steps else 0
 
@@ -215,7 +216,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
-        stream = self._noting_bad(self.inputs.eval_stream(self.split, self.world.rank))
+        stream = self._noting_bad(self.inputs.eval_stream(self.world))
         try:
             found = evaluate(self.engine.logits, stream, self.world, lambda: bool(self.stop))
         except Interrupted:
@@ -246,7 +247,7 @@ class Trainer:
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self.saver.save(self.step, self.engine.ranges(), self._state())
+        self.saver.save(self.step, self.engine.ranges(), self._state() if self.world.rank == 0 else {})
         self.saved = self.step
 
     def _state(self) -> dict[str, Any]:
@@ -327,10 +328,6 @@ class Trainer:
 
     def _epochs(self, step: int) -> float:
         return step * self.split.batch_size / self.inputs.order.epoch_size
-
-    def _write_report(self) -> None:
-        if self.world.rank == 0:
-            write_report(self.folder, self.config, self.inputs.classes, self.examples)
 
 
 def evaluation_text(found: Evaluation) -> str:

@@ -100,12 +100,10 @@ class Engine(ABC):
 
     def optimizer_steps(self) -> dict[str, int]:
         """How often each parameter has been stepped."""
-        state = self.optimizer.state
-        return {
-            name: int(state[parameter]["step"])
-            for name, parameter in self.model.named_parameters()
-            if "step" in state.get(parameter, {})
-        }
+        named = self.model.named_parameters()
+        steps = {name: s["step"] for name, p in named if "step" in (s := self.optimizer.state.get(p, {}))}
+        counts = torch.stack(list(steps.values())).tolist() if steps else []
+        return {name: int(count) for name, count in zip(steps, counts, strict=True)}
 
     def set_optimizer_steps(self, steps: dict[str, int]) -> None:
         for name, parameter in self.model.named_parameters():

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, UserError
 
 from .ranges import LocalRange
 from .world import World
@@ -117,8 +117,10 @@ class Saver:
                 _write_json(folder / "state.json", state)
         except OSError as error:
             need = sum(data.numel() * 4 for _, _, data in pieces.values())
-            self._error = OSError(
-                f"{folder}: this process could not write its {need} bytes: {error.strerror or error}"
+            self._error = UserError(
+                f"{folder}: rank {self.world.rank} could not write its {need} bytes: "
+                f"{error.strerror or error}; the checkpoints before it are whole",
+                shared=True,
             )
         except Exception as error:
             self._error = error
