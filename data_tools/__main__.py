@@ -1,4 +1,4 @@
-"""python -m data_tools pack | index | verify"""
+"""python -m data_tools pack | index | verify | preview | bench"""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from contextlib import contextmanager
 
 from data_tools.errors import UsageError, UserError
 from data_tools.index import build_index
-from data_tools.pack import pack
-from data_tools.shards import load_index
-from data_tools.verify import verify
+from data_tools.pack import Packed, pack
+from data_tools.recode import Recode
+from data_tools.shards import ShardSet, load_index
+from data_tools.storage import is_url
+from data_tools.verify import balance, verify
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _MAX_PIXELS = 67_108_864  # as data.max_pixels
+_MAX_PIXELS_HELP = f"larger images count as unreadable ({_MAX_PIXELS})"
+_SHARDS_HELP = "a folder of shards or its shardindex.json"
+_CPUS = os.cpu_count() or 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,10 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_tools", description="Images to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("pack", help="a folder or zip of images to shards")
-    command.add_argument("src", metavar="SRC", help="class/.../image folders, or a .zip of them")
+    command = commands.add_parser("pack", help="images, or shards of others, to shards")
+    command.add_argument(
+        "src", metavar="SRC", help="class/.../image folders, a .zip or .tar of them, or a folder of shards"
+    )
     command.add_argument("dst", metavar="DST", help="a new or empty folder, or one to go on with")
-    command.add_argument("--csv", metavar="FILE", help="labels: columns file,label; SRC may be flat")
+    command.add_argument(
+        "--csv", metavar="FILE", help="labels: columns file,label (a|b for two); SRC may be flat"
+    )
     command.add_argument(
         "--shard-size", type=_size, default="1GB", metavar="BYTES", help="e.g. 100MB (default: 1GB)"
     )
@@ -52,18 +61,58 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--split", type=_split, metavar="NAME=SHARE", help="e.g. val=0.2: DST/train and DST/val"
     )
+    command.add_argument("--max-side", type=_count, metavar="N", help="shrink larger images to N pixels")
+    command.add_argument(
+        "--quality", type=_quality, metavar="Q", help="write JPEG and WebP anew as JPEG of quality 1 to 95"
+    )
+    command.add_argument(
+        "--baseline",
+        action="store_true",
+        help="write progressive JPEG anew (not without loss): faster to decode",
+    )
+    command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
+    command.add_argument("--workers", type=_count, default=_CPUS, metavar="N", help=f"threads ({_CPUS})")
     command.add_argument("--quiet", action="store_true", help="print errors only")
     command.set_defaults(run=_pack)
 
     command = commands.add_parser("index", help="the index of shards that others made")
-    command.add_argument("shards", metavar="SHARDS", help="a folder of *.tar")
+    command.add_argument(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="a folder of *.tar, or URLs of shards with {000..127} or *",
+    )
+    command.add_argument(
+        "--out", metavar="DIR", help="where the index of URLs goes (and its classes.json lies)"
+    )
     command.set_defaults(run=_index)
 
     command = commands.add_parser("verify", help="what is wrong in shards; exit code 3 if anything")
-    command.add_argument("shards", metavar="SHARDS", help="a folder of shards or its shardindex.json")
+    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("--decode", action="store_true", help="decode every image")
-    command.add_argument("--max-pixels", type=int, default=_MAX_PIXELS, help=f"({_MAX_PIXELS})")
+    command.add_argument("--ranks", type=_count, metavar="N", help="say whether the shards suit N processes")
+    command.add_argument(
+        "--workers", type=_count, default=4, metavar="W", help="threads, here and of each of the N (4)"
+    )
+    command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser("preview", help="a picture of some samples and of their tiles")
+    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("out", metavar="OUT.png")
+    command.add_argument("--images", type=_count, default=24, metavar="N", help="(24)")
+    command.add_argument("--tile-size", type=_count, default=224, metavar="S", help="as data.tile_size (224)")
+    command.add_argument("--max-tiles", type=_count, default=1, metavar="T", help="as data.max_tiles (1)")
+    command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
+    command.set_defaults(run=_preview)
+
+    command = commands.add_parser("bench", help="images/s of each stage of the input, no model")
+    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("--images", type=_count, default=2000, metavar="N", help="(2000)")
+    command.add_argument("--threads", type=_count, default=_CPUS, metavar="T", help=f"({_CPUS})")
+    command.add_argument("--config", metavar="RECIPE", help="a YAML recipe; its data group is used")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.set_defaults(run=_bench)
     return parser
 
 
@@ -77,24 +126,44 @@ def _pack(options: argparse.Namespace) -> int:
             shuffle=not options.no_shuffle,
             seed=options.seed,
             split=options.split,
+            recode=Recode(options.max_side, options.quality, options.baseline),
+            max_pixels=options.max_pixels,
+            workers=options.workers,
             on_images=on_images,
         )
     if not options.quiet:
-        if ignored := parts[0].ignored:
-            what = "not jpg, jpeg, png or webp, empty, or not in the csv"
-            print(f"ignored {len(ignored)} files ({what}), first {ignored[0]!r}", file=sys.stderr)
-        for part in parts:
-            print(part)
+        _report(parts)
     return 0
 
 
+def _report(parts: list[Packed]) -> None:
+    if ignored := parts[0].ignored:
+        what = "not jpg, jpeg, png or webp, empty, a link in an archive, or without a label"
+        print(f"ignored {len(ignored)} files ({what}), first {ignored[0]!r}", file=sys.stderr)
+    if bad := [reason for part in parts for reason in part.unreadable]:
+        print(f"packed {len(bad)} unreadable images as they are, first {bad[0]!r}", file=sys.stderr)
+    for part in parts:
+        print(part)
+
+
 def _index(options: argparse.Namespace) -> int:
-    summary = build_index(options.shards)
+    folder, urls = options.shards[0], [path for path in options.shards if is_url(path)]
+    if urls:
+        if len(urls) < len(options.shards) or not options.out:
+            raise UsageError("URLs of shards go without local paths and with --out DIR, for the index.")
+        from data_tools.remote import expand
+
+        folder, urls = options.out, expand(urls)
+    elif len(options.shards) > 1 or options.out:
+        raise UsageError("Give one folder of shards, in which the index is written, or URLs and --out DIR.")
+    summary = build_index(folder, urls)
     for problem in summary.problems:
         print(f"left out {problem}", file=sys.stderr)
+    if summary.ignored:
+        print(f"ignored {summary.ignored} members that are neither image, cls nor json", file=sys.stderr)
     print(
-        f"indexed {summary.samples} samples, {summary.shards} shards, "
-        f"{summary.bytes / 1e6:.1f} MB -> {options.shards}"
+        f"indexed {summary.samples} samples, {summary.shards} shards, {summary.bytes / 1e6:.1f} MB, "
+        f"{len(summary.problems)} left out -> {folder}"
     )
     return 0
 
@@ -105,16 +174,48 @@ def _verify(options: argparse.Namespace) -> int:
         options.shards,
         decode_images=options.decode,
         max_pixels=options.max_pixels,
-        threads=os.cpu_count() or 1,
+        threads=options.workers,
     ):
         print(problem)
         bad += 1
+    balanced = True
+    if options.ranks and not bad:
+        balanced, sentence = balance(ShardSet.open(options.shards), options.ranks, options.workers)
+        print(sentence)
     _, index, _ = load_index(options.shards)
     print(
         f"{index['samples']} samples, {index['num_classes']} classes, "
         f"{len(index['shardlist'])} shards, {bad} bad"
     )
-    return 3 if bad else 0
+    return 0 if balanced and not bad else 3
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from data_tools.preview import preview  # here, because it imports torch
+
+    images = preview(
+        ShardSet.open(options.shards),
+        options.out,
+        images=options.images,
+        tile_size=options.tile_size,
+        max_tiles=options.max_tiles,
+        max_pixels=options.max_pixels,
+    )
+    print(f"{images} images -> {options.out}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from data_tools.bench import bench  # here, because it imports torch
+
+    bench(
+        options.shards,
+        images=options.images,
+        threads=options.threads,
+        config=options.config,
+        as_json=options.json,
+    )
+    return 0
 
 
 @contextmanager
@@ -130,6 +231,18 @@ def _progress(quiet: bool) -> Iterator:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("packing", total=None)
         yield lambda more, total: bar.update(task, advance=more, total=total)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _quality(text: str) -> int:
+    if _count(text) > 95:
+        raise argparse.ArgumentTypeError("a quality is 1 to 95")
+    return int(text)
 
 
 def _size(text: str) -> int:

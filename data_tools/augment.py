@@ -11,24 +11,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_tools.errors import UsageError
-from data_tools.order import AUGMENT, uniform
-from data_tools.tiles import choose_canvas, resize, resize_with_pad, tile_crop
+from data_tools.images import Decoded, Picture, Pixels
+from data_tools.order import AUGMENT, hash64, uniform
+from data_tools.randaugment import RandAugment
+from data_tools.tiles import choose_canvas, cut_tiles, fitted_size, resize
 
-Image = NDArray[np.uint8]  # (H, W, 3)
 Tiles = tuple[NDArray[np.uint8], int, int]  # (n, 3, S, S), rows, columns
 
+# As AUGMENT in data_tools.order, for one more use of random numbers.
+_ERASE = -4
 _ATTEMPTS = 10
+# Of random erasing (Zhong et al.: Random erasing data augmentation, 2017, table 1).
+_ERASED_SHARE = (0.02, 0.4)
+_ERASED_RATIO = (0.3, 1 / 0.3)
 # Beyond this ratio of its sides only the middle of an image is enlarged for a centre crop: a row of
 # 5000 pixels would otherwise ask for 750 MB.
 _MAX_RATIO = 4
 
 
 class Augment(Protocol):
-    """The keys of data.augment."""
+    """The keys of data.augment that concern one image."""
 
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip: bool
+    randaugment_ops: int
+    randaugment_magnitude: int
+    erase: float
 
 
 class TrainTransform:
@@ -38,30 +47,44 @@ class TrainTransform:
     share crop_scale of the area and width/height crop_ratio, resized to the tile; with crop_scale
     (1, 1) the whole image, whatever its ratio. With several tiles: a crop whose ratio is the
     image's own times crop_ratio (none with crop_scale (1, 1)), then the best canvas, padded at
-    right and bottom.
+    right and bottom. Mirroring, RandAugment and random erasing, in this order, see the resized
+    image before it is padded. Only the crop is decoded.
     """
 
     def __init__(self, seed: int, tile_size: int, max_tiles: int, augment: Augment) -> None:
         _check_sizes(tile_size, max_tiles)
         _check_range("crop_scale", augment.crop_scale, upper=1.0)
         _check_range("crop_ratio", augment.crop_ratio, upper=math.inf)
+        if not 0 <= augment.erase <= 1:
+            raise UsageError(f"data.augment.erase={augment.erase} is a probability: set it to 0 to 1.")
         self.seed, self.tile_size, self.max_tiles = seed, tile_size, max_tiles
         self.scale, self.flip = tuple(augment.crop_scale), augment.flip
-        self.ratio = tuple(augment.crop_ratio)
+        self.ratio, self.erase = tuple(augment.crop_ratio), augment.erase
+        self.randaugment = RandAugment(seed, augment.randaugment_ops, augment.randaugment_magnitude)
 
-    def __call__(self, image: Image, position: int) -> Tiles:
-        draws = uniform(self.seed, AUGMENT, position, np.arange(1 + 4 * _ATTEMPTS))
-        if self.scale != (1.0, 1.0):
-            height, width = image.shape[:2]
-            own = width / height if self.max_tiles > 1 else 1.0
-            ratio = own * self.ratio[0], own * self.ratio[1]
-            top, left, high, wide = crop_box(height, width, self.scale, ratio, draws[1:])
-            image = image[top : top + high, left : left + wide]
+    def __call__(self, image: Picture | Pixels, position: int) -> Tiles:
+        picture = _as_picture(image)
+        draws = self.draws(position)
+        pixels = picture.region(*self.box(picture.height, picture.width, draws))
+        resized, rows, columns = fit(pixels, self.tile_size, self.max_tiles)
         if self.flip and draws[0] < 0.5:
-            image = image[:, ::-1]
-        if self.max_tiles > 1:
-            return _tiled(image, self.tile_size, self.max_tiles)
-        return _single(resize(_channels_first(image), self.tile_size, self.tile_size))
+            resized = resized[:, :, ::-1]
+        if self.randaugment.ops:
+            resized = self.randaugment(resized, position)
+        if self.erase:
+            resized = _erase(resized, self.erase, self.seed, position)
+        return cut_tiles(resized, rows, columns, self.tile_size), rows, columns
+
+    def draws(self, position: int) -> NDArray[np.float64]:
+        """The uniform numbers of an image: one for mirroring, the others for its box."""
+        return uniform(self.seed, AUGMENT, position, np.arange(1 + 4 * _ATTEMPTS))
+
+    def box(self, height: int, width: int, draws: NDArray[np.float64]) -> tuple[int, int, int, int]:
+        """The part (top, left, height, width) of an image of height x width that is used."""
+        if self.scale == (1.0, 1.0):
+            return 0, 0, height, width
+        own = width / height if self.max_tiles > 1 else 1.0
+        return crop_box(height, width, self.scale, (own * self.ratio[0], own * self.ratio[1]), draws[1:])
 
 
 class EvalTransform:
@@ -81,14 +104,18 @@ class EvalTransform:
         self.tile_size, self.max_tiles = tile_size, max_tiles
         self.short_side = eval_resize or tile_size
 
-    def __call__(self, image: Image, position: int) -> Tiles:
+    def __call__(self, image: Picture | Pixels, position: int) -> Tiles:
+        picture = _as_picture(image)
+        sides = picture.height, picture.width
         if self.max_tiles > 1:
-            return _tiled(image, self.tile_size, self.max_tiles)
-        short = min(image.shape[:2])
-        image = _centre(image, *(min(side, _MAX_RATIO * short) for side in image.shape[:2]))
-        height, width = (max(self.short_side, self.short_side * n // short) for n in image.shape[:2])
-        resized = resize(_channels_first(image), height, width).numpy()
-        return _single(_centre(resized.transpose(1, 2, 0), self.tile_size, self.tile_size))
+            resized, rows, columns = fit(picture.region(0, 0, *sides), self.tile_size, self.max_tiles)
+            return cut_tiles(resized, rows, columns, self.tile_size), rows, columns
+        short = min(sides)
+        pixels = picture.region(*_centre(*sides, *(min(side, _MAX_RATIO * short) for side in sides)))
+        height, width = (max(self.short_side, self.short_side * n // short) for n in pixels.shape[:2])
+        resized = resize(_channels_first(pixels), height, width).numpy()
+        top, left, high, wide = _centre(height, width, self.tile_size, self.tile_size)
+        return resized[None, :, top : top + high, left : left + wide], 1, 1
 
 
 def crop_box(
@@ -116,20 +143,21 @@ def crop_box(
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def _tiled(image: Image, tile_size: int, max_tiles: int) -> Tiles:
-    rows, columns = choose_canvas(*image.shape[:2], tile_size, max_tiles)
-    canvas = rows * tile_size, columns * tile_size
-    padded = resize_with_pad(_channels_first(image), canvas, max_size=tile_size)
-    return tile_crop(padded.numpy(), tile_size), rows, columns
+def fit(pixels: Pixels, tile_size: int, max_tiles: int) -> Tiles:
+    """The image (3, h, w) resized to lie on its canvas of (rows, columns) tiles."""
+    if max_tiles == 1:
+        return resize(_channels_first(pixels), tile_size, tile_size).numpy(), 1, 1
+    height, width = pixels.shape[:2]
+    rows, columns = choose_canvas(height, width, tile_size, max_tiles)
+    size = fitted_size(height, width, (rows * tile_size, columns * tile_size), max_size=tile_size)
+    return resize(_channels_first(pixels), *size).numpy(), rows, columns
 
 
-def _single(image: Tensor | Image) -> Tiles:
-    """One tile from a (3, S, S) tensor or an (S, S, 3) array."""
-    array = image.numpy() if isinstance(image, Tensor) else image.transpose(2, 0, 1)
-    return np.ascontiguousarray(array)[None], 1, 1
+def _as_picture(image: Picture | Pixels) -> Picture:
+    return Decoded(image) if isinstance(image, np.ndarray) else image
 
 
-def _channels_first(image: Image) -> Tensor:
+def _channels_first(image: Pixels) -> Tensor:
     """(3, H, W) in memory as (H, W, 3), on which torch's uint8 resize is fast.
 
     numpy copies a crop here: torch would do it with a team of threads in each decoding thread.
@@ -137,9 +165,23 @@ def _channels_first(image: Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def _centre(image: Image, height: int, width: int) -> Image:
-    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
-    return image[top : top + height, left : left + width]
+def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: int) -> NDArray[np.uint8]:
+    """(3, H, W) with a box of random bytes in it; the box's ratio is log-uniform."""
+    draws = uniform(seed, _ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
+    if draws[0] >= probability:
+        return image
+    top, left, high, wide = crop_box(*image.shape[1:], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
+    noise = hash64(seed, _ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
+    image = image.copy()
+    image[:, top : top + high, left : left + wide] = (
+        noise.astype("<u8").view(np.uint8)[: 3 * high * wide].reshape(3, high, wide)
+    )
+    return image
+
+
+def _centre(height: int, width: int, high: int, wide: int) -> tuple[int, int, int, int]:
+    """The box (top, left, high, wide) in the middle of height x width."""
+    return round((height - high) / 2), round((width - wide) / 2), high, wide
 
 
 def _check_sizes(tile_size: int, max_tiles: int) -> None:

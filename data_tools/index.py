@@ -1,13 +1,13 @@
-"""The index of a folder of WebDataset shards: where every image lies, and its label.
+"""The index of WebDataset shards: where every image lies, and its labels.
 
-shardindex.json          valid for the `wids` reader, our keys beside; has the table's sha256
-shardindex.offsets.npy   the table: one ROW a sample, memory-mappable
+shardindex.json          valid for the `wids` reader, our keys beside; has the sha256 of the tables
+shardindex.offsets.npy   one ROW a sample, memory-mappable
+shardindex.labels.npy    only where samples have several labels: int64, first samples + 1 numbers,
+                         where the labels of each sample begin and end among those that follow
+classes.json             class names in the order of the labels; written by pack, or by hand
 
-A sample is all members of a shard with one key: the path up to the first dot of the base name, as
-in the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg,
-png, webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json. A set
-in which no sample has a label is an unlabelled one (-1). Nothing is extracted and nothing
-unpickled.
+A set in which no sample has a label is an unlabelled one (-1). The shards lie beside the index, or
+it names their URLs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,222 +26,172 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError
-from data_tools.tar import Member, scan
+from data_tools.labels import NO_LABEL, parse_classes
+from data_tools.samples import Problem, Scan, scan_shard
+from data_tools.storage import Storage
 
 INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
+LABELS_NAME = "shardindex.labels.npy"
 CLASSES_NAME = "classes.json"
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-ROW = np.dtype([("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")])
-NO_LABEL = -1
-_MAX_IMAGE, _MAX_LABEL_FILE = 2**31 - 1, 1 << 20
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: a dot file has no key
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+_COMPRESSED = re.compile(r".*\.(tar\.[a-z0-9]+|tgz|tbz2?|txz)", re.IGNORECASE)
+_SHOWN_DAMAGES = 10
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A sample (or, without a key, a shard) that cannot be used, and why."""
-
-    shard: str
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}:{self.key}: {self.reason}" if self.key else f"{self.shard}: {self.reason}"
-
-
-@dataclass
-class Scan:
-    """What a pass over one shard found: ROWs in the order of the file, and problems."""
+class Tables:
+    """The tables of an index: rows, ROW (N,); labels, int64 as in the file, or None for one each."""
 
     rows: NDArray[np.void]
-    problems: list[Problem] = field(default_factory=list)
-    unlabelled: list[tuple[int, str]] = field(default_factory=list)  # row, key
+    labels: NDArray[np.int64] | None = None
+    max_labels: int = 1  # the most that a sample has
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What build_index wrote, and the samples it had to leave out."""
+    """What build_index wrote; the samples it had to leave out, and how many members it ignored."""
 
     samples: int
     shards: int
     bytes: int
     problems: tuple[Problem, ...]
+    ignored: int
 
 
-def build_index(folder: str | Path) -> Summary:
-    """Write the index of every *.tar in `folder`: one pass over the headers, one for the sha256.
+def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | None = None) -> Summary:
+    """Write the index of every *.tar in `folder`, or there that of the shards at `urls`.
 
-    A damaged shard, or one without a sample, is a DataError; a sample that cannot be used (no
-    image, two images, no label or one that is not a number) is left out and reported.
+    Each shard is read once. A damaged shard, or one without a sample, is a DataError that names all
+    such shards; a sample that cannot be used (no image, two images, no label or one that is not a
+    number) is left out and reported.
     """
     folder = Path(folder)
-    paths = shard_paths(folder)
+    names = list(urls) if urls else shard_names(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     classes = load_classes(folder)
-    scans = [scan_shard(path, number, classes) for number, path in enumerate(paths)]
-    rows = without_unlabelled(scans, paths)
-    table = np.concatenate(rows)
-    _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, table, allow_pickle=False))
-    shardlist = [
-        {
-            "url": path.name,
-            "nsamples": len(part),
-            "filesize": path.stat().st_size,
-            "sha256": sha256_of(path),
-        }
-        for path, part in zip(paths, rows, strict=True)
-    ]
+    storage = Storage(folder)
+    found = list(scan_shards(storage, names, classes, threads))
+    if damages := [str(error) for error in found if isinstance(error, DataError)]:
+        raise DataError(_all_of(damages, len(names)))
+    scans = [scan for scan in found if isinstance(scan, Scan)]
+    tables = merge(scans)
+    _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, tables.rows, allow_pickle=False))
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
-        "shardlist": shardlist,
-        "samples": len(table),
-        "num_classes": len(classes) if classes else int(table["label"].max()) + 1,
-        "offsets": {"file": OFFSETS_NAME, "sha256": sha256_of(folder / OFFSETS_NAME)},
+        "shardlist": [
+            {"url": scan.name, "nsamples": int(count), "filesize": scan.size, "sha256": scan.sha256}
+            for scan, count in zip(scans, _counts(tables, scans), strict=True)
+        ],
+        "samples": len(tables.rows),
+        "num_classes": count_classes(tables, classes),
+        "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
     }
+    labels = folder / LABELS_NAME
+    if tables.labels is None:
+        labels.unlink(missing_ok=True)
+    else:
+        _write_atomically(labels, lambda file: np.save(file, tables.labels, allow_pickle=False))
+        index["labels"] = {"file": LABELS_NAME, "sha256": _sha256_of(labels), "max": tables.max_labels}
     write_json(folder / INDEX_NAME, index)
-    problems = tuple(problem for scan_ in scans for problem in scan_.problems)
-    return Summary(len(table), len(paths), sum(s["filesize"] for s in shardlist), problems)
+    problems = tuple(problem for scan in scans for problem in scan.problems)
+    ignored = sum(scan.ignored for scan in scans)
+    return Summary(len(tables.rows), len(names), sum(scan.size for scan in scans), problems, ignored)
 
 
-def shard_paths(folder: Path) -> list[Path]:
+def shard_names(folder: Path) -> list[str]:
     """The *.tar files of a folder in order of their names; UsageError if there are none."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
-    paths = sorted(path for path in folder.glob("*.tar") if path.is_file())
-    if not paths:
-        raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
-    return paths
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
+        raise DataError(
+            f"{folder / compressed} is compressed, so no sample can be read from its middle: "
+            "unpack it to a plain .tar, or move it away."
+        )
+    if shards := [name for name in names if name.endswith(".tar")]:
+        return shards
+    raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
 
 
 def load_classes(folder: Path) -> list[str] | None:
     """The class names in the order of their labels, or None if the folder has no classes.json."""
     path = folder / CLASSES_NAME
-    if not path.exists():
-        return None
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}): write it again.") from error
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DataError(f"{path} must be a JSON list of class names in the order of the labels.")
-    return classes
+    return parse_classes(path.read_bytes(), str(path)) if path.exists() else None
 
 
-def scan_shard(path: Path, number: int, classes: list[str] | None) -> Scan:
-    """The samples of one shard. Raises DataError for a damaged shard or one without any sample."""
-    problems: list[Problem] = []
-    unlabelled: list[tuple[int, str]] = []
-    rows = []
-    with open(path, "rb") as file:
-        for key, members in _group(file, path, problems).items():
-            try:
-                image = _image(members)
-                label = _label(file, members, classes)
-            except ValueError as error:
-                problems.append(Problem(path.name, key, str(error)))
-                continue
-            if label == NO_LABEL:
-                unlabelled.append((len(rows), key))
-            rows.append((image.header, image.offset, label, image.size, number))
-    if not rows:
-        raise DataError(f"{path} holds no usable sample: remove it or write it again.")
-    return Scan(np.array(rows, ROW), problems, unlabelled)
+def scan_shards(
+    storage: Storage, names: Sequence[str], classes: list[str] | None, threads: int | None = None
+) -> Iterator[Scan | DataError]:
+    """What each shard holds, or why it cannot be read, in order; `threads` shards at a time."""
+
+    def scan(number: int) -> Scan | DataError:
+        try:
+            return scan_shard(storage, names[number], number, classes)
+        except DataError as error:
+            return error
+        except OSError as error:
+            return DataError(f"{storage.shown(names[number])} cannot be read: {error.strerror or error}")
+
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "shard-scan") as pool:
+        yield from pool.map(scan, range(len(names)))
 
 
-def without_unlabelled(scans: list[Scan], paths: list[Path]) -> list[NDArray[np.void]]:
-    """The rows of each shard; in a labelled set, samples without a label become problems."""
-    if not any((scan_.rows["label"] >= 0).any() for scan_ in scans):
-        return [scan_.rows for scan_ in scans]
-    kept = []
-    for scan_, path in zip(scans, paths, strict=True):
-        reason = "no label (KEY.cls, or KEY.json with a label)"
-        scan_.problems += [Problem(path.name, key, reason) for _, key in scan_.unlabelled]
-        kept.append(scan_.rows[scan_.rows["label"] >= 0])
-        if not len(kept[-1]):
-            raise DataError(f"{path} holds no labelled sample while other shards do.")
-    return kept
+def merge(scans: list[Scan]) -> Tables:
+    """The tables of all shards. In a labelled set, samples without a label become problems."""
+    if any((scan.rows["label"] != NO_LABEL).any() or scan.several for scan in scans):
+        for scan in scans:
+            _leave_out_unlabelled(scan)
+    rows = np.concatenate([scan.rows for scan in scans])
+    if not any(scan.several for scan in scans):
+        return Tables(rows)
+    counts = np.ones(len(rows), np.int64)
+    several, start = {}, 0
+    for scan in scans:
+        several |= {start + row: labels for row, labels in scan.several.items()}
+        start += len(scan.rows)
+    for row, labels in several.items():
+        counts[row] = len(labels)
+    starts = np.concatenate([[0], counts.cumsum()])
+    values = np.repeat(rows["label"], counts)
+    for row, labels in several.items():
+        values[starts[row] : starts[row + 1]] = labels
+    return Tables(rows, np.concatenate([starts, values]), int(counts.max()))
 
 
-def _group(file: BinaryIO, path: Path, problems: list[Problem]) -> dict[str, list[tuple[str, Member]]]:
-    """Members by key, in the order of the first; only image, cls and json members are looked at."""
-    groups: dict[str, list[tuple[str, Member]]] = {}
-    for member in scan(file, str(path), path.stat().st_size):
-        match = _NAME.fullmatch(member.name)
-        if match is None:
-            continue
-        key, extension = match[1], match[2].lower()
-        if extension.rpartition(".")[2] not in IMAGE_EXTENSIONS | {"cls", "json"}:
-            continue
-        if reason := _unusable(member, extension):
-            problems.append(Problem(path.name, key, reason))
-        else:
-            groups.setdefault(key, []).append((extension, member))
-    return groups
+def count_classes(tables: Tables, classes: list[str] | None) -> int:
+    """The number of class names, or the highest label + 1."""
+    if classes:
+        return len(classes)
+    values = tables.rows["label"] if tables.labels is None else tables.labels[len(tables.rows) + 1 :]
+    return int(values.max(initial=NO_LABEL)) + 1
 
 
-def _unusable(member: Member, extension: str) -> str | None:
-    if not member.regular:
-        return f"{member.name} is a link, folder or device, not a file"
-    if "\\" in member.name or member.name.startswith("/") or ".." in member.name.split("/"):
-        return f"{member.name} is not a relative path inside the shard"
-    if "." in extension and extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
-        return f"the first dot of {member.name} ends the key: rename it"
-    return None
+def _leave_out_unlabelled(scan: Scan) -> None:
+    reason = "no label (KEY.cls, or KEY.json with a label)"
+    scan.problems += [Problem(scan.name, key, reason) for key in scan.unlabelled.values()]
+    kept = np.ones(len(scan.rows), bool)
+    kept[list(scan.unlabelled)] = False
+    moved = kept.cumsum() - 1
+    scan.several = {int(moved[row]): labels for row, labels in scan.several.items()}
+    scan.rows, scan.unlabelled = scan.rows[kept], {}
+    if not len(scan.rows):
+        raise DataError(f"{scan.name} holds no labelled sample while other shards do.")
 
 
-def _image(members: list[tuple[str, Member]]) -> Member:
-    images = [member for extension, member in members if extension in IMAGE_EXTENSIONS]
-    if len(images) != 1:
-        raise ValueError("no image" if not images else f"{len(images)} images under one key")
-    if not 0 < images[0].size <= _MAX_IMAGE:
-        raise ValueError(f"an image of {images[0].size} bytes")
-    return images[0]
+def _counts(tables: Tables, scans: list[Scan]) -> NDArray[np.int64]:
+    return np.bincount(tables.rows["shard"], minlength=len(scans))
 
 
-def _label(file: BinaryIO, members: list[tuple[str, Member]], classes: list[str] | None) -> int:
-    """The label of a sample: from its cls member, else its json member, else NO_LABEL."""
-    for wanted, parse in (("cls", _parse_cls), ("json", _parse_json)):
-        found = [member for extension, member in members if extension == wanted]
-        if len(found) > 1:
-            raise ValueError(f"{len(found)} {wanted} members under one key")
-        if not found:
-            continue
-        if found[0].size > _MAX_LABEL_FILE:
-            raise ValueError(f"a {wanted} member of {found[0].size} bytes")
-        file.seek(found[0].offset)
-        label = parse(file.read(found[0].size))
-        if classes is not None and label >= len(classes):
-            raise ValueError(f"label {label}, but {CLASSES_NAME} has {len(classes)} classes")
-        return label
-    return NO_LABEL
+def _all_of(damages: list[str], shards: int) -> str:
+    if len(damages) == 1:
+        return damages[0]
+    lines = damages[:_SHOWN_DAMAGES]
+    more = [f"and {len(damages) - len(lines)} more"] if len(damages) > len(lines) else []
+    return "\n  ".join([f"{len(damages)} of {shards} shards cannot be used:", *lines, *more])
 
 
-def _parse_cls(data: bytes) -> int:
-    digits = data.strip(b" \t\r\n")
-    if not _DIGITS.fullmatch(digits):  # int() alone would take +1, 1_0 and Arabic digits
-        raise ValueError(f"label {digits[:40]!r} is not an integer of 0 or more")
-    return int(digits)
-
-
-def _parse_json(data: bytes) -> int:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError("its json member is not valid JSON") from None
-    label = content.get("label") if isinstance(content, dict) else None
-    if label is None:
-        return NO_LABEL
-    if isinstance(label, list):
-        raise ValueError("several labels are not supported yet")
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 10**18:
-        raise ValueError(f"label {str(label)[:40]!r} is not an integer of 0 or more")
-    return label
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hex."""
+def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

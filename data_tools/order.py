@@ -18,6 +18,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 _ROUNDS = 6
+_CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 4  # of default_layout()
 
 # First key after the seed, one for each use, so that no two uses draw the same numbers. The order
 # itself has lane or epoch numbers there, which are never negative.
@@ -132,6 +133,13 @@ class Order:
 
     def sample_at(self, positions: ArrayLike) -> NDArray[np.int64]:
         """The sample at each position; int64 in, int64 of the same shape out."""
+        return self.locate(positions)[0]
+
+    def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sample at each position, and the first sample of the chunk that it belongs to.
+
+        The chunk goes on to sample first + chunk - 1, beginning again at 0 after the last sample.
+        """
         p = np.asarray(positions, dtype=np.int64)
         size, chunk, window, lanes = self.num_samples, self.chunk, self.window, self.lanes
         if chunk == window == 1:
@@ -143,10 +151,16 @@ class Order:
             slot, inside = (w * window + q // chunk) * lanes + lane, q % chunk
         epoch, c = np.divmod(slot, size // chunk)
         key = hash64(self.seed, epoch)
-        sample = permute(c, size // chunk, key) * chunk + inside
-        if size % chunk:
-            sample = (sample + (key % np.uint64(size)).astype(np.int64)) % size
-        return sample
+        first = permute(c, size // chunk, key) * chunk
+        if size % chunk == 0:
+            return first + inside, first
+        first = (first + (key % np.uint64(size)).astype(np.int64)) % size
+        return (first + inside) % size, first
+
+    @property
+    def window_size(self) -> int:
+        """Positions in one window of every lane: p + window_size is in the lane's next window."""
+        return self.lanes * self.window * self.chunk
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """The positions of global batch `step`, (batch_size,), sorted by lane (stable)."""
@@ -168,3 +182,19 @@ class Order:
     def substitute(self, position: int, attempt: int) -> int:
         """The sample that stands in at `position` after `attempt` unreadable ones."""
         return int(hash64(self.seed, SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))
+
+
+def default_layout(
+    num_samples: int, batch_size: int, remote: bool, mean_sample_bytes: float
+) -> tuple[int, int, int]:
+    """(chunk, window, lanes) for data.chunk, data.window and data.lanes that are not given.
+
+    Local shards: 1, 1 and the batch, an exact permutation each epoch. Behind a URL: chunks of a
+    power of two samples, of up to 12 MiB together, shuffled four at a time in each of a quarter of
+    the batch of lanes; smaller ones where the set would not fill one window of every lane.
+    """
+    lanes = min(d for d in range(1, batch_size + 1) if batch_size % d == 0 and 4 * d >= batch_size)
+    most = min(_CHUNK_BYTES / mean_sample_bytes, num_samples / (_REMOTE_WINDOW * lanes))
+    if not remote or most < 2:
+        return 1, 1, batch_size
+    return 2 ** int(np.log2(most)), _REMOTE_WINDOW, lanes

@@ -1,9 +1,9 @@
-"""Images of a folder or zip to WebDataset shards, with their index and class names.
+"""Images of a folder or archive, or of other shards, to WebDataset shards with their index.
 
 DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and path in SRC;
                            keys are serial numbers, so that no name in the source can matter
 DST/classes.json           class names in the order of the labels
-DST/shardindex.json, shardindex.offsets.npy
+DST/shardindex.*           as index.py has it
 DST/pack.json              what was packed and how; an interrupted run goes on only with the same
 
 All bytes are a function of the source and the options. Every file appears under its name only when
@@ -16,26 +16,41 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_tools.errors import DataError, UsageError
-from data_tools.index import CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, build_index, write_json
+from data_tools.images import DecodeError
+from data_tools.index import CLASSES_NAME, INDEX_NAME, LABELS_NAME, OFFSETS_NAME, build_index, write_json
+from data_tools.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
 from data_tools.order import hash64, permute
-from data_tools.sources import Entry, Labelled, Source, label_by_csv, label_by_folder, open_source
+from data_tools.recode import AS_IT_IS, Recode
+from data_tools.sources import ShardSource, Source, open_source
+from data_tools.tar import scan
 
 PLAN_NAME = "pack.json"
-_OURS = re.compile(rf"(shard-\d{{6}}\.tar|{CLASSES_NAME}|{INDEX_NAME}|{OFFSETS_NAME}|{PLAN_NAME})(\.tmp)?")
+_NAMES = "|".join((CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, LABELS_NAME, PLAN_NAME))
+_OURS = re.compile(rf"(shard-\d{{6}}\.tar|{_NAMES})(\.tmp)?")
 _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
 _BLOCK = 512
+_AHEAD = 4  # images read ahead by each worker
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One folder of shards that was written; `ignored` counts files of the source left out."""
+    """One folder of shards that was written.
+
+    ignored: files of the source that were left out. unreadable: images that were to be written anew
+    but could not be decoded, and are packed as they were.
+    """
 
     folder: Path
     images: int
@@ -43,6 +58,7 @@ class Packed:
     shards: int
     bytes: int
     ignored: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -59,6 +75,7 @@ class _Plan:
     seed: int
     shuffle: bool
     shard_size: int
+    recode: Recode
     sha256: str  # of the paths, sizes, labels and class names
 
 
@@ -71,17 +88,21 @@ def pack(
     shuffle: bool = True,
     seed: int = 0,
     split: tuple[str, float] | None = None,
+    recode: Recode = AS_IT_IS,
+    max_pixels: int = 67_108_864,
+    workers: int = 1,
     on_images: Callable[[int, int], None] = lambda more, total: None,
 ) -> list[Packed]:
     """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
 
     split: (name, share) writes that share of the images to dst/name and the rest to dst/train.
+    recode: which images to write anew, by `workers` threads, whose number changes no byte.
     on_images(more, total) is called whenever `more` of `total` images have been written.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
     source, dst = open_source(src), Path(dst)
-    labelled = label_by_csv(source, csv) if csv else label_by_folder(source)
+    labelled = _label(source, csv)
     parts = {dst: labelled.entries}
     if split:
         name, share = split
@@ -95,16 +116,24 @@ def pack(
         if shuffle:
             order = permute(np.arange(len(entries)), len(entries), hash64(seed, _SHUFFLE))
             entries = [entries[i] for i in order]
-        plan = _plan(entries, labelled.classes, seed, shuffle, shard_size)
+        plan = _plan(entries, labelled.classes, seed, shuffle, shard_size, recode)
         _begin(folder, plan, labelled.classes)
-        for number, first, last in _shards(entries, shard_size):
-            path = folder / f"shard-{number:06d}.tar"
-            if path.exists():
-                on_images(last - first, total)
-            else:
-                _write_shard(path, source, entries[first:last], first, lambda: on_images(1, total))
-        packed.append(_finish(folder, labelled))
+        unreadable: list[str] = []
+
+        def prepare(entry: Entry, unreadable: list[str] = unreadable) -> _Image:
+            return _prepare(source, entry, recode, max_pixels, unreadable)
+
+        _write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
+        packed.append(_finish(folder, labelled, sorted(unreadable)))
     return packed
+
+
+def _label(source: Source, csv: str | Path | None) -> Labelled:
+    if isinstance(source, ShardSource):
+        if csv:
+            raise UsageError(f"{source.name} holds shards, which have labels of their own: leave out --csv.")
+        return label_by_shards(source)
+    return label_by_csv(source, csv) if csv else label_by_folder(source)
 
 
 def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
@@ -116,11 +145,13 @@ def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry],
     return [e for e, out in pairs if not out], [e for e, out in pairs if out]
 
 
-def _plan(entries: list[Entry], classes: list[str], seed: int, shuffle: bool, shard_size: int) -> _Plan:
+def _plan(
+    entries: list[Entry], classes: list[str], seed: int, shuffle: bool, shard_size: int, recode: Recode
+) -> _Plan:
     content = hashlib.sha256(json.dumps(classes).encode())
     for entry in entries:
         content.update(_metadata(entry) + b"%d\n" % entry.size)
-    return _Plan(len(entries), seed, shuffle, shard_size, content.hexdigest())
+    return _Plan(len(entries), seed, shuffle, shard_size, recode, content.hexdigest())
 
 
 def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
@@ -147,7 +178,7 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
     write_json(folder / CLASSES_NAME, classes)
 
 
-def _finish(folder: Path, labelled: Labelled) -> Packed:
+def _finish(folder: Path, labelled: Labelled, unreadable: list[str]) -> Packed:
     for left in folder.glob("*.tmp"):
         left.unlink()
     summary = build_index(folder)
@@ -158,38 +189,99 @@ def _finish(folder: Path, labelled: Labelled) -> Packed:
         summary.shards,
         summary.bytes,
         tuple(labelled.ignored),
+        tuple(unreadable),
     )
 
 
-def _shards(entries: list[Entry], shard_size: int) -> Iterator[tuple[int, int, int]]:
-    """(number, first, last) of each shard: entries[first:last], at least one."""
-    number = first = size = 0
-    for i, entry in enumerate(entries):
-        blocks = -(-entry.size // _BLOCK) + -(-len(_metadata(entry)) // _BLOCK) + 2
-        if size and size + blocks * _BLOCK > shard_size:
-            yield number, first, i
-            number, first, size = number + 1, i, 0
-        size += blocks * _BLOCK
-    yield number, first, len(entries)
+@dataclass(frozen=True)
+class _Image:
+    """What is written for one entry."""
+
+    data: bytes
+    extension: str
+    metadata: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes in the shard, headers included."""
+        return sum(-(-len(part) // _BLOCK) + 1 for part in (self.data, self.metadata)) * _BLOCK
 
 
-def _write_shard(
-    path: Path, source: Source, entries: list[Entry], first: int, on_image: Callable[[], None]
+def _prepare(source: Source, entry: Entry, recode: Recode, max_pixels: int, unreadable: list[str]) -> _Image:
+    data = source.read(entry.path)
+    if len(data) != entry.size:
+        raise DataError(f"{entry.path!r} in {source.name} changed while it was packed: start again.")
+    extension = None
+    if recode:
+        try:
+            data, extension = recode(data, max_pixels)
+        except DecodeError as error:
+            unreadable.append(f"{entry.path}: {error}")
+    return _Image(data, extension or entry.path.rpartition(".")[2].lower(), _metadata(entry))
+
+
+def _write_shards(
+    folder: Path,
+    entries: list[Entry],
+    shard_size: int,
+    prepare: Callable[[Entry], _Image],
+    workers: int,
+    on_images: Callable[[int], None],
 ) -> None:
+    """Write the shards that are not there yet; each is filled until the next image would not fit."""
+    number = done = 0
+    while (path := _shard_path(folder, number)).exists():
+        images = _count_images(path)
+        on_images(images)
+        number, done = number + 1, done + images
+    with ThreadPoolExecutor(workers, "pack") as pool:
+        images = _ahead(pool, prepare, iter(entries[done:]), workers * _AHEAD)
+        image = next(images, None)
+        while image is not None:
+            size = 0
+            with _new_shard(_shard_path(folder, number)) as writer:
+                while image is not None and (size == 0 or size + image.size <= shard_size):
+                    writer.write(
+                        {"__key__": f"{done:09d}", image.extension: image.data, "json": image.metadata}
+                    )
+                    size, done = size + image.size, done + 1
+                    on_images(1)
+                    image = next(images, None)
+            number += 1
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, prepare: Callable[[Entry], _Image], entries: Iterator[Entry], count: int
+) -> Iterator[_Image]:
+    """prepare(entry) for every entry, in order, up to `count` of them begun ahead."""
+    waiting: deque[Future[_Image]] = deque(pool.submit(prepare, entry) for entry in islice(entries, count))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.tar"
+
+
+def _count_images(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(member.name.endswith(".json") for member in scan(file, str(path), path.stat().st_size))
+
+
+@contextmanager
+def _new_shard(path: Path) -> Iterator[Any]:
+    """A writer of webdataset's; the shard has its name only after it is complete."""
     import webdataset  # here, because it imports torch: a mistake is answered before that
 
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         with webdataset.TarWriter(file, user="", group="", encoder=False, mtime=0) as writer:
-            for key, entry in enumerate(entries, first):
-                data = source.read(entry.path)
-                if len(data) != entry.size:
-                    raise DataError(
-                        f"{entry.path!r} in {source.name} changed while it was packed: start again."
-                    )
-                extension = entry.path.rpartition(".")[2].lower()
-                writer.write({"__key__": f"{key:09d}", extension: data, "json": _metadata(entry)})
-                on_image()
+            yield writer
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

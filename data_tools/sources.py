@@ -1,48 +1,30 @@
-"""Where images to be packed come from: a folder or a zip, labelled by class folders or a csv."""
+"""Where images to be packed come from: a folder, a zip, a tar, or shards that are packed anew."""
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from data_tools.errors import DataError, UsageError
-from data_tools.index import IMAGE_EXTENSIONS
-
-_SPLITS = {"train", "val", "valid", "validation", "test"}
-_MAX_CLASSES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image to be packed: its path in the source, with slashes, its size, its label."""
-
-    path: str
-    size: int
-    label: int
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The images in byte order of their paths, the class names in order of the labels."""
-
-    entries: list[Entry]
-    classes: list[str]
-    ignored: list[str] = field(default_factory=list)  # other files: neither dot files nor images
+from data_tools.samples import IMAGE_EXTENSIONS
+from data_tools.shards import ShardSet
+from data_tools.storage import is_url
+from data_tools.tar import scan
 
 
 class Source(Protocol):
-    """Files with relative paths. `name` stands in messages."""
+    """Files with relative paths. `name` stands in messages. read() may be called from any thread."""
 
     name: str
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Path and size of every file; dot files and the litter of macOS left out."""
+        """Path and size of every file; dot files and the litter of macOS left out.
+
+        Size 0 for what cannot be read, such as a link inside an archive.
+        """
 
     def read(self, path: str) -> bytes:
         """The content of one file."""
@@ -72,11 +54,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """A zip file, read member by member and never extracted.
-
-    A folder that holds everything (as in `train/cat/1.jpg`, `train/dog/1.jpg`) is left out of the
-    paths.
-    """
+    """A zip file, read member by member and never extracted."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -84,10 +62,7 @@ class ZipSource:
             self._zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise DataError(f"{path} is not a complete zip file ({error}).") from error
-        names = [name for name in self._zip.namelist() if _extension(name) and not _hidden(name)]
-        first = {name.partition("/")[0] for name in names}
-        deep = all(name.count("/") >= 2 for name in names)
-        self._prefix = f"{first.pop()}/" if len(first) == 1 and deep else ""
+        self._prefix = _common_folder(self._zip.namelist(), self.name)
 
     def files(self) -> Iterator[tuple[str, int]]:
         for item in self._zip.infolist():
@@ -101,91 +76,100 @@ class ZipSource:
             raise DataError(f"{self.name} cannot be read at {path!r}: {error}.") from error
 
 
+class TarSource:
+    """A plain tar of image folders, read by offset and never extracted.
+
+    DataError for a damaged or compressed tar; UsageError for a WebDataset shard, whose labels lie
+    beside the images and not in their folders.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._places: list[tuple[str, int, int]] = []
+        with open(path, "rb") as file:
+            for member in scan(file, self.name, path.stat().st_size):
+                if not member.folder:
+                    size = member.size if member.regular else 0
+                    self._places.append((member.name.removeprefix("./"), member.offset, size))
+        if label := next((name for name, _, _ in self._places if name.endswith(".cls")), None):
+            raise UsageError(
+                f"{path} is a WebDataset shard (it holds {label!r}): give the folder that it lies in."
+            )
+        self._prefix = _common_folder([name for name, _, _ in self._places], self.name)
+        self._at = {name: (offset, size) for name, offset, size in self._places}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        for name, _, size in self._places:
+            if not _hidden(name):
+                yield name.removeprefix(self._prefix), size
+
+    def read(self, path: str) -> bytes:
+        offset, size = self._at[self._prefix + path]
+        return os.pread(self._fd, size, offset)
+
+
+class ShardSource:
+    """Samples of WebDataset shards; their paths are SHARD/KEY.EXTENSION."""
+
+    def __init__(self, shards: ShardSet, name: str) -> None:
+        self.name, self.shards = name, shards
+        self._number: dict[str, int] = {}
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        sizes = self.shards.table["size"].tolist()
+        for i, size in enumerate(sizes):
+            path = f"{self.shards.shard_name(i)}/{self.shards.member(i)}"
+            self._number[path] = i
+            yield path, size
+
+    def number(self, path: str) -> int:
+        """The sample at a path that files() gave."""
+        return self._number[path]
+
+    def read(self, path: str) -> bytes:
+        return self.shards.read(self._number[path])
+
+
 def open_source(path: str | Path) -> Source:
-    """The folder or zip file at `path`; UsageError if it is neither."""
+    """The folder, zip, tar or shards at `path`; UsageError if it is none of them."""
+    if is_url(path):
+        ShardSet.open(path)  # says how to read shards from there
     path = Path(path)
+    if path.suffix == ".json" or (path / "shardindex.json").is_file():
+        return ShardSource(ShardSet.open(path), str(path))
+    if path.is_dir() and any(path.glob("*.tar")):
+        return ShardSource(ShardSet.scan(path), str(path))
     if path.is_dir():
         return FolderSource(path)
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipSource(path)
-    raise UsageError(f"{path} is neither a folder of images nor a .zip of them.")
+    if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        return TarSource(path)
+    raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")
 
 
-def label_by_folder(source: Source) -> Labelled:
-    """Labels from the first folder of each path (ImageFolder): class names in plain byte order."""
-    images, ignored = _images(source)
-    if loose := next((path for path in images if "/" not in path), None):
-        raise UsageError(
-            f"{source.name} holds {loose!r} outside of any class folder: put every image in the "
-            "folder of its class, or give the labels with --csv FILE."
-        )
-    classes = sorted({path.partition("/")[0] for path in images}, key=os.fsencode)
-    if set(classes) <= _SPLITS:
-        raise UsageError(
-            f"{source.name} holds the splits {', '.join(classes)}, not classes: pack each alone."
-        )
-    number = {name: label for label, name in enumerate(classes)}
-    entries = [Entry(path, images[path], number[path.partition("/")[0]]) for path in images]
-    return Labelled(entries, classes, ignored)
+def extension(path: str) -> str | None:
+    """The extension of a path in lower case, if it is that of an image."""
+    found = path.rpartition("/")[2].rpartition(".")[2].lower()
+    return found if found in IMAGE_EXTENSIONS else None
 
 
-def label_by_csv(source: Source, table: str | Path) -> Labelled:
-    """Labels from a csv with the columns file and label; images that it does not list are ignored.
+def _common_folder(names: list[str], archive: str) -> str:
+    """`train/` where that holds every image, as in train/cat/1.jpg, train/dog/1.jpg; else nothing.
 
-    Labels that are all numbers are taken as they are, otherwise they are class names, numbered in
-    plain byte order.
+    DataError for names that lead out of the archive.
     """
-    images, ignored = _images(source)
-    names: dict[str, str] = {}
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"{table} must have the columns file and label in its first line.")
-            for row in reader:
-                path, label = row["file"], (row["label"] or "").strip()
-                if path not in images:
-                    raise DataError(f"{table}:{reader.line_num}: {source.name} has no image {path!r}.")
-                if path in names or not label:
-                    what = "is listed twice" if path in names else "has no label"
-                    raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")
-                names[path] = label
-    except FileNotFoundError:
-        raise UsageError(f"{table} does not exist: give the csv with the labels.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} is not a csv in UTF-8 ({error}).") from error
-    if not names:
-        raise DataError(f"{table} lists no images.")
-    number, classes = _number(set(names.values()), str(table))
-    entries = [Entry(path, images[path], number[names[path]]) for path in images if path in names]
-    return Labelled(entries, classes, ignored + [path for path in images if path not in names])
-
-
-def _number(labels: set[str], table: str) -> tuple[dict[str, int], list[str]]:
-    if all(re.fullmatch("[0-9]+", label) for label in labels):
-        count = max(map(int, labels)) + 1
-        if count > _MAX_CLASSES:
-            raise UsageError(f"{table} has a label of {count - 1}: labels count the classes from 0.")
-        return {label: int(label) for label in labels}, [str(label) for label in range(count)]
-    classes = sorted(labels, key=os.fsencode)
-    return {name: label for label, name in enumerate(classes)}, classes
-
-
-def _images(source: Source) -> tuple[dict[str, int], list[str]]:
-    images, ignored = {}, []
-    for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
-        if _extension(path) and size:
-            images[path] = size
-        else:
-            ignored.append(path)
-    if not images:
-        raise DataError(f"{source.name} holds no image (jpg, jpeg, png or webp).")
-    return images, ignored
-
-
-def _extension(path: str) -> str | None:
-    extension = path.rpartition("/")[2].rpartition(".")[2].lower()
-    return extension if extension in IMAGE_EXTENSIONS else None
+    if outside := next((n for n in names if n.startswith("/") or ".." in n.split("/")), None):
+        raise DataError(f"{archive} holds {outside!r}, which is not a path inside it: it is not packed.")
+    names = [name for name in names if extension(name) and not _hidden(name)]
+    first = {name.partition("/")[0] for name in names}
+    deep = all(name.count("/") >= 2 for name in names)
+    return f"{first.pop()}/" if len(first) == 1 and deep else ""
 
 
 def _hidden(path: str) -> bool:

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from data_tools.batch import BadSample, TileBatch
 from data_tools.errors import DataError, UsageError
-from data_tools.images import DecodeError, decode
+from data_tools.images import DecodeError, Picture, open_image
+from data_tools.mix import Mix
 from data_tools.order import Order
 from data_tools.prefetch import Map, Prefetch
 from data_tools.shards import ShardSet
 
-Transform = Callable[[NDArray[np.uint8], int], tuple[NDArray[np.uint8], int, int]]
+Transform = Callable[[Picture, int], tuple[NDArray[np.uint8], int, int]]
+
+# Positions, samples and chunks of a micro-batch, each (micro_batch_size,).
+_Task = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 _MAX_SUBSTITUTES = 100
+# Positions whose samples are computed at once: a few at a time cost ten times as much each.
+ORDER_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class _Item:
     tiles: NDArray[np.uint8]
     rows: int
     columns: int
-    label: int
+    label: int | NDArray[np.int64]  # one, or a row of several
     position: int
     sample: int
     weight: float = 1.0
@@ -45,7 +51,7 @@ class TrainStream:
     A batch is a pure function of (shards, order, transform, step): threads, prefetch and world_size
     do not change an image, its place in the global batch or its augmentation. An unreadable sample
     is replaced by order.substitute(), keeps its position as the key of the augmentation and is
-    reported in TileBatch.bad.
+    reported in TileBatch.bad. With `mix`, neighbours in the global batch are mixed in pairs.
     Raises UsageError for sizes that do not divide, DataError where 100 substitutes are unreadable
     too.
     """
@@ -67,6 +73,7 @@ class TrainStream:
         prefetch: int = 2,
         channels: int = 3,
         pin: bool = False,
+        mix: Mix | None = None,
     ) -> None:
         order.check(batch_size)
         if micro_batch_size < 1 or batch_size % (world_size * micro_batch_size):
@@ -74,14 +81,22 @@ class TrainStream:
                 f"train.batch_size={batch_size} is not a multiple of {world_size} processes x "
                 f"train.micro_batch_size={micro_batch_size}: change one of the two."
             )
-        self._shards, self._order, self._transform = shards, order, transform
+        if mix:
+            mix.check(micro_batch_size)
+        self._shards, self._order, self._transform, self._mix = shards, order, transform, mix
         self._max_pixels = max_pixels
         self._tile_shape, self._pin = (channels, tile_size, tile_size), pin
 
-        def micro_batches() -> Iterator[NDArray[np.int64]]:
-            for step in count(start_step):
-                share = order.share(step, batch_size, rank, world_size)
-                yield from share.reshape(-1, micro_batch_size)
+        def micro_batches() -> Iterator[_Task]:
+            ahead = max(1, ORDER_BLOCK * world_size // batch_size)
+            for first in count(start_step, ahead):
+                steps = range(first, first + ahead)
+                positions = np.concatenate([order.share(s, batch_size, rank, world_size) for s in steps])
+                later = order.locate(positions + order.window_size)[1]
+                columns = (positions, *order.locate(positions), later)
+                for *task, soon in zip(*(c.reshape(-1, micro_batch_size) for c in columns), strict=True):
+                    shards.prefetch(soon)
+                    yield tuple(task)
 
         self._batches = Prefetch(micro_batches(), self._build, threads, prefetch)
 
@@ -101,24 +116,23 @@ class TrainStream:
         """End the threads."""
         self._batches.close()
 
-    def _build(self, positions: NDArray[np.int64], map_: Map) -> TileBatch:
-        samples = self._order.sample_at(positions)
-        jobs = list(zip(positions.tolist(), samples.tolist(), strict=True))
-        return _assemble(map_(self._load, jobs), self._tile_shape, self._pin)
+    def _build(self, task: _Task, map_: Map) -> TileBatch:
+        jobs = list(zip(*(column.tolist() for column in task), strict=True))
+        batch = _assemble(map_(self._load, jobs), self._tile_shape, self._pin)
+        return self._mix(batch, map_, self._pin) if self._mix else batch
 
-    def _load(self, job: tuple[int, int]) -> _Item:
-        position, sample = job
+    def _load(self, job: tuple[int, int, int | None]) -> _Item:
+        position, sample, chunk = job
         bad = []
         for attempt in range(1, _MAX_SUBSTITUTES + 2):
             try:
-                image = decode(self._shards.read(sample), self._max_pixels)
+                picture = open_image(self._shards.read(sample, chunk), self._max_pixels)
+                tiles, rows, columns = self._transform(picture, position)
             except DecodeError as error:
                 bad.append(_bad_sample(self._shards, sample, error))
-                sample = self._order.substitute(position, attempt)
+                sample, chunk = self._order.substitute(position, attempt), None
                 continue
-            tiles, rows, columns = self._transform(image, position)
-            label = self._shards.label(sample)
-            return _Item(tiles, rows, columns, label, position, sample, bad=tuple(bad))
+            return _Item(tiles, rows, columns, _label(self._shards, sample), position, sample, bad=tuple(bad))
         raise DataError(
             f"{self._shards.folder} has too many unreadable images: sample {bad[0].key} and "
             f"{_MAX_SUBSTITUTES} substitutes failed (last: {bad[-1].reason}): run python -m "
@@ -174,21 +188,25 @@ class EvalStream:
 
     def _load(self, sample: int) -> _Item:
         try:
-            image = decode(self._shards.read(sample), self._max_pixels)
+            picture = open_image(self._shards.read(sample), self._max_pixels)
+            tiles, rows, columns = self._transform(picture, sample)
         except DecodeError as error:
             return self._black(sample, (_bad_sample(self._shards, sample, error),))
-        tiles, rows, columns = self._transform(image, sample)
-        return _Item(tiles, rows, columns, self._shards.label(sample), sample, sample)
+        return _Item(tiles, rows, columns, _label(self._shards, sample), sample, sample)
 
     def _black(self, sample: int, bad: tuple[BadSample, ...] = ()) -> _Item:
         tiles = np.zeros((1, *self._tile_shape), np.uint8)
-        return _Item(tiles, 1, 1, self._shards.label(sample), sample, sample, 0.0, bad)
+        return _Item(tiles, 1, 1, _label(self._shards, sample), sample, sample, 0.0, bad)
 
 
 def checksum(batch: TileBatch) -> list[int]:
     """The crc32 of each image's tile bytes, (B,): proves which pixels were delivered."""
     images = batch.tiles.cpu().split(batch.tiles_per_image.tolist())
     return [zlib.crc32(image.contiguous().numpy()) for image in images]
+
+
+def _label(shards: ShardSet, sample: int) -> int | NDArray[np.int64]:
+    return shards.label_row(sample) if shards.multilabel else shards.label(sample)
 
 
 def _bad_sample(shards: ShardSet, sample: int, error: DecodeError) -> BadSample:
@@ -207,7 +225,7 @@ def _assemble(items: list[_Item], tile_shape: tuple[int, int, int], pin: bool) -
         tiles=tiles,
         tiles_per_image=torch.tensor(counts),
         grid=torch.tensor([(item.rows, item.columns) for item in items]),
-        labels=torch.tensor([item.label for item in items], pin_memory=pin),
+        labels=torch.tensor(np.array([item.label for item in items], np.int64), pin_memory=pin),
         weight=torch.tensor([item.weight for item in items], pin_memory=pin),
         position=torch.tensor([item.position for item in items]),
         sample=torch.tensor([item.sample for item in items]),

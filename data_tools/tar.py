@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 from data_tools.errors import DataError
 
@@ -20,18 +20,30 @@ _MAX_EXTENSION = 1 << 20  # bytes of one PAX or long-name record; real ones hold
 _REGULAR = (b"0", b"\0", b"7")
 
 
+class Readable(Protocol):
+    """The two methods of a file that are needed here."""
+
+    def seek(self, position: int, /) -> object: ...
+
+    def read(self, length: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`header`: where its headers begin, extended ones included; `offset`: where its data is."""
+    """`header`: where its headers begin, extended ones included; `offset`: where its data is.
+
+    What is neither regular nor a folder is a link, a device or the like.
+    """
 
     name: str
     regular: bool
+    folder: bool
     header: int
     offset: int
     size: int
 
 
-def scan(file: BinaryIO, shard: str, size: int) -> Iterator[Member]:
+def scan(file: Readable, shard: str, size: int) -> Iterator[Member]:
     """Every member of the tar `file` of `size` bytes, in order, without reading its data.
 
     Raises DataError, naming `shard`, for everything but a complete, plain tar that ends in zeroed
@@ -50,7 +62,7 @@ def scan(file: BinaryIO, shard: str, size: int) -> Iterator[Member]:
             yield member
 
 
-def member_name(file: BinaryIO, shard: str, size: int, header: int) -> str:
+def member_name(file: Readable, shard: str, size: int, header: int) -> str:
     """The name of the member whose first header begins at `header`."""
     member, _ = _member(file, shard, size, header, {})
     if member is None:
@@ -58,7 +70,7 @@ def member_name(file: BinaryIO, shard: str, size: int, header: int) -> str:
     return member.name
 
 
-def _check_end(file: BinaryIO, shard: str, position: int) -> None:
+def _check_end(file: Readable, shard: str, position: int) -> None:
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
             raise DataError(
@@ -68,7 +80,7 @@ def _check_end(file: BinaryIO, shard: str, position: int) -> None:
 
 
 def _member(
-    file: BinaryIO, shard: str, size: int, start: int, global_records: dict[str, str]
+    file: Readable, shard: str, size: int, start: int, global_records: dict[str, str]
 ) -> tuple[Member | None, int]:
     """The member at `start` (None: a global header, now kept) and where the next begins."""
     records: dict[str, str] = {}
@@ -94,8 +106,8 @@ def _member(
         length = int(records.get("size", length))
         name = records.get("path", name)
         end = _end_of(data, length, shard, size) if kind in _REGULAR else data
-        regular = kind in _REGULAR and not name.endswith("/")
-        return Member(name, regular, start, data, length), end
+        folder = kind == b"5" or (kind in _REGULAR and name.endswith("/"))
+        return Member(name, kind in _REGULAR and not folder, folder, start, data, length), end
 
 
 def _end_of(data: int, length: int, shard: str, size: int) -> int:
@@ -109,11 +121,13 @@ def _end_of(data: int, length: int, shard: str, size: int) -> int:
 
 
 def _header(block: bytes, shard: str, position: int, size: int) -> tuple[str, int, bytes]:
+    if position == 0 and block[:2] == b"\x1f\x8b":
+        raise DataError(f"{shard} is compressed with gzip: unpack it to a plain tar first.")
+    if position == 0 and block[:4] == b"PK\3\4":
+        raise DataError(f"{shard} is a zip file and not a tar: remove it or write it again.")
     if len(block) < BLOCK:
         where = "inside a header" if block else "without an end-of-archive marker"
         raise DataError(f"{shard} is cut short: it ends {where} at byte {size}. Copy it again.")
-    if block[:2] == b"\x1f\x8b" and position == 0:
-        raise DataError(f"{shard} is compressed with gzip: unpack it to a plain tar first.")
     stored = _number(block[148:156])
     if stored != sum(block) - sum(block[148:156]) + 8 * 32:
         if position == 0:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -74,10 +74,29 @@ def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic
     """(C, H, W) uint8 or float to (C, height, width), antialiased unless it is `nearest`."""
     if image.shape[-2:] == (height, width):
         return image
+    # The same as image[None], but its strides tell torch that colours lie together where they do: its
+    # result then lies so too, which is faster by a quarter.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if resample == "nearest":
-        return interpolate(image[None], size=(height, width), mode="nearest")[0]
+        return interpolate(batch, size=(height, width), mode="nearest")[0]
     size = (height, width)
-    return interpolate(image[None], size=size, mode=resample, align_corners=False, antialias=True)[0]
+    return interpolate(batch, size=size, mode=resample, align_corners=False, antialias=True)[0]
+
+
+def fitted_size(
+    height: int, width: int, canvas: tuple[int, int], max_size: int | None = None
+) -> tuple[int, int]:
+    """The (height, width) to which an image is resized, its ratio kept, to lie on `canvas`.
+
+    With max_size no side is enlarged beyond max(side, max_size). A side that would vanish is one
+    pixel (torchtune raises there).
+    """
+    high, wide = canvas
+    if max_size is not None:
+        high, wide = min(max(height, max_size), high), min(max(width, max_size), wide)
+    if wide / width < high / height:
+        return max(1, min(int(height * (wide / width)), high)), wide
+    return high, max(1, min(int(width * (high / height)), wide))
 
 
 def resize_with_pad(
@@ -86,23 +105,28 @@ def resize_with_pad(
     max_size: int | None = None,
     resample: Resample = "bicubic",
 ) -> Tensor:
-    """(C, H, W) to (C, *canvas): its ratio kept, zeros at the right and at the bottom.
+    """(C, H, W) to (C, *canvas): resized to fitted_size(), zeros at the right and at the bottom."""
+    height, width = fitted_size(*image.shape[-2:], canvas, max_size)
+    padded = image.new_zeros((image.shape[0], *canvas))
+    padded[:, :height, :width] = resize(image, height, width, resample)
+    return padded
 
-    With max_size no side is enlarged beyond max(side, max_size). A side that would vanish is one
-    pixel (torchtune raises there).
+
+def cut_tiles(image: NDArray[np.uint8], rows: int, columns: int, tile_size: int) -> NDArray[np.uint8]:
+    """(C, H, W) padded with zeros at the right and at the bottom, as tile_crop() cuts it.
+
+    numpy moves bytes in the calling thread; torch would start a team of threads in each decoder.
     """
-    height, width = image.shape[-2:]
-    high, wide = canvas
-    if max_size is not None:
-        high, wide = min(max(height, max_size), high), min(max(width, max_size), wide)
-    if wide / width < high / height:
-        size = max(1, min(int(height * (wide / width)), high)), wide
-    else:
-        size = high, max(1, min(int(width * (high / height)), wide))
-    # numpy moves bytes in the calling thread; torch would start a team of threads in each decoder.
-    padded = np.zeros((image.shape[0], *canvas), image.numpy().dtype)
-    padded[:, : size[0], : size[1]] = resize(image, *size, resample).numpy()
-    return torch.from_numpy(padded)
+    channels, height, width = image.shape
+    if (height, width) == (tile_size, tile_size) and rows == columns == 1:
+        return image[None]
+    tiles = np.zeros((rows, columns, channels, tile_size, tile_size), np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * tile_size, column * tile_size
+            part = image[:, top : top + tile_size, left : left + tile_size]
+            tiles[row, column, :, : part.shape[1], : part.shape[2]] = part
+    return tiles.reshape(-1, channels, tile_size, tile_size)
 
 
 def tile_crop(image: ArrayOrTensor, tile_size: int) -> ArrayOrTensor:

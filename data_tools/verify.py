@@ -1,4 +1,4 @@
-"""What is wrong in a folder of indexed shards."""
+"""What is wrong in indexed shards, and whether they suit a number of processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ import numpy as np
 
 from data_tools.errors import DataError
 from data_tools.images import DecodeError, decode
-from data_tools.index import (
-    OFFSETS_NAME,
-    Problem,
-    load_classes,
-    scan_shard,
-    sha256_of,
-    without_unlabelled,
-)
+from data_tools.index import LABELS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
+from data_tools.samples import Problem, Scan
 from data_tools.shards import ShardSet, load_index, size_problem
+from data_tools.storage import Storage
 
 _DECODE_AHEAD = 1024
+_READ_BYTES = 8 << 20  # a ranged read shorter than this costs more in waiting than in bytes
 
 
 def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: int) -> Iterator[Problem]:
@@ -31,29 +27,60 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     decoded, if nothing else is wrong with its shard. UsageError if there are no indexed shards.
     """
     folder, index, _ = load_index(path)
-    classes = load_classes(folder)
-    scans, paths = [], []
-    for number, entry in enumerate(index["shardlist"]):
-        name = entry["url"]
-        try:
-            if reason := size_problem(folder, entry):
-                raise DataError(reason)
-            scans.append(scan_shard(folder / name, number, classes))
-            paths.append(folder / name)
-            if sha256_of(folder / name) != entry.get("sha256"):
-                raise DataError("its sha256 is not the one in the index: the content changed")
-        except DataError as error:
-            yield Problem(name, "", str(error))
-    if len(scans) < len(index["shardlist"]):
+    storage, listed = Storage(folder), index["shardlist"]
+    found = scan_shards(storage, [entry["url"] for entry in listed], load_classes(folder), threads)
+    scans: list[Scan] = []
+    damaged = False
+    for entry, scan in zip(listed, found, strict=True):
+        reason = size_problem(storage, entry)
+        if not reason and isinstance(scan, DataError):
+            reason = str(scan)
+        if not reason and scan.sha256 != entry.get("sha256"):
+            reason = "its sha256 is not the one in the index: the content changed"
+        if reason:
+            damaged = True
+            yield Problem(entry["url"], "", reason)
+        else:
+            scans.append(scan)
+    if damaged:
         return
-    rows = without_unlabelled(scans, paths)
+    tables = merge(scans)
     for scan in scans:
         yield from scan.problems
     shards = ShardSet.open(path)
-    if not np.array_equal(np.concatenate(rows), shards.table):
+    if not np.array_equal(tables.rows, shards.table):
         yield Problem(OFFSETS_NAME, "", "does not fit the shards: run python -m data_tools index")
+    elif not np.array_equal(tables.labels, shards.label_table):
+        yield Problem(LABELS_NAME, "", "does not fit the shards: run python -m data_tools index")
     elif decode_images:
         yield from _undecodable(shards, max_pixels, threads)
+
+
+def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
+    """Whether the layout suits `ranks` processes of `workers` threads, and a sentence about it.
+
+    Images are dealt sample by sample, so shards need not be equal nor many. What can go wrong: fewer
+    samples than processes, and remote shards too small to be read in long pieces.
+    """
+    samples, files = len(shards), shards.num_shards
+    mean = shards.mean_bytes * samples / files
+    size = f"{files} shards of {mean / 1e6:.1f} MB on average"
+    if samples < ranks:
+        return False, (
+            f"not balanced: {samples} samples for {ranks} ranks, so a batch repeats images: use at most "
+            f"{samples} ranks, or more data"
+        )
+    if shards.remote and mean < _READ_BYTES:
+        return False, (
+            f"balanced, but slow: {size} cannot be read in pieces of {_READ_BYTES >> 20} MiB: pack them "
+            "again with --shard-size 100MB or more"
+        )
+    needed = ranks * workers
+    others = "" if files >= needed else f" (a reader of whole shards would need {needed} of them)"
+    return True, (
+        f"balanced: {samples / ranks:.1f} samples a rank and epoch on {ranks} ranks, dealt one by one from "
+        f"{size}{others}; a global batch may be any multiple of {ranks} up to {samples // ranks * ranks}"
+    )
 
 
 def _undecodable(shards: ShardSet, max_pixels: int, threads: int) -> Iterator[Problem]:

@@ -34,16 +34,22 @@ class AugmentConfig:
         1.3333,
     )  # width/height; several tiles: times the image's
     flip: bool = False
+    randaugment_ops: int = 0  # operations of RandAugment on each image; 0: none
+    randaugment_magnitude: int = 10  # 0 to 30, as in big_vision's randaug(ops, magnitude)
+    erase: float = 0.0  # probability of random erasing
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), one draw for each pair of images; 0: off
+    cutmix: float = 0.0  # the same; with both, each pair takes one of them with probability 1/2
 
 
 @dataclass
 class DataConfig:
-    train: str = ""  # folder of shards, or its shardindex.json
+    # Folder of shards, or its shardindex.json, or a mixture: [{shards: FOLDER, weight: 3}, {shards: ...}]
+    train: Any = ""
     val: str = ""  # empty: no evaluation
     workers: int = 4  # decoding threads of each process; 0: decode in the training loop
-    lanes: int = 0  # 0: the global batch size
-    chunk: int = 1  # samples read together; 1 with window 1: an exact permutation each epoch
-    window: int = 1  # chunks shuffled together in a lane
+    lanes: int = 0  # 0: chosen from where the shards lie, as are chunk and window (docs/order.md)
+    chunk: int = 0  # samples read together; 1 with window 1: an exact permutation each epoch
+    window: int = 0  # chunks shuffled together in a lane
     max_bad_fraction: float = 0.01  # of the data set; one bad sample is tolerated unless this is 0
     max_pixels: int = 67_108_864
     tile_size: int = 224
@@ -165,8 +171,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 POSITIVE = (
-    "data.chunk",
-    "data.window",
     "data.max_pixels",
     "data.tile_size",
     "data.max_tiles",
@@ -181,6 +185,8 @@ NOT_NEGATIVE = (
     "run.seed",
     "data.workers",
     "data.lanes",
+    "data.chunk",
+    "data.window",
     "data.eval_resize",
     "optim.weight_decay",
     "optim.clip_norm",
@@ -237,11 +243,27 @@ def check(config: Config) -> None:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
-    if not config.data.train:
-        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
+    training_sources(config.data)
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+
+
+def training_sources(data: DataConfig) -> list[tuple[str, float]]:
+    """(shards, weight) of each source of data.train."""
+    if not data.train:
+        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
+    entries = data.train if isinstance(data.train, list) else [{"shards": data.train}]
+    sources = []
+    for entry in entries:
+        known = isinstance(entry, dict) and {"shards"} <= entry.keys() <= {"shards", "weight"}
+        weight = entry.get("weight", 1.0) if known else None
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise UsageError(
+                f"data.train: {entry} is not a source; each is written {{shards: FOLDER, weight: NUMBER}}"
+            )
+        sources.append((str(entry["shards"]), float(weight)))
+    return sources
 
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools.batch import TileBatch
 from data_tools.errors import DataError
 
 from .engine.world import World
+from .objective import multi_hot, sigmoid, softmax
 
 EXAMPLES = 12
 
@@ -24,7 +24,7 @@ class Example:
 
     tiles: Tensor
     grid: tuple[int, int]
-    label: int
+    labels: tuple[int, ...]
     probabilities: Tensor
 
 
@@ -60,9 +60,11 @@ def evaluate(
     world: World,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Top-1, top-5 and softmax cross-entropy of `logits_of` over `batches`, which all processes share out.
+    """Top-1, top-5 and loss of `logits_of` over `batches`, which all processes share out.
 
-    Images of weight 0 do not count. Raises Interrupted when `stop` holds on any process.
+    The loss is the softmax cross-entropy, or with several labels an image the sigmoid's; a guess is right
+    if it is one of the image's labels. Images of weight 0 do not count. Raises Interrupted when `stop` holds
+    on any process.
     """
     sums = torch.zeros(5, dtype=torch.float64)
     examples: list[Example] = []
@@ -74,8 +76,9 @@ def evaluate(
         logits = logits_of(batch).float()
         classes = logits.shape[-1]
         weight = batch.weight.double()
-        hits = logits.topk(min(5, classes)).indices == batch.labels[:, None]
-        losses = F.cross_entropy(logits, batch.labels, reduction="none").double()
+        function = sigmoid if batch.labels.ndim == 2 else softmax
+        losses = function(logits, batch.labels, 0.0).double()
+        hits = multi_hot(batch.labels, classes).gather(1, logits.topk(min(5, classes)).indices)
         columns = [torch.ones_like(losses), losses, hits[:, 0].double(), hits.any(1).double()]
         sums[:4] += (torch.stack(columns) * weight).sum(1).cpu()
         sums[4] += len(cpu_batch.bad)
@@ -94,10 +97,14 @@ def evaluate(
     )
 
 
+def _known(labels: Tensor) -> tuple[int, ...]:
+    return tuple(label for label in labels.view(-1).tolist() if label >= 0)
+
+
 def _examples(batch: TileBatch, probabilities: Tensor) -> list[Example]:
     split = batch.tiles.split(batch.tiles_per_image.tolist())
     return [
-        Example(tiles.clone(), (int(grid[0]), int(grid[1])), int(label), row)
+        Example(tiles.clone(), (int(grid[0]), int(grid[1])), _known(label), row)
         for tiles, grid, label, weight, row in zip(
             split, batch.grid, batch.labels, batch.weight, probabilities, strict=True
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from data_tools.augment import EvalTransform, TrainTransform
 from data_tools.errors import UsageError
-from data_tools.order import Order
+from data_tools.mix import Mix
+from data_tools.mixture import Mixture, Source
+from data_tools.order import Order, default_layout
 from data_tools.shards import ShardSet
 from data_tools.stream import EvalStream, TrainStream
 
-from .config import Config, DataConfig
+from .config import Config, DataConfig, training_sources
 from .engine.world import World
 from .split import BatchSplit
 
@@ -20,14 +22,17 @@ from .split import BatchSplit
 EVAL_BATCH_SIZE = 64
 
 
+# Of each process, for chunks that are read in one piece and kept until their samples are used.
+CHUNK_MEMORY = 2 << 30
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The opened training and evaluation shards of a run, and what follows from them."""
 
     config: Config
-    train: ShardSet
+    train: Mixture
     val: ShardSet | None
-    order: Order
     num_classes: int
     steps: int
 
@@ -37,18 +42,27 @@ class Inputs:
 
     def order_constants(self) -> dict[str, Any]:
         """All that the order of images depends on. A run keeps them for its whole life."""
-        return {
-            "batch_size": self.config.train.batch_size,
-            **asdict(self.order),
-            "index_sha256": self.train.index_sha256,
-        }
+        return {"batch_size": self.config.train.batch_size, **self.train.constants()}
+
+    def order_text(self) -> str:
+        """The order and the sources in one line."""
+        order = self.train.order
+        text = f"order: chunk {order.chunk}, window {order.window}, lanes {order.lanes}"
+        if len(self.train.sources) > 1:
+            counts = self.train.counts(self.config.train.batch_size)
+            parts = [f"{n} of {s.folder}" for n, s in zip(counts, self.train.sources, strict=True)]
+            text += "; every batch: " + ", ".join(parts)
+        return text
 
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> TrainStream:
-        data = self.config.data
+        data, seed = self.config.data, self.config.run.seed
+        if self.train.order.chunk > 1:
+            self.train.keep_chunks(split.ranks, CHUNK_MEMORY)
+        mixing = data.augment.mixup or data.augment.cutmix
         return TrainStream(
             self.train,
-            self.order,
-            TrainTransform(self.order.seed, data.tile_size, data.max_tiles, data.augment),
+            self.train,
+            TrainTransform(seed, data.tile_size, data.max_tiles, data.augment),
             batch_size=split.batch_size,
             micro_batch_size=split.micro_batch_size,
             rank=rank,
@@ -58,6 +72,7 @@ class Inputs:
             max_pixels=data.max_pixels,
             tile_size=data.tile_size,
             pin=pin,
+            mix=Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None,
         )
 
     def eval_stream(self, world: World) -> EvalStream:
@@ -81,32 +96,39 @@ def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: Worl
 
 def open_inputs(config: Config) -> Inputs:
     """Open what `config.data` names. Raises UsageError or DataError."""
-    train = ShardSet.open(config.data.train)
-    val = ShardSet.open(config.data.val) if config.data.val else None
-    order = Order(
-        seed=config.run.seed,
-        num_samples=len(train),
-        lanes=config.data.lanes or config.train.batch_size,
-        chunk=config.data.chunk,
-        window=config.data.window,
-    )
-    order.check(config.train.batch_size)
+    data, batch_size = config.data, config.train.batch_size
+    sources = [Source(ShardSet.open(path), weight) for path, weight in training_sources(data)]
+    val = ShardSet.open(data.val) if data.val else None
+    samples = sum(len(source.shards) for source in sources)
+    size = sum(source.shards.mean_bytes * len(source.shards) for source in sources) / max(1, samples)
+    remote = any(source.shards.remote for source in sources)
+    chunk, window, lanes = default_layout(samples, batch_size, remote, size)
+    if data.chunk or data.window:
+        chunk, window, lanes = data.chunk or 1, data.window or 1, batch_size
+    order = Order(config.run.seed, samples, data.lanes or lanes, chunk, window)
+    train = Mixture(sources, order)
+    train.check(batch_size)
+    if train.multilabel and config.objective.name != "sigmoid":
+        raise UsageError(
+            f"{train.folder}: its images have several labels, which objective.name=sigmoid takes, and "
+            f"{config.objective.name} does not"
+        )
     if val is not None:
         _check_same_classes(config, train.classes, val.classes)
-    steps = config.train.steps or math.ceil(config.train.epochs * order.epoch_size / config.train.batch_size)
-    return Inputs(config, train, val, order, _num_classes(config, train, val), steps)
+    steps = config.train.steps or math.ceil(config.train.epochs * train.epoch_size / batch_size)
+    return Inputs(config, train, val, _num_classes(config, train, val), steps)
 
 
-def _num_classes(config: Config, train: ShardSet, val: ShardSet | None) -> int:
+def _num_classes(config: Config, train: Mixture, val: ShardSet | None) -> int:
     wanted = config.model.num_classes or train.num_classes
-    for path, shards in ((config.data.train, train), (config.data.val, val)):
+    for shards in (train, val):
         if shards is not None and wanted < shards.num_classes:
             raise UsageError(
-                f"model.num_classes={wanted}: {path} has {shards.num_classes} classes; set it to "
+                f"model.num_classes={wanted}: {shards.folder} has {shards.num_classes} classes; set it to "
                 f"{shards.num_classes} or more"
             )
     if not train.num_classes:
-        raise UsageError(f"{config.data.train}: its samples have no labels; pack them with classes")
+        raise UsageError(f"{train.folder}: its samples have no labels; pack them with classes")
     return wanted
 
 
@@ -116,6 +138,6 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
     pairs = zip([*train, None], [*val, None], strict=False)
     label, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     raise UsageError(
-        f"{config.data.val}: its classes.json differs from that of {config.data.train}: label {label} is "
+        f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
         f"{b!r} there and {a!r} in training; pack both with the same classes"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,23 +19,41 @@ def softmax(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def sigmoid(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum over the classes of the binary cross-entropies (AugReg, 2106.10270, section 3.3)."""
-    targets = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    """Sum over the classes of the binary cross-entropies (AugReg, 2106.10270, section 3.3).
+
+    labels: (B,), or (B, N) for several labels an image, the row filled up with -1.
+    """
+    targets = multi_hot(labels, logits.shape[-1]).to(logits.dtype)
     targets = targets * (1 - smoothing) + smoothing / logits.shape[-1]
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "softmax": softmax,
-    "sigmoid": sigmoid,
-}
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """(B,) or (B, N), -1 for none -> bool (B, classes)."""
+    rows = labels if labels.ndim == 2 else labels[:, None]
+    # The class behind the last takes what is -1, and is cut off.
+    slots = torch.where(rows < 0, classes, rows)
+    hot = torch.zeros(len(rows), classes + 1, dtype=torch.bool, device=rows.device)
+    return hot.scatter_(1, slots, True)[:, :classes]
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"softmax": softmax, "sigmoid": sigmoid}
 
 
 def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Tensor]:
-    """loss(logits (B, classes), batch) -> weighted loss of each image (B,), fp32."""
+    """loss(logits (B, classes), batch) -> weighted loss of each image (B,), fp32.
+
+    An image into which another was mixed has the loss of both labels, in the proportion of the mixture
+    (mixup, 1710.09412, section 2; CutMix, 1905.04899, eq. 1).
+    """
     function = OBJECTIVES[config.name]
 
     def loss(logits: Tensor, batch: TileBatch) -> Tensor:
-        return function(logits.float(), batch.labels, config.label_smoothing) * batch.weight
+        logits = logits.float()
+        own = function(logits, batch.labels, config.label_smoothing)
+        if batch.partner_labels is not batch.labels:
+            partner = function(logits, batch.partner_labels, config.label_smoothing)
+            own = batch.mix * own + (1 - batch.mix) * partner
+        return own * batch.weight
 
     return loss

@@ -112,8 +112,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _example(item: Example, classes: list[str] | None) -> str:
     best = int(item.probabilities.argmax())
-    name, truth = (classes[i] if classes else str(i) for i in (best, item.label))
-    verdict = "" if best == item.label else f' <span class="wrong">(is {html.escape(truth)})</span>'
+    name, *truth = (classes[i] if classes else str(i) for i in (best, *item.labels))
+    verdict = ""
+    if best not in item.labels:
+        verdict = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
     # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.

@@ -108,6 +108,7 @@ class Trainer:
             "process" if world.size == 1 else "processes",
         )
         log.info("%s; %d steps = %.2f epochs", split, inputs.steps, self._epochs(inputs.steps))
+        log.info(inputs.order_text())
 
     def run(self) -> int:
         """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
@@ -166,7 +167,7 @@ class Trainer:
         if self.saver.pending and written == self.world.size:
             self.saver.publish()
         self.bad += int(new_bad)
-        share, samples = self.config.data.max_bad_fraction, self.inputs.order.num_samples
+        share, samples = self.config.data.max_bad_fraction, self.inputs.train.num_samples
         if self.bad > (max(1, int(share * samples)) if share else 0):
             raise DataError(
                 f"{self.bad} of {samples} samples cannot be read, more than data.max_bad_fraction="
@@ -327,7 +328,7 @@ class Trainer:
         )
 
     def _epochs(self, step: int) -> float:
-        return step * self.split.batch_size / self.inputs.order.epoch_size
+        return step * self.split.batch_size / self.inputs.train.epoch_size
 
 
 def evaluation_text(found: Evaluation) -> str:

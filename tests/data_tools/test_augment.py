@@ -5,6 +5,7 @@ import pytest
 
 from data_tools.augment import EvalTransform, TrainTransform, crop_box
 from data_tools.errors import UsageError
+from data_tools.images import Decoded
 from data_tools.order import uniform
 from pretrain.config import AugmentConfig
 
@@ -30,6 +31,40 @@ def test_without_augmentation_the_whole_image_is_resized_or_tiled() -> None:
     assert (rows, columns) == (2, 3)
     joined = tiles.reshape(2, 3, 3, 30, 30).transpose(0, 3, 1, 4, 2).reshape(60, 90, 3)
     assert np.array_equal(joined, IMAGE)
+
+
+def test_erasing_puts_one_box_of_noise_into_the_share_of_images_asked_for() -> None:
+    image = np.full((100, 100, 3), 7, np.uint8)
+    transform = TrainTransform(0, 100, 1, AugmentConfig(erase=0.25))
+    erased = 0
+    for position in range(400):
+        tile = transform(image, position)[0][0]
+        assert np.array_equal(tile, transform(image, position)[0][0])
+        changed = (tile != 7).any(axis=0)
+        if not changed.any():
+            continue
+        erased += 1
+        ys, xs = np.nonzero(changed)
+        high, wide = np.ptp(ys) + 1, np.ptp(xs) + 1
+        assert 0.015 < high * wide / 10_000 < 0.42 and 0.25 < high / wide < 4
+        noise = tile[:, ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        assert changed.sum() > 0.99 * high * wide and 110 < noise.mean() < 145
+    assert 70 < erased < 130
+    assert (image == 7).all()
+
+
+def test_only_the_crop_is_decoded() -> None:
+    asked = []
+
+    class Counting(Decoded):
+        def region(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+            asked.append(height * width)
+            return super().region(top, left, height, width)
+
+    transform = TrainTransform(3, 32, 1, CROP)
+    for position in range(20):
+        assert np.array_equal(transform(Counting(IMAGE), position)[0], transform(IMAGE, position)[0])
+    assert len(asked) == 20 and np.mean(asked) < 0.8 * 60 * 90
 
 
 def test_half_of_the_images_are_mirrored() -> None:
@@ -81,6 +116,8 @@ def test_values_that_cannot_work_are_refused_by_name() -> None:
         TrainTransform(0, 32, 1, AugmentConfig(crop_scale=(0.5, 1.5)))
     with pytest.raises(UsageError, match=r"data\.augment\.crop_ratio"):
         TrainTransform(0, 32, 1, AugmentConfig(crop_ratio=(2.0, 0.5)))
+    with pytest.raises(UsageError, match=r"data\.augment\.erase=1\.5"):
+        TrainTransform(0, 32, 1, AugmentConfig(erase=1.5))
     with pytest.raises(UsageError, match=r"data\.eval_resize=16"):
         EvalTransform(32, 1, 16)
     with pytest.raises(UsageError, match=r"data\.max_tiles"):

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import io
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from sample_files import picture
 
-from data_tools.images import DecodeError, decode
+from data_tools import jpeg
+from data_tools.images import DecodeError, decode, open_image
 
+ROOT = Path(__file__).parents[2]
 MAX_PIXELS = 67_108_864
 
 
@@ -67,3 +74,108 @@ def test_the_pixel_limit_is_the_callers() -> None:
     assert decode(data, 600).shape == (20, 30, 3)
     with pytest.raises(DecodeError, match="30x20 is more than max_pixels=599"):
         decode(data, 599)
+
+
+@pytest.fixture(params=[True, False], ids=["nvimgcodec", "pillow only"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Once with the decoder of regions, once as on a machine that has none."""
+    if request.param and not jpeg.AVAILABLE:
+        pytest.skip("nvidia-nvimgcodec-cu12 is not installed")
+    monkeypatch.setattr(jpeg, "AVAILABLE", request.param)
+    return request.param
+
+
+def whole(data: bytes) -> np.ndarray:
+    """Pillow's pixels, upright."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image.convert("RGB")))
+
+
+def encoded(orientation: int = 1, **options) -> bytes:
+    """A JPEG of 75x50 pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 15, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((75, 50)).save(buffer, "JPEG", **{"exif": exif, **options})
+    return buffer.getvalue()
+
+
+KINDS = {
+    "baseline": encoded(),
+    "progressive": encoded(progressive=True),
+    "444": encoded(subsampling=0),
+    "422": encoded(subsampling=1),
+    "restarts": encoded(restart_marker_rows=1),
+    "trailing bytes": encoded() + b"\0" * 100,
+    "png": picture(3, 50, 75, "PNG"),
+    "webp": picture(3, 50, 75, "WEBP"),
+} | {f"orientation {n}": encoded(n) for n in range(10)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_region_is_that_part_of_the_whole_image(kind: str, decoder: bool) -> None:
+    reference = whole(KINDS[kind])
+    opened = open_image(KINDS[kind], MAX_PIXELS)
+    assert (opened.height, opened.width) == reference.shape[:2]
+    boxes = [(0, 0, *reference.shape[:2]), (3, 7, 17, 21), (33, 0, 17, 1), (0, 40, 1, 10)]
+    for top, left, height, width in boxes:
+        found = opened.region(top, left, height, width)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, reference[top : top + height, left : left + width])
+
+
+def test_an_orientation_only_in_xmp_is_applied(decoder: bool) -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    upright = decode(encoded(exif=b"", xmp=xmp), MAX_PIXELS)
+    assert upright.shape == (75, 50, 3)
+    assert np.array_equal(upright, decode(encoded(6), MAX_PIXELS))
+    both = decode(encoded(3, xmp=xmp), MAX_PIXELS)  # EXIF goes before
+    assert np.array_equal(both, decode(encoded(3), MAX_PIXELS))
+
+
+def test_hostile_images_have_the_same_outcome_with_and_without_the_decoder_of_regions(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome(data: bytes) -> np.ndarray | str:
+        try:
+            return decode(data, MAX_PIXELS)
+        except DecodeError as error:
+            return str(error)
+
+    for path in sorted((hostile / "images").rglob("*.*")):
+        monkeypatch.undo()
+        found = outcome(path.read_bytes())
+        monkeypatch.setattr(jpeg, "AVAILABLE", False)
+        np.testing.assert_array_equal(found, outcome(path.read_bytes()), err_msg=path.name)
+
+
+def test_a_jpeg_without_its_end_is_rejected_even_if_the_region_is_there(decoder: bool) -> None:
+    for cut in (encoded()[:-2], encoded()[:-200], encoded(progressive=True)[:-2]):
+        with pytest.raises(DecodeError, match="truncated"):
+            open_image(cut, MAX_PIXELS)
+
+
+@pytest.mark.skipif(not jpeg.AVAILABLE, reason="nvidia-nvimgcodec-cu12 is not installed")
+def test_opening_a_plain_jpeg_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "decode_region", lambda *box: pytest.fail("decoded"))
+    monkeypatch.setattr(Image, "open", lambda *file, **options: pytest.fail("decoded"))
+    assert open_image(encoded(), 3750).width == 75
+    with pytest.raises(DecodeError, match="75x50 is more than max_pixels=3749"):
+        open_image(encoded(), 3749)
+
+
+def test_importing_the_decoder_prints_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import data_tools.images"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_threads_decode_the_same_regions() -> None:
+    opened = open_image(KINDS["baseline"], MAX_PIXELS)
+    reference = whole(KINDS["baseline"])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: opened.region(n % 30, n % 40, 20, 30), range(200)))
+    for n, region in enumerate(found):
+        assert np.array_equal(region, reference[n % 30 : n % 30 + 20, n % 40 : n % 40 + 30])

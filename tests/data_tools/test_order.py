@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_tools.errors import DataError, UsageError
-from data_tools.order import Order, hash64, permute, uniform
+from data_tools.order import Order, default_layout, hash64, permute, uniform
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 100, 4097, 65536])
@@ -114,3 +114,26 @@ def test_values_that_cannot_work_are_refused_by_name() -> None:
         Order(0, 1000, 100).check(64)
     with pytest.raises(UsageError, match=r"train\.batch_size=64 .*3 processes"):
         Order(0, 1000, 64).share(0, 64, 0, 3)
+
+
+@pytest.mark.parametrize("size", [4096, 4096 + 5])
+def test_the_chunk_of_a_sample_holds_it_and_no_position_has_another(size: int) -> None:
+    order = Order(seed=1, num_samples=size, lanes=8, chunk=16, window=4)
+    samples, chunks = order.locate(np.arange(order.epoch_size))
+    assert np.array_equal(samples, order.sample_at(np.arange(order.epoch_size)))
+    assert ((samples - chunks) % size < 16).all() and len(set(chunks.tolist())) == 4096 // 16
+    later = order.locate(np.arange(order.window_size) + order.window_size)[1]
+    assert len(set(later.tolist())) == 8 * 4  # one window further: as many chunks, all of them other
+    assert not set(later.tolist()) & set(chunks[: order.window_size].tolist())
+
+
+def test_the_layout_follows_where_the_shards_lie() -> None:
+    assert default_layout(10**6, 4096, False, 110_000) == (1, 1, 4096)
+    assert default_layout(10**7, 4096, True, 110_000) == (64, 4, 1024)
+    assert default_layout(10**7, 4096, True, 12_000_000) == (1, 1, 4096)  # an image is a long piece
+    assert default_layout(50_000, 1024, True, 2500) == (32, 4, 256)  # one window of each lane
+    assert default_layout(500, 1024, True, 2500) == (1, 1, 1024)
+    for batch_size in (1, 2, 6, 30, 37, 48, 32768):
+        chunk, window, lanes = default_layout(10**9, batch_size, True, 110_000)
+        assert lanes * 4 >= batch_size and batch_size % lanes == 0
+        Order(0, 10**9, lanes, chunk, window).check(batch_size)

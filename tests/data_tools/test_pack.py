@@ -178,7 +178,7 @@ def test_sources_without_classes_or_images_leave_nothing_behind(image_folder, tm
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         pack(tmp_path / "void", tmp_path / "out")
-    with pytest.raises(UsageError, match=r"neither a folder of images nor a .zip"):
+    with pytest.raises(UsageError, match=r"neither a folder of images or shards nor"):
         pack(tmp_path / "nowhere", tmp_path / "out")
     shutil.copytree(image_folder, tmp_path / "splits" / "train")
     with pytest.raises(UsageError, match="the splits train, not classes"):

@@ -11,6 +11,7 @@ import torch
 from data_tools.augment import EvalTransform, TrainTransform
 from data_tools.batch import TileBatch
 from data_tools.errors import DataError, UsageError
+from data_tools.mix import Mix
 from data_tools.order import Order
 from data_tools.shards import ShardSet
 from data_tools.stream import EvalStream, TrainStream, checksum
@@ -47,6 +48,7 @@ def content(batches: list[TileBatch]) -> list[tuple]:
         assert batch.tiles_per_image.tolist() == batch.grid.prod(dim=1).tolist()
         assert batch.weight.dtype == torch.float32
         columns = (batch.position, batch.sample, batch.labels, batch.weight, batch.grid)
+        columns += (batch.partner_labels, batch.mix)
         rows += zip(checksum(batch), *(column.tolist() for column in columns), strict=True)
     return rows
 
@@ -59,6 +61,26 @@ def test_batches_do_not_depend_on_ranks_or_threads(make_shards) -> None:
     assert len({tuple(row[5]) for row in wanted}) > 1  # images of several shapes
     for world, threads in ((1, 4), (2, 1), (2, 4), (4, 2)):
         assert content(train(shards, range(4), world, threads)) == wanted, (world, threads)
+
+
+def test_mixed_batches_do_not_depend_on_ranks_threads_or_micro_batches(make_shards) -> None:
+    shards = make_shards([19, 12, 9])
+    plain, mix = content(train(shards, range(4))), Mix(1, 0.4, 0.4)
+    wanted = content(train(shards, range(4), mix=mix))
+    mixed = [row for row in wanted if row[7] < 1]
+    assert len(mixed) > 20 and len(mixed) % 2 == 0
+    by_position = {row[1]: row for row in plain}
+    for a, b in zip(wanted[::2], wanted[1::2], strict=True):
+        assert (a[7], a[6], b[6]) == ((b[7], b[3], a[3]) if a[7] < 1 else (1, a[3], b[3]))
+        assert a[5] == b[5] or a[7] == 1  # only images of one grid
+        for row in (a, b):
+            assert row[1:6] == by_position[row[1]][1:6]
+            assert (row[0] == by_position[row[1]][0]) == (row[7] == 1)
+    for world, threads, micro in ((1, 4, 2), (2, 2, 4), (4, 2, 2), (1, 0, 16)):
+        found = content(train(shards, range(4), world, threads, mix=mix, micro_batch_size=micro))
+        assert found == wanted, (world, threads, micro)
+    with pytest.raises(UsageError, match=r"train\.micro_batch_size=1 is odd"):
+        train(shards, range(1), mix=mix, micro_batch_size=1)
 
 
 def test_micro_batch_size_cuts_the_same_images(make_shards) -> None:

@@ -10,6 +10,7 @@ import torch
 from data_tools.tiles import (
     best_canvas,
     choose_canvas,
+    cut_tiles,
     possible_canvases,
     resize_with_pad,
     tile_crop,
@@ -91,3 +92,12 @@ def test_sizes_that_do_not_divide_are_a_value_error() -> None:
         tile_crop(torch.zeros(3, 30, 32), 16)
     with pytest.raises(ValueError, match="shape"):
         tile_crop(torch.zeros(1, 3, 32, 32), 16)
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (20, 32), (64, 40), (1, 96)])
+def test_cutting_tiles_pads_and_crops(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(1, 255, (3, height, width), dtype=np.uint8)
+    rows, columns = -(-height // 32), -(-width // 32)
+    padded = np.zeros((3, rows * 32, columns * 32), np.uint8)
+    padded[:, :height, :width] = image
+    assert np.array_equal(cut_tiles(image, rows, columns, 32), tile_crop(padded, 32))

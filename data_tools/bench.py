@@ -1,0 +1,230 @@
+"""How fast the input is, stage by stage, without a model; and how far its crops are from Pillow's."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageOps
+from yaml import YAMLError
+
+from data_tools.augment import Tiles, TrainTransform, fit
+from data_tools.errors import UsageError
+from data_tools.images import Picture, Pixels, open_image
+from data_tools.jpeg import read_header
+from data_tools.mix import Mix
+from data_tools.order import Order
+from data_tools.shards import ShardSet
+from data_tools.stream import TrainStream, Transform
+
+STAGES = ("read", "decode", "augment", "batch")
+_BATCH_SIZE = 64
+_COMPARED = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The keys of data and data.augment that decide what an image costs.
+
+    The defaults are those of pretrain.config; without --config the benchmark takes random-resized
+    crops at 224.
+    """
+
+    tile_size: int = 224
+    max_tiles: int = 1
+    max_pixels: int = 67_108_864
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: bool = False
+    randaugment_ops: int = 0
+    randaugment_magnitude: int = 10
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+IMAGENET = Recipe(crop_scale=(0.08, 1.0), flip=True)
+
+
+def bench(path: str, *, images: int, threads: int, config: str | None, as_json: bool) -> None:
+    """Print the measurement of the shards at `path`: a table, or one JSON object.
+
+    UsageError for shards or a recipe that cannot be opened, DataError for unreadable images.
+    """
+    recipe = read_recipe(config) if config else IMAGENET
+    result = measure(ShardSet.open(path), recipe, images, threads)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{result['images']} images, {threads} threads, {path}")
+    print(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
+    for name, row in {**result["stages"], "total": result["total"]}.items():
+        print(f"{name:8} {row['images_per_s']:10.0f} {row['cpu_ms_per_image']:13.3f} {row['share']:6.1%}")
+    print(
+        f"crops differ from Pillow's by {result['grey_levels_from_pillow']:.3f} grey levels (mean of "
+        f"{result['compared']} images)"
+    )
+
+
+def read_recipe(path: str) -> Recipe:
+    """The data group of a recipe. Keys that no image depends on are not looked at."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True).get("data") or {}
+        values = {**data, **(data.get("augment") or {})}
+        known = {field.name: values[field.name] for field in fields(Recipe) if field.name in values}
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), known))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: no such recipe; those that come with the project lie in configs/"
+        ) from None
+    except (OSError, ValueError, AttributeError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path} is not a recipe: {' '.join(str(error).split())}") from None
+
+
+def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict[str, Any]:
+    """images/s and CPU milliseconds an image of each stage and in total, and each stage's share.
+
+    read: the encoded bytes; decode: header and pixels of the region that is needed; augment: choice of
+    the crop, resize and what follows; batch: the rest of the process, that is order, labels, mixing,
+    assembly and hand-over. A stage's images/s is what `threads` threads would deliver if they did nothing
+    else, waiting included; the batch stage counts its CPU time for it. total: what came out in the end.
+    """
+    if images < 1 or threads < 1:
+        raise UsageError(f"--images={images} and --threads={threads} must be at least 1.")
+    images = -(-images // _BATCH_SIZE) * _BATCH_SIZE
+    transform = TrainTransform(0, recipe.tile_size, recipe.max_tiles, recipe)
+    clock = _Clock()
+    sizes = {"batch_size": _BATCH_SIZE, "micro_batch_size": _BATCH_SIZE, "threads": threads}
+    with TrainStream(
+        _TimedShards(shards, clock),  # type: ignore[arg-type]
+        Order(0, len(shards), _BATCH_SIZE),
+        _timed(transform, clock),
+        **sizes,
+        max_pixels=recipe.max_pixels,
+        tile_size=recipe.tile_size,
+        mix=Mix(0, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None,
+    ) as stream:
+        for _ in islice(stream, 2):  # imports, first use of the decoders, thread start
+            pass
+        clock.reset()
+        cpu, start = time.process_time(), time.perf_counter()
+        for _ in islice(stream, images // _BATCH_SIZE):
+            pass
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    done, spent = clock.images, dict(clock.cpu)
+    spent["batch"] = max(0.0, cpu - sum(spent.values()))
+    busy = {**clock.wall, "batch": spent["batch"]}
+    stages = {
+        name: {
+            "images_per_s": done * threads / max(busy[name], 1e-9),
+            "cpu_ms_per_image": spent[name] / done * 1000,
+            "share": spent[name] / cpu,
+        }
+        for name in STAGES
+    }
+    samples = range(min(_COMPARED, len(shards)))
+    distances = [distance_from_pillow(shards.read(i), transform, i) for i in samples]
+    distances = [distance for distance in distances if distance is not None]
+    return {
+        "images": images,
+        "threads": threads,
+        "stages": stages,
+        "total": {"images_per_s": images / wall, "cpu_ms_per_image": cpu / done * 1000, "share": 1.0},
+        "grey_levels_from_pillow": float(np.mean(distances)) if distances else 0.0,
+        "compared": len(distances),
+    }
+
+
+def distance_from_pillow(data: bytes, transform: TrainTransform, position: int) -> float | None:
+    """Mean absolute difference in grey levels between our resized crop and Pillow's.
+
+    Pillow's: the whole image decoded, turned upright, cropped and resized with its antialiased bicubic
+    filter. None for anything but a plain JPEG: that is Pillow's own decoding.
+    """
+    if read_header(data) is None:
+        return None
+    picture = open_image(data, sys.maxsize)
+    box = transform.box(picture.height, picture.width, transform.draws(position))
+    ours = fit(picture.region(*box), transform.tile_size, transform.max_tiles)[0].transpose(1, 2, 0)
+    top, left, height, width = box
+    with Image.open(io.BytesIO(data)) as image:
+        cropped = ImageOps.exif_transpose(image.convert("RGB")).crop((left, top, left + width, top + height))
+    theirs = np.asarray(cropped.resize(ours.shape[1::-1], Image.Resampling.BICUBIC))
+    return float(np.abs(ours.astype(np.int16) - theirs).mean())
+
+
+class _Clock:
+    """Seconds of wall and of CPU time that all threads together spent in each stage of their images."""
+
+    def __init__(self) -> None:
+        self._lock, self._thread = threading.Lock(), threading.local()
+        self.reset()
+
+    def reset(self) -> None:
+        with self._lock:
+            self.wall, self.cpu, self.images = (
+                dict.fromkeys(STAGES[:3], 0.0),
+                dict.fromkeys(STAGES[:3], 0.0),
+                0,
+            )
+
+    def start(self) -> None:
+        self._thread.wall, self._thread.cpu = time.perf_counter(), time.thread_time()
+
+    def stop(self, stage: str, images: int = 0) -> None:
+        """Count what this thread did since its last start or stop as `stage`."""
+        wall, cpu = self._thread.wall, self._thread.cpu
+        self.start()
+        with self._lock:
+            self.wall[stage] += self._thread.wall - wall
+            self.cpu[stage] += self._thread.cpu - cpu
+            self.images += images
+
+
+class _TimedShards:
+    """A ShardSet whose reading is timed."""
+
+    def __init__(self, shards: ShardSet, clock: _Clock) -> None:
+        self._shards, self._clock = shards, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shards, name)
+
+    def read(self, i: int, chunk: int | None = None) -> bytes:
+        self._clock.start()
+        data = self._shards.read(i, chunk)
+        self._clock.stop("read")
+        return data
+
+
+class _TimedPicture:
+    """A Picture whose decoding is timed."""
+
+    def __init__(self, picture: Picture, clock: _Clock) -> None:
+        self._picture, self._clock = picture, clock
+        self.height, self.width = picture.height, picture.width
+
+    def region(self, top: int, left: int, height: int, width: int) -> Pixels:
+        self._clock.stop("augment")
+        pixels = self._picture.region(top, left, height, width)
+        self._clock.stop("decode")
+        return pixels
+
+
+def _timed(transform: TrainTransform, clock: _Clock) -> Transform:
+    def run(picture: Picture, position: int) -> Tiles:
+        clock.stop("decode")  # since the bytes were read: the header
+        tiles = transform(_TimedPicture(picture, clock), position)
+        clock.stop("augment", images=1)
+        return tiles
+
+    return run

@@ -1,0 +1,128 @@
+"""Regions of plain JPEGs, without decoding the rest; bit for bit what Pillow's libjpeg-turbo makes of them.
+
+Decoding is nvImageCodec's on the CPU (the wheel nvidia-nvimgcodec-cu12 needs no GPU): the columns of the
+region and the rows down to its lower edge are decoded, nothing below. Where the wheel is missing,
+AVAILABLE is False.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Nothing written to file descriptor 2 appears: the wheel prints there that it finds no GPU plug-ins."""
+    if sys.stderr:
+        sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what cannot be decoded is reported by us
+try:
+    with _quiet_stderr():
+        from nvidia import nvimgcodec
+    AVAILABLE = True
+except ImportError:
+    AVAILABLE = False
+
+_CPU_ONLY = -99999  # nvimgcodec's number for "no device"
+_MIN_HEADER = 4
+_MIN_COLUMNS = 8
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+# Sequential and progressive DCT with Huffman coding; the others of 0xC0-0xCF are tables, or frames
+# (lossless, hierarchical, arithmetic) that are left to Pillow.
+_PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
+_OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
+
+
+@dataclass(frozen=True)
+class Header:
+    """Sides in pixels as stored, and the EXIF and XMP blocks (empty if there are none)."""
+
+    height: int
+    width: int
+    exif: bytes
+    xmp: bytes
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a plain JPEG: 8 bit, grey or three colours, whole; None for anything else.
+
+    Whole means that an end marker follows the first scan. (Rec. ITU-T T.81, annex B.)
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    sides, exif, xmp, at = None, b"", b"", 2
+    while True:
+        if len(data) < at + _MIN_HEADER or data[at] != 0xFF or data[at + 1] in _WITHOUT_LENGTH:
+            return None
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _PLAIN_FRAMES:
+            if sides or length < 8 or len(data) < at + 10:
+                return None
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            if bits != 8 or components not in (1, 3) or not height or not width:
+                return None
+            sides = height, width
+        elif marker in _OTHER_FRAMES or length < 2:
+            return None
+        elif marker == _APP1:
+            segment = data[at + 4 : at + 2 + length]
+            if segment.startswith(_EXIF):
+                if exif:
+                    return None  # in several pieces: rare
+                exif = segment
+            elif segment.startswith(_XMP):
+                xmp = segment
+        at += 2 + length
+    if sides is None or data.rfind(b"\xff\xd9", at) < 0:
+        return None
+    return Header(*sides, exif, xmp)
+
+
+_thread = threading.local()
+
+
+def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Rows top to top + height, columns left to left + width as RGB (height, width, 3), as stored.
+
+    None where the decoder refuses the data, and for less than 8 columns: libjpeg-turbo interpolates the
+    colours of very narrow regions in another way than those of whole images.
+    """
+    if width < _MIN_COLUMNS:
+        return None
+    if not hasattr(_thread, "decoder"):
+        _thread.decoder = nvimgcodec.Decoder(
+            device_id=_CPU_ONLY, backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)], max_num_cpu_threads=1
+        )
+        _thread.params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
+    try:
+        stream = nvimgcodec.CodeStream(data)
+        box = nvimgcodec.Region(top, left, top + height, left + width)
+        image = _thread.decoder.decode(stream.get_sub_code_stream(region=box), params=_thread.params)
+    except RuntimeError:
+        return None
+    if image is None or image.shape != (height, width, 3):
+        return None
+    return image.__array__()  # np.asarray() takes another way, which leaks 32 bytes in nvimgcodec 0.9

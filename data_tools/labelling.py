@@ -1,0 +1,137 @@
+"""The labels of images that are to be packed: from class folders, a csv, or shards packed anew."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.errors import DataError, UsageError
+from data_tools.sources import ShardSource, Source, extension
+
+_SPLITS = {"train", "val", "valid", "validation", "test"}
+_MAX_CLASSES = 1_000_000
+_SEPARATORS = re.compile(r"[|;]")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image to be packed: its path in the source, with slashes, its size, its label or labels."""
+
+    path: str
+    size: int
+    label: int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The images in byte order of their paths, the class names in order of the labels."""
+
+    entries: list[Entry]
+    classes: list[str]
+    ignored: list[str] = field(default_factory=list)  # files and samples that are left out
+
+
+def label_by_folder(source: Source) -> Labelled:
+    """Labels from the first folder of each path (ImageFolder): class names in plain byte order."""
+    images, ignored = _images(source)
+    if loose := next((path for path in images if "/" not in path), None):
+        raise UsageError(
+            f"{source.name} holds {loose!r} outside of any class folder: put every image in the "
+            "folder of its class, or give the labels with --csv FILE."
+        )
+    classes = sorted({path.partition("/")[0] for path in images}, key=os.fsencode)
+    if set(classes) <= _SPLITS:
+        raise UsageError(
+            f"{source.name} holds the splits {', '.join(classes)}, not classes: pack each alone."
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    entries = [Entry(path, images[path], number[path.partition("/")[0]]) for path in images]
+    return Labelled(entries, classes, ignored)
+
+
+def label_by_csv(source: Source, table: str | Path) -> Labelled:
+    """Labels from a csv with the columns file and label; images that it does not list are ignored.
+
+    Several labels are separated by | or ;. Labels that are all numbers are taken as they are,
+    otherwise they are class names, numbered in plain byte order.
+    """
+    images, ignored = _images(source)
+    names: dict[str, list[str]] = {}
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "label"} <= set(reader.fieldnames or ()):
+                raise UsageError(f"{table} must have the columns file and label in its first line.")
+            for row in reader:
+                path = row["file"]
+                labels = [label.strip() for label in _SEPARATORS.split(row["label"] or "")]
+                if path not in images:
+                    raise DataError(f"{table}:{reader.line_num}: {source.name} has no image {path!r}.")
+                if what := _wrong(path, labels, names):
+                    raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")
+                names[path] = labels
+    except FileNotFoundError:
+        raise UsageError(f"{table} does not exist: give the csv with the labels.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is not a csv in UTF-8 ({error}).") from error
+    if not names:
+        raise DataError(f"{table} lists no images.")
+    number, classes = _number({label for labels in names.values() for label in labels}, str(table))
+    several = any(len(labels) > 1 for labels in names.values())
+    entries = []
+    for path in images:
+        if path in names:
+            labels = tuple(number[label] for label in names[path])
+            entries.append(Entry(path, images[path], labels if several else labels[0]))
+    return Labelled(entries, classes, ignored + [path for path in images if path not in names])
+
+
+def label_by_shards(source: ShardSource) -> Labelled:
+    """The labels that samples of shards have; class names are numbers where the shards have none."""
+    shards = source.shards
+    if not shards.num_classes:
+        raise UsageError(
+            f"{source.name} holds shards without labels: give each sample a KEY.cls, or pack the images "
+            "from a folder for each class."
+        )
+    entries = []
+    for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
+        labels = shards.labels_of(source.number(path))
+        entries.append(Entry(path, size, labels if shards.multilabel else labels[0]))
+    classes = shards.classes or [str(label) for label in range(shards.num_classes)]
+    return Labelled(entries, classes, [str(problem) for problem in shards.problems])
+
+
+def _wrong(path: str, labels: list[str], names: dict[str, list[str]]) -> str | None:
+    if path in names:
+        return "is listed twice"
+    if not all(labels):
+        return "has no label" if len(labels) == 1 else "has an empty label"
+    return "has a label twice" if len(set(labels)) < len(labels) else None
+
+
+def _number(labels: set[str], table: str) -> tuple[dict[str, int], list[str]]:
+    if all(re.fullmatch("[0-9]+", label) for label in labels):
+        count = max(map(int, labels)) + 1
+        if count > _MAX_CLASSES:
+            raise UsageError(f"{table} has a label of {count - 1}: labels count the classes from 0.")
+        return {label: int(label) for label in labels}, [str(label) for label in range(count)]
+    classes = sorted(labels, key=os.fsencode)
+    return {name: label for label, name in enumerate(classes)}, classes
+
+
+def _images(source: Source) -> tuple[dict[str, int], list[str]]:
+    images, ignored = {}, []
+    for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
+        if path in images:
+            raise DataError(f"{source.name} holds {path!r} twice: only one of them can be meant.")
+        if extension(path) and size:
+            images[path] = size
+        else:
+            ignored.append(path)
+    if not images:
+        raise DataError(f"{source.name} holds no image (jpg, jpeg, png or webp).")
+    return images, ignored

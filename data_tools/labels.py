@@ -1,0 +1,54 @@
+"""Labels of samples: from the bytes of a cls or json member to whole numbers, strictly."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from data_tools.errors import DataError
+
+NO_LABEL = -1
+_MAX_LABELS = 1024  # of one sample: its row of labels is as wide as the longest
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+
+
+def parse_cls(data: bytes) -> tuple[int, ...]:
+    """The label in a cls member. ValueError, saying why, for anything but ASCII digits."""
+    digits = data.strip(b" \t\r\n")
+    if not _DIGITS.fullmatch(digits):  # int() alone would take +1, 1_0 and Arabic digits
+        raise ValueError(f"label {digits[:40]!r} is not an integer of 0 or more")
+    return (int(digits),)
+
+
+def parse_json(data: bytes) -> tuple[int, ...] | None:
+    """The "label" of a json member, a number or a list of them; None if it has no label.
+
+    ValueError, saying why, for anything else.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("its json member is not valid JSON") from None
+    label = content.get("label") if isinstance(content, dict) else None
+    if label is None:
+        return None
+    labels = tuple(label) if isinstance(label, list) else (label,)
+    for one in labels:
+        if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < 10**18:
+            raise ValueError(f"label {str(one)[:40]!r} is not an integer of 0 or more")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label is listed twice")
+    if len(labels) > _MAX_LABELS:
+        raise ValueError(f"{len(labels)} labels are more than {_MAX_LABELS}")
+    return labels
+
+
+def parse_classes(data: bytes, path: str) -> list[str]:
+    """The class names of a classes.json, in the order of their labels; DataError naming `path`."""
+    try:
+        classes = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}): write it again.") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{path} must be a JSON list of class names in the order of the labels.")
+    return classes
