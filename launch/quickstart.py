@@ -82,7 +82,7 @@ def pretrain() -> None:
 
 def stop_half_way(command: list[str]) -> None:
     """Start `command` and send SIGTERM to one of its processes when half of the steps are done."""
-    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     # torchrun reports every stop as a failure, at length; status.json says how the job really ended.
     messages = DATA / "torchrun.log"
     with messages.open("w") as errors:
@@ -118,7 +118,7 @@ def torchrun(module: str, *arguments: str) -> list[str]:
 
 def run(*command: str, quiet: bool = False) -> str:
     """Run a Python command, printed first, and return its output. Raises UsageError when it fails."""
-    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     capture = subprocess.PIPE if quiet else None
     done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, text=True)
     if done.returncode:

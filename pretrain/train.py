@@ -117,6 +117,7 @@ class Trainer:
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
         pin = world.device.type == "cuda"
         stopping = self._catch_up()
+        self.meter.reset()
         with (
             self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
