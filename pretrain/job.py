@@ -58,10 +58,10 @@ def run_job(
         world.rank0_first(folder.lock)
     except UserError as error:
         fail(error, rank, first_only=error.shared)
+    before = folder.status()
     try:
         folder.log_to_file_and_console()
         if rank == 0:
-            configuration.save(config, folder.path / "config.yaml")
             folder.set_status(
                 "starting",
                 wandb_id=folder.wandb_id(),
@@ -69,11 +69,13 @@ def run_job(
                 steps=inputs.steps,
                 processes=size,
             )
-            if inputs.classes is not None:
-                write_json(folder.classes, inputs.classes)
         from .train import Trainer
 
         trainer = Trainer(config, inputs, split, world, folder, stop, starting_values)
+        if rank == 0:
+            configuration.save(config, folder.path / "config.yaml")
+            if inputs.classes is not None:
+                write_json(folder.classes, inputs.classes)
         begun_at = trainer.step
         code = trainer.run()
         if code == EXIT_CODE:
@@ -90,7 +92,10 @@ def run_job(
             state = "stopped" if code == EXIT_CODE else "done"
             folder.set_status(state, step=trainer.step, exit_code=code)
     except UserError as error:
-        folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
+        if isinstance(error, UsageError) and before:
+            write_json(folder.status_file, before)  # a refused command changes nothing about the run
+        else:
+            folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
     except KeyboardInterrupt:
         folder.set_status("failed", exit_code=1, reason="interrupted twice", rank=rank)

@@ -146,6 +146,6 @@ def write_json(file: Path, content: Any) -> None:
 
 def replace(file: Path, text: str) -> None:
     """Write `file` so that a reader sees the old content or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, file)

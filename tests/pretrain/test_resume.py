@@ -202,9 +202,11 @@ def test_a_checkpoint_of_another_run_is_refused(
     recipe: Path, uninterrupted: Path, setting: str, named: str
 ) -> None:
     name = continued(uninterrupted, f"other_{setting}")
+    kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
     done = run("pretrain", *arguments(recipe, name, "train.steps=41"), setting)
     assert done.returncode == 2
     assert named in done.stderr
+    assert {file: file.read_bytes() for file in kept} == kept
     assert done.stderr.count("\n") == 1
 
 
