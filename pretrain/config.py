@@ -109,7 +109,8 @@ class TrainConfig:
 
 @dataclass
 class EngineConfig:
-    kind: str = "fsdp"  # ddp | fsdp
+    kind: str = "fsdp"  # ddp | fsdp | deepspeed
+    zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
     precision: str = "bf16"  # bf16 | fp32
     activation_checkpointing: str = "none"  # none | full
@@ -148,7 +149,7 @@ class Config:
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
     "model.head": ("mlp", "linear"),
     "model.head_activation": ("tanh", "relu", "gelu"),
@@ -158,7 +159,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.name": ("softmax", "sigmoid"),
     "optim.name": ("adamw", "sgd"),
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "engine.kind": ("ddp", "fsdp"),
+    "engine.kind": ("ddp", "fsdp", "deepspeed"),
+    "engine.zero_stage": (1, 2, 3),
     "engine.precision": ("bf16", "fp32"),
     "engine.activation_checkpointing": ("none", "full"),
     "tracking.wandb": ("offline", "online", "disabled"),
@@ -226,7 +228,8 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value not in choices:
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(choices)}{_nearest(value, choices)}")
+            words = [str(choice) for choice in choices]
+            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{_nearest(value, words)}")
     for key in POSITIVE + NOT_NEGATIVE:
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value < 0 or (value == 0 and key in POSITIVE):

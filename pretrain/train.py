@@ -295,6 +295,7 @@ class Trainer:
                 )
         found.load_into(self.engine.ranges())
         self.engine.set_optimizer_steps(found.state["optimizer_steps"])
+        self.engine.loaded()
         log.info("resumed from %s: step %d", found.path, found.step)
         return found.step
 
