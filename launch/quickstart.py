@@ -42,20 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_data()
         pretrain()
         finetune()
-        accuracy = json.loads(
-            run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
-        )
+        evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+        console.print(evaluated.strip())
+        accuracy = json.loads(evaluated)
         images = sorted((DATA / "images/val").glob("*/*.png"))[::72]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command again goes on where it stopped", file=sys.stderr)
+        return 130
     summarise(accuracy, time.time() - began)
     return 0
 
 
 def prepare_data() -> None:
-    console.rule("1. data: handwritten digits as pictures of many shapes, packed into shards")
+    console.rule("1. data: handwritten digits in many shapes, packed into shards")
     images, shards = DATA / "images", DATA / "shards"
     if not shards.exists():
         write_digits(images)
@@ -72,7 +75,7 @@ def prepare_data() -> None:
 
 
 def pretrain() -> None:
-    console.rule(f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way")
+    console.rule(f"2. pretraining: MLP head, {PROCESSES} FSDP processes, stopped half-way")
     command = torchrun("pretrain", "configs/quickstart.yaml")
     if status(PRETRAIN).get("state") is None:
         stop_half_way(command)
@@ -100,7 +103,7 @@ def stop_half_way(command: list[str]) -> None:
 
 
 def finetune() -> None:
-    console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels, resized positions")
+    console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels")
     run(*torchrun("finetune", "configs/quickstart_finetune.yaml", f"init={PRETRAIN}"))
 
 

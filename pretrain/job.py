@@ -48,6 +48,12 @@ def run_job(
                 f"{folder.path} holds a run with the checkpoint {begun[0].name}: set another run.name, or "
                 f"run.resume=auto to go on with it"
             )
+        changed = _changed_settings(config) if begun else {}
+        if "init" in changed:
+            raise UsageError(
+                f"{folder.path} was started from another init ({changed['init']}): set it back, or set "
+                f"another run.name"
+            )
         starting_values = prepare() if prepare and not begun else None
     except UserError as error:
         fail(error, rank, first_only=True)
@@ -72,11 +78,18 @@ def run_job(
         from .train import Trainer
 
         trainer = Trainer(config, inputs, split, world, folder, stop, starting_values)
+        if trainer.finished:
+            log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
+            if rank == 0:
+                done = {"state": "done", "step": trainer.step, "exit_code": 0}
+                write_json(folder.status_file, before if before.get("state") == "done" else before | done)
+            processes.leave(world, 0)
+        for key, values in changed.items():
+            log.info("changed since the last start: %s %s", key, values)
         if rank == 0:
             configuration.save(config, folder.path / "config.yaml")
             if inputs.classes is not None:
                 write_json(folder.classes, inputs.classes)
-        begun_at = trainer.step
         code = trainer.run()
         if code == EXIT_CODE:
             log.info(
@@ -84,8 +97,6 @@ def run_job(
                 stop.signal or "a signal",
                 trainer.step,
             )
-        elif begun_at >= inputs.steps:
-            log.info("%s is finished: step %d of %d", folder.path, begun_at, inputs.steps)
         else:
             log.info("done: step %d, run folder %s", trainer.step, folder.path)
         if rank == 0:
@@ -108,6 +119,15 @@ def run_job(
         sys.stderr.flush()
         os._exit(1)
     processes.leave(world, code)
+
+
+def _changed_settings(config: Config) -> dict[str, str]:
+    """What differs from the settings that the run was last started with."""
+    try:
+        old = configuration.read(config.folder / "config.yaml", type(config))
+    except UserError:  # written by another version, or not at all
+        return {}
+    return configuration.changes(old, config)
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
