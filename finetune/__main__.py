@@ -34,7 +34,9 @@ def _finetune(arguments: list[str]) -> NoReturn:
         epilog="Other commands: python -m finetune evaluate | predict | export, each with --help.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="init=RUN, and keys of the recipe")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", default=[], help="init=RUN, and keys of the recipe"
+    )
     given = parser.parse_args(arguments)
 
     from pretrain.run_folder import log, write_json

@@ -6,9 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from data_tools.errors import UsageError
+from pretrain.engine.checkpoint import write_tensors
 
 from .source import METADATA_KEY, open_source
 
@@ -21,7 +20,7 @@ def export_safetensors(run: str, destination: str) -> int:
         raise UsageError(f"{target.parent}: no such folder; make it first")
     temporary = target.with_name(target.name + ".tmp")
     tensors = {name: source.read(name) for name in sorted(source.shapes)}
-    save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(source.facts)})
+    write_tensors(temporary, tensors, {METADATA_KEY: json.dumps(source.facts)})
     os.replace(temporary, target)
     print(f"{len(tensors)} tensors of {source.name} -> {target}")
     return 0

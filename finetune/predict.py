@@ -63,7 +63,8 @@ def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool) ->
         try:
             pixels = decode(Path(path).read_bytes(), data.max_pixels)
         except (OSError, DecodeError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+            reason = error.strerror if isinstance(error, OSError) else error
+            print(f"error: {path}: {reason}", file=sys.stderr)
             code = 3
             continue
         tiles, rows, columns = transform(pixels, 0)

@@ -72,7 +72,7 @@ def open_source(init: str) -> Source:
     candidates = complete(path / "checkpoints")
     if not candidates:
         raise UsageError(
-            f"{init}: not a run with a checkpoint, nor a checkpoint, nor a file: check the path given as init"
+            f"{init}: not a run with a checkpoint, nor a checkpoint, nor an exported file: check the path"
         )
     damage = ""
     for candidate in candidates:

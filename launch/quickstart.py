@@ -42,20 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_data()
         pretrain()
         finetune()
-        accuracy = json.loads(
-            run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
-        )
+        evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+        console.print(evaluated.strip())
+        accuracy = json.loads(evaluated)
         images = sorted((DATA / "images/val").glob("*/*.png"))[::72]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command again goes on where it stopped", file=sys.stderr)
+        return 130
     summarise(accuracy, time.time() - began)
     return 0
 
 
 def prepare_data() -> None:
-    console.rule("1. data: handwritten digits as pictures of many shapes, packed into shards")
+    console.rule("1. data: handwritten digits in many shapes, packed into shards")
     images, shards = DATA / "images", DATA / "shards"
     if not shards.exists():
         write_digits(images)
@@ -72,7 +75,7 @@ def prepare_data() -> None:
 
 
 def pretrain() -> None:
-    console.rule(f"2. pretraining: ViT with an MLP head, {PROCESSES} FSDP processes, stopped half-way")
+    console.rule(f"2. pretraining: MLP head, {PROCESSES} FSDP processes, stopped half-way")
     command = torchrun("pretrain", "configs/quickstart.yaml")
     if status(PRETRAIN).get("state") is None:
         stop_half_way(command)
@@ -82,7 +85,7 @@ def pretrain() -> None:
 
 def stop_half_way(command: list[str]) -> None:
     """Start `command` and send SIGTERM to one of its processes when half of the steps are done."""
-    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     # torchrun reports every stop as a failure, at length; status.json says how the job really ended.
     messages = DATA / "torchrun.log"
     with messages.open("w") as errors:
@@ -100,7 +103,7 @@ def stop_half_way(command: list[str]) -> None:
 
 
 def finetune() -> None:
-    console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels, resized positions")
+    console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels")
     run(*torchrun("finetune", "configs/quickstart_finetune.yaml", f"init={PRETRAIN}"))
 
 
@@ -118,7 +121,7 @@ def torchrun(module: str, *arguments: str) -> list[str]:
 
 def run(*command: str, quiet: bool = False) -> str:
     """Run a Python command, printed first, and return its output. Raises UsageError when it fails."""
-    console.print(f"$ python {shlex.join(command)}", style="bold cyan")
+    console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     capture = subprocess.PIPE if quiet else None
     done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, text=True)
     if done.returncode:

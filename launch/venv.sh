@@ -7,9 +7,9 @@ venv_stamp() {
 }
 
 use_venv() {
-  local extra=$1 python=${PYTHON:-} candidate stamp
+  local extra=$1 python="" candidate stamp
   if [ ! -x .venv/bin/python ]; then
-    for candidate in $python python3 python3.13 python3.12 python3.11; do
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
       if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         python=$candidate
         break
@@ -17,9 +17,13 @@ use_venv() {
     done
     [ -n "$python" ] || { echo "error: Python 3.11 or newer is needed; set PYTHON to it" >&2; exit 2; }
     echo "making .venv with $("$python" --version)"
-    if ! "$python" -m venv .venv >/dev/null 2>&1; then
+    if ! "$python" -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      echo "installing python3-venv, which Debian keeps in a package of its own"
+      apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
+    fi
+    if ! "$python" -m venv .venv >/dev/null; then
       rm -rf .venv
-      echo "error: $python cannot make virtual environments: apt-get install python3-venv" >&2
+      echo "error: $python cannot make virtual environments: sudo apt-get install python3-venv" >&2
       exit 2
     fi
   fi

@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]",
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/quickstart.yaml")
-    parser.add_argument("settings", metavar="key=value", nargs="*", help="override a key of the recipe")
+    parser.add_argument(
+        "settings", metavar="key=value", nargs="*", default=[], help="override a key of the recipe"
+    )
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         config = load(given.config, given.settings)

@@ -6,8 +6,9 @@ Nothing here imports torch, so that a wrong key is answered within a moment and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -115,7 +116,8 @@ class TrainConfig:
 
 @dataclass
 class EngineConfig:
-    kind: str = "fsdp"  # ddp | fsdp
+    kind: str = "fsdp"  # ddp | fsdp | deepspeed
+    zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
     precision: str = "bf16"  # bf16 | fp32
     activation_checkpointing: str = "none"  # none | full
@@ -154,7 +156,7 @@ class Config:
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
     "model.head": ("mlp", "linear"),
     "model.head_activation": ("tanh", "relu", "gelu"),
@@ -164,7 +166,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.name": ("softmax", "sigmoid"),
     "optim.name": ("adamw", "sgd"),
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "engine.kind": ("ddp", "fsdp"),
+    "engine.kind": ("ddp", "fsdp", "deepspeed"),
+    "engine.zero_stage": (1, 2, 3),
     "engine.precision": ("bf16", "fp32"),
     "engine.activation_checkpointing": ("none", "full"),
     "tracking.wandb": ("offline", "online", "disabled"),
@@ -227,12 +230,26 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
     return _to_object(_merge(schema, str(path), [], {}), str(path))
 
 
+def changes(old: Config, new: Config) -> dict[str, str]:
+    """The keys whose values differ, with "old → new"."""
+    before, after = (_flat(asdict(config)) for config in (old, new))
+    return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def check(config: Config) -> None:
     """Refuse values that no run can have."""
     for key, choices in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value not in choices:
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(choices)}{_nearest(value, choices)}")
+            words = [str(choice) for choice in choices]
+            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{_nearest(value, words)}")
     for key in POSITIVE + NOT_NEGATIVE:
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value < 0 or (value == 0 and key in POSITIVE):
@@ -299,7 +316,9 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, YAMLError) as error:
-            raise UsageError(f"{item}: {_first_line(error)}") from None
+            raise UsageError(
+                f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
+            ) from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -357,7 +376,14 @@ def _nearest(word: object, words: Iterable[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    """What OmegaConf found wrong, in a user's words, with the key unless the caller names it."""
     text = str(error).strip().splitlines()
     key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
-    first = text[0].replace("'$VALUE' of type '$VALUE_TYPE'", "in the list")
-    return f"{key}: {first}" if key and key not in first else first
+    kind = re.search(r"could not be converted to (\w+)", text[0])
+    first = text[0]
+    if kind and kind[1] in KINDS:
+        first = f"it must be {KINDS[kind[1]]}"
+    return f"{key}: {first}" if key else first
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

@@ -48,6 +48,12 @@ def run_job(
                 f"{folder.path} holds a run with the checkpoint {begun[0].name}: set another run.name, or "
                 f"run.resume=auto to go on with it"
             )
+        changed = _changed_settings(config) if begun else {}
+        if "init" in changed:
+            raise UsageError(
+                f"{folder.path} was started from another init ({changed['init']}): set it back, or set "
+                f"another run.name"
+            )
         starting_values = prepare() if prepare and not begun else None
     except UserError as error:
         fail(error, rank, first_only=True)
@@ -58,10 +64,10 @@ def run_job(
         world.rank0_first(folder.lock)
     except UserError as error:
         fail(error, rank, first_only=error.shared)
+    before = folder.status()
     try:
         folder.log_to_file_and_console()
         if rank == 0:
-            configuration.save(config, folder.path / "config.yaml")
             folder.set_status(
                 "starting",
                 wandb_id=folder.wandb_id(),
@@ -69,12 +75,21 @@ def run_job(
                 steps=inputs.steps,
                 processes=size,
             )
-            if inputs.classes is not None:
-                write_json(folder.classes, inputs.classes)
         from .train import Trainer
 
         trainer = Trainer(config, inputs, split, world, folder, stop, starting_values)
-        begun_at = trainer.step
+        if trainer.finished:
+            log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
+            if rank == 0:
+                done = {"state": "done", "step": trainer.step, "exit_code": 0}
+                write_json(folder.status_file, before if before.get("state") == "done" else before | done)
+            processes.leave(world, 0)
+        for key, values in changed.items():
+            log.info("changed since the last start: %s %s", key, values)
+        if rank == 0:
+            configuration.save(config, folder.path / "config.yaml")
+            if inputs.classes is not None:
+                write_json(folder.classes, inputs.classes)
         code = trainer.run()
         if code == EXIT_CODE:
             log.info(
@@ -82,15 +97,16 @@ def run_job(
                 stop.signal or "a signal",
                 trainer.step,
             )
-        elif begun_at >= inputs.steps:
-            log.info("%s is finished: step %d of %d", folder.path, begun_at, inputs.steps)
         else:
             log.info("done: step %d, run folder %s", trainer.step, folder.path)
         if rank == 0:
             state = "stopped" if code == EXIT_CODE else "done"
             folder.set_status(state, step=trainer.step, exit_code=code)
     except UserError as error:
-        folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
+        if isinstance(error, UsageError) and before:
+            write_json(folder.status_file, before)  # a refused command changes nothing about the run
+        else:
+            folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
     except KeyboardInterrupt:
         folder.set_status("failed", exit_code=1, reason="interrupted twice", rank=rank)
@@ -103,6 +119,15 @@ def run_job(
         sys.stderr.flush()
         os._exit(1)
     processes.leave(world, code)
+
+
+def _changed_settings(config: Config) -> dict[str, str]:
+    """What differs from the settings that the run was last started with."""
+    try:
+        old = configuration.read(config.folder / "config.yaml", type(config))
+    except UserError:  # written by another version, or not at all
+        return {}
+    return configuration.changes(old, config)
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:

@@ -34,7 +34,7 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum, its state present from the start so that a checkpoint can be loaded.
+    """AdamW, or SGD with momentum.
 
     Only the kernels decay: not biases, norms, class tokens or position tables, as in the paper's code.
     """
@@ -44,6 +44,11 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     else:
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return optimizer
+
+
+def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Zero state for every parameter, which torch would make at the first step only."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
@@ -51,7 +56,6 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for kind in STATE[config.name]:
                 state[kind] = torch.zeros_like(parameter)
-    return optimizer
 
 
 def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict]:

@@ -47,14 +47,18 @@ class RunFolder:
         """
         self._lock = (self.path / ".lock").open("a+")
         limit = time.monotonic() + patience
+        told = False
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                self._lock.seek(0)
+                owner = self._lock.read().strip()
+                if not told:
+                    print(f"{self.path} is in use by {owner}: waiting up to {patience:.0f} s", flush=True)
+                    told = True
                 if time.monotonic() > limit:
-                    self._lock.seek(0)
-                    owner = self._lock.read().strip()
                     raise UsageError(
                         f"{self.path} is in use by {owner}: end that job first, or set another run.name",
                         shared=True,
@@ -146,6 +150,6 @@ def write_json(file: Path, content: Any) -> None:
 
 def replace(file: Path, text: str) -> None:
     """Write `file` so that a reader sees the old content or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, file)

@@ -51,6 +51,13 @@ def build_model(config: Config, num_classes: int) -> Classifier:
     )
 
 
+def model_text(config: Config) -> str:
+    """The name of the model, and which of its sizes are not those of the name."""
+    sizes = ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim")
+    own = {key: getattr(config.model, key) for key in sizes if getattr(config.model, key) is not None}
+    return config.model.name + (f" with {', '.join(f'{k}={v}' for k, v in own.items())}" if own else "")
+
+
 def random_values(model: nn.Module, seed: int) -> InitialValue:
     """First weights that are a function of the seed and the parameter's name alone."""
     return lambda name, shape: initial_value(model, name, shape, seed)
@@ -100,7 +107,7 @@ class Trainer:
         self.peak = peak_flops(world.device)
         log.info(
             "%s: %.1f M parameters, engine %s %s, %d %s",
-            config.model.name,
+            model_text(config),
             parameters / 1e6,
             config.engine.kind,
             config.engine.precision,
@@ -110,14 +117,18 @@ class Trainer:
         log.info("%s; %d steps = %.2f epochs", split, inputs.steps, self._epochs(inputs.steps))
         log.info(inputs.order_text())
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do. Asked by every process at the same point."""
+        return self.step >= self.inputs.steps and not self._evaluation_missing()
+
     def run(self) -> int:
         """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
         config, world, steps = self.config, self.world, self.inputs.steps
-        if self.step >= steps and not self._evaluation_missing():
-            return 0
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
         pin = world.device.type == "cuda"
         stopping = self._catch_up()
+        self.meter.reset()
         with (
             self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
@@ -295,6 +306,7 @@ class Trainer:
                 )
         found.load_into(self.engine.ranges())
         self.engine.set_optimizer_steps(found.state["optimizer_steps"])
+        self.engine.loaded()
         log.info("resumed from %s: step %d", found.path, found.step)
         return found.step
 

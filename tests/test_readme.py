@@ -20,6 +20,8 @@ def test_the_commands_for_your_own_images_run_as_written(tmp_path: Path) -> None
     assert block
     write_pictures(tmp_path / "my_images", 60, seed=5)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block[1]],

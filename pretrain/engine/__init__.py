@@ -3,5 +3,6 @@
 from .base import Engine
 from .ddp import DDP
 from .fsdp import FSDP
+from .zero import ZeRO
 
-ENGINES: dict[str, type[Engine]] = {"ddp": DDP, "fsdp": FSDP}
+ENGINES: dict[str, type[Engine]] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": ZeRO}

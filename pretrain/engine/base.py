@@ -16,7 +16,7 @@ from data_tools.batch import TileBatch
 from data_tools.order import hash64
 
 from ..config import Config
-from ..optim import build_optimizer, set_learning_rate, state_tensors
+from ..optim import build_optimizer, create_state, set_learning_rate, state_tensors
 from .ranges import LocalRange, local_range
 from .world import World
 
@@ -42,6 +42,7 @@ class Engine(ABC):
         self.forward_module = self.place(model)
         self._initialize(initial_value)
         self.optimizer = build_optimizer(config.optim, model)
+        self.prepare_optimizer()
 
     @abstractmethod
     def place(self, model: nn.Module) -> nn.Module:
@@ -50,6 +51,16 @@ class Engine(ABC):
     @abstractmethod
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
         """The context of a micro-batch's forward and backward; gradients are summed up at the last."""
+
+    def prepare_optimizer(self) -> None:
+        """Give the optimizer the state that a checkpoint can be loaded into."""
+        create_state(self.config.optim, self.optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def loaded(self) -> None:  # noqa: B027 (most engines have nothing to do)
+        """Called when the ranges have been loaded."""
 
     @property
     def replica(self) -> tuple[int, int]:
@@ -71,7 +82,7 @@ class Engine(ABC):
         with self.synchronize(last), self.autocast():
             total = loss(self.forward_module(batch), batch).sum()
             # Engines average gradients over the processes; the objective is a sum over them.
-            (total * (self.world.size / self.config.train.batch_size)).backward()
+            self.backward(total * (self.world.size / self.config.train.batch_size))
         return total.detach()
 
     def update(self, learning_rate: float) -> Tensor:

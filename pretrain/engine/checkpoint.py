@@ -38,6 +38,8 @@ from .ranges import LocalRange
 from .world import World
 
 FORMAT = "vit-pretrain-checkpoint-v1"
+UMASK = os.umask(0)
+os.umask(UMASK)
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -106,8 +108,7 @@ class Saver:
         try:
             name = f"rank-{self.world.rank:05d}"
             file = folder / f"{name}.safetensors"
-            save_file({key: data for key, (_, _, data) in pieces.items()}, file)
-            _flush(file)
+            write_tensors(file, {key: data for key, (_, _, data) in pieces.items()})
             entries = {
                 key: {"offset": offset, "length": data.numel(), "shape": list(shape)}
                 for key, (offset, shape, data) in pieces.items()
@@ -124,6 +125,13 @@ class Saver:
             )
         except Exception as error:
             self._error = error
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file down to the disk, as readable for others as any new file."""
+    save_file(tensors, file, metadata=metadata)
+    os.chmod(file, 0o666 & ~UMASK)  # safetensors would keep it to its owner
+    _flush(file)
 
 
 def _publish(root: Path, step: int, size: int, keep: int) -> None:

@@ -107,6 +107,14 @@ def test_the_same_command_resumes(pretrained: Path, recipe: Path, tuned: tuple[P
     assert "re-initialised" not in output
 
 
+def test_a_run_that_was_started_from_elsewhere_is_refused(
+    pretrained: Path, exported: Path, recipe: Path, tuned: tuple[Path, str]
+) -> None:
+    done = run("finetune", recipe, f"init={exported}", f"run.dir={recipe.parent}")
+    assert done.returncode == 2
+    assert f"{pretrained} → {exported}" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("form", ["run", "checkpoint", "file"])
 def test_init_takes_a_run_a_checkpoint_or_a_file(
     form: str, pretrained: Path, exported: Path, recipe: Path, tmp_path: Path

@@ -16,6 +16,11 @@ RUNS = {
     "fsdp x 2": ("engine.kind=fsdp", "data.workers=4", 2),
     "fsdp x 4": ("engine.kind=fsdp", "data.workers=2", 4),
     "hsdp 2 x 2": ("engine.kind=fsdp", "engine.shard_size=2", 4),
+    "zero-1 x 2": ("engine.kind=deepspeed", "engine.zero_stage=1", 2),
+    "zero-2 x 2": ("engine.kind=deepspeed", "engine.zero_stage=2", "train.micro_batch_size=3", 2),
+    "zero-3 x 2": ("engine.kind=deepspeed", "engine.zero_stage=3", 2),
+    "zero-3 x 4": ("engine.kind=deepspeed", "engine.zero_stage=3", 4),
+    "zero-3 alone": ("engine.kind=deepspeed", "engine.zero_stage=3", 0),
 }
 
 
@@ -65,7 +70,7 @@ def test_gradients_were_clipped(folders: dict[str, Path]) -> None:
     assert max(norms[:10]) > 0.5
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "deepspeed"])
 def test_accumulation_in_bf16_follows_fp32(
     folders: dict[str, Path], data: Data, tmp_path: Path, engine: str
 ) -> None:

@@ -159,11 +159,12 @@ def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
 
 def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
     name = continued(uninterrupted, "longer")
-    before = (recipe.parent / name / "metrics.jsonl").read_text()
+    kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
     output = succeed("pretrain", *arguments(recipe, name))
     assert "is finished: step 40 of 40" in output
-    assert (recipe.parent / name / "metrics.jsonl").read_text() == before
-    succeed("pretrain", *arguments(recipe, name), "train.steps=42")
+    assert {file: file.read_bytes() for file in kept} == kept
+    output = succeed("pretrain", *arguments(recipe, name), "train.steps=42", "optim.lr=1e-3")
+    assert "changed since the last start: optim.lr 0.003 → 0.001" in output
     assert max(losses(recipe.parent / name)) == 42
 
 
@@ -202,9 +203,11 @@ def test_a_checkpoint_of_another_run_is_refused(
     recipe: Path, uninterrupted: Path, setting: str, named: str
 ) -> None:
     name = continued(uninterrupted, f"other_{setting}")
+    kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
     done = run("pretrain", *arguments(recipe, name, "train.steps=41"), setting)
     assert done.returncode == 2
     assert named in done.stderr
+    assert {file: file.read_bytes() for file in kept} == kept
     assert done.stderr.count("\n") == 1
 
 

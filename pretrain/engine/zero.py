@@ -1,0 +1,153 @@
+"""DeepSpeed ZeRO: stage 1 splits the optimizer's state over the processes, 2 the gradients as well, 3 the
+parameters too. Started by torchrun or srun; DeepSpeed's own launcher is not needed.
+
+DeepSpeed keeps the fp32 state of a group of parameters as one flat tensor, of which each process holds a
+contiguous part. Where in it a parameter lies is known to private attributes only; the tests hold them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from data_tools.batch import TileBatch
+
+from ..optim import STATE, set_learning_rate
+from .base import Engine, Loss
+from .ranges import LocalRange
+
+
+class ZeRO(Engine):
+    def place(self, model: nn.Module) -> nn.Module:
+        model.to_empty(device=self.world.device)
+        return model
+
+    def synchronize(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def prepare_optimizer(self) -> None:
+        deepspeed = _import_deepspeed(self.world.device.type)
+        train = self.config.train
+        share = train.batch_size // self.world.size
+        micro = train.micro_batch_size or share
+        self.frozen = {
+            name: parameter.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if not parameter.requires_grad
+        }
+        self.names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        self.forward_module, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.model,
+            optimizer=self.optimizer,
+            dist_init_required=False,
+            config={
+                "train_batch_size": train.batch_size,
+                "train_micro_batch_size_per_gpu": micro,
+                "gradient_accumulation_steps": share // micro,
+                "gradient_clipping": self.config.optim.clip_norm,
+                "zero_optimization": {"stage": self.config.engine.zero_stage},
+                "bf16": {"enabled": self.config.engine.precision == "bf16"},
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+            },
+        )
+        # The state must be there before the first step, for a checkpoint to be loaded into it.
+        for flat in self._flat_parts():
+            state = self._state(flat)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+            for kind in STATE[self.config.optim.name]:
+                state[kind] = torch.zeros_like(flat)
+        if self.config.engine.zero_stage < 3:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
+        total = super().train_micro_batch(batch, loss, step, micro, last)
+        if not last:
+            self.forward_module.step()  # only counts the micro-batch
+        return total
+
+    def backward(self, loss: Tensor) -> None:
+        self.forward_module.backward(loss * self.forward_module.gradient_accumulation_steps())
+
+    def update(self, learning_rate: float) -> Tensor:
+        set_learning_rate(self.optimizer, learning_rate)
+        self.forward_module.step()
+        return torch.as_tensor(self.forward_module.get_global_grad_norm())
+
+    def ranges(self) -> Iterator[LocalRange]:
+        for parameter in self.model.parameters():
+            name = self.names[id(parameter)]
+            shape = self.shapes[name]
+            if name in self.frozen:
+                whole = self.frozen[name].view(-1)
+                yield LocalRange(f"model/{name}", shape, 0, whole, self.world.rank, self.world.size)
+                continue
+            for kind in (None, *STATE[self.config.optim.name]):
+                offset, data = self._part(parameter, kind)
+                yield LocalRange(f"{kind or 'model'}/{name}", shape, offset, data, 0, 1)
+
+    def loaded(self) -> None:
+        """Bring the parameters that compute up to date with the fp32 state that was loaded."""
+        for name, parameter in ((self.names[id(p)], p) for p in self.model.parameters()):
+            if name in self.frozen and self.config.engine.zero_stage < 3:
+                parameter.data.copy_(self.frozen[name])
+        if self.config.engine.zero_stage < 3:
+            self.optimizer.update_lp_params()
+            return
+        for group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+            self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        persistent = self.optimizer.persistent_parameters
+        if persistent:
+            persistent[0].all_gather(persistent)
+
+    def optimizer_steps(self) -> dict[str, int]:
+        count = int(self._state(next(iter(self._flat_parts())))["step"])
+        return {name: count for name in self.shapes if name not in self.frozen}
+
+    def set_optimizer_steps(self, steps: dict[str, int]) -> None:
+        for flat in self._flat_parts():
+            self._state(flat)["step"].fill_(max(steps.values()))
+
+    def _flat_parts(self) -> list[Tensor]:
+        if self.config.engine.zero_stage < 3:
+            return self.optimizer.single_partition_of_fp32_groups
+        return self.optimizer.fp32_partitioned_groups_flat
+
+    def _state(self, flat: Tensor) -> dict[str, Tensor]:
+        return self.optimizer.optimizer.state[flat]
+
+    def _part(self, parameter: nn.Parameter, kind: str | None) -> tuple[int, Tensor]:
+        """(offset, data) of the part of a parameter, or of a kind of its state, that this process holds."""
+        if self.config.engine.zero_stage < 3:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return 0, torch.empty(0, device=self.world.device)
+            return mapping.lp_fragment_address.start, mapping.get_hp_fragment(kind).detach()
+        part, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, kind)
+        offset = min(self.world.rank * part.numel(), parameter.ds_numel)
+        return offset, part.detach()[: max(0, parameter.ds_numel - offset)]
+
+
+def _import_deepspeed(device: str):
+    """DeepSpeed, joined to the process group that is there already, and quiet."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    os.environ.setdefault("LOCAL_RANK", "0")  # a process without torchrun
+    # DeepSpeed calls collectives by the names that torch 2.13 is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device == "cpu":
+        # Otherwise the first start compiles a shared-memory collective, which takes minutes and a compiler.
+        for name in deepspeed.ops.__compatible_ops__:
+            if "shm" in name:
+                deepspeed.ops.__compatible_ops__[name] = False
+    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", dist_init_required=False)
+    return deepspeed

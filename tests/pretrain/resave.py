@@ -1,0 +1,25 @@
+"""Run by torchrun: resume the run of CONFIG and save what it holds, without training, under DESTINATION."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pretrain.config import load
+from pretrain.engine import world as processes
+from pretrain.engine.checkpoint import Saver
+from pretrain.inputs import open_inputs
+from pretrain.run_folder import RunFolder
+from pretrain.split import split_batch
+from pretrain.stop import StopFlag
+from pretrain.train import Trainer
+
+destination, recipe, *settings = sys.argv[1:]
+config = load(recipe, settings)
+world = processes.start(60)
+split = split_batch(config.train, world.size)
+trainer = Trainer(config, open_inputs(config), split, world, RunFolder(config.folder, world.rank), StopFlag())
+assert trainer.step == 5
+saver = Saver(Path(destination), world, keep=0, background=False)
+saver.save(trainer.step, trainer.engine.ranges(), trainer._state())
+processes.leave(world, 0)
