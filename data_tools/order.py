@@ -18,7 +18,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 _ROUNDS = 6
-_CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 4  # of default_layout()
+_CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 8  # of default_layout()
 
 # First key after the seed, one for each use, so that no two uses draw the same numbers. The order
 # itself has lane or epoch numbers there, which are never negative.
@@ -164,10 +164,7 @@ class Order:
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """The positions of global batch `step`, (batch_size,), sorted by lane (stable)."""
-        positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-        if batch_size <= self.lanes:
-            return positions  # check() has made sure that the batch does not wrap around the lanes
-        return positions[np.argsort(positions % self.lanes, kind="stable")]
+        return self._slots(step, batch_size, 0, batch_size)
 
     def share(self, step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
         """The positions of one rank, (batch_size / world_size,): its equal share of batch()."""
@@ -177,7 +174,15 @@ class Order:
                 f"set it to a multiple of {world_size}."
             )
         size = batch_size // world_size
-        return self.batch(step, batch_size)[rank * size : (rank + 1) * size]
+        return self._slots(step, batch_size, rank * size, (rank + 1) * size)
+
+    def _slots(self, step: int, batch_size: int, first: int, last: int) -> NDArray[np.int64]:
+        """batch(step, batch_size)[first:last]; check() has made sure that a batch is whole lanes."""
+        slots = np.arange(first, last, dtype=np.int64)
+        if batch_size > self.lanes:
+            lane, turn = np.divmod(slots, batch_size // self.lanes)
+            slots = turn * self.lanes + lane
+        return step * batch_size + slots
 
     def substitute(self, position: int, attempt: int) -> int:
         """The sample that stands in at `position` after `attempt` unreadable ones."""
@@ -190,7 +195,7 @@ def default_layout(
     """(chunk, window, lanes) for data.chunk, data.window and data.lanes that are not given.
 
     Local shards: 1, 1 and the batch, an exact permutation each epoch. Behind a URL: chunks of a
-    power of two samples, of up to 12 MiB together, shuffled four at a time in each of a quarter of
+    power of two samples, of up to 12 MiB together, shuffled eight at a time in each of a quarter of
     the batch of lanes; smaller ones where the set would not fill one window of every lane.
     """
     lanes = min(d for d in range(1, batch_size + 1) if batch_size % d == 0 and 4 * d >= batch_size)

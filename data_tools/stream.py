@@ -31,7 +31,7 @@ ORDER_BLOCK = 2048
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """One image of a batch: tiles (n, C, S, S), and what TileBatch says about it."""
 
     tiles: NDArray[np.uint8]
@@ -118,10 +118,10 @@ class TrainStream:
 
     def _build(self, task: _Task, map_: Map) -> TileBatch:
         jobs = list(zip(*(column.tolist() for column in task), strict=True))
-        batch = _assemble(map_(self._load, jobs), self._tile_shape, self._pin)
+        batch = assemble(map_(self._load, jobs), self._tile_shape, self._pin)
         return self._mix(batch, map_, self._pin) if self._mix else batch
 
-    def _load(self, job: tuple[int, int, int | None]) -> _Item:
+    def _load(self, job: tuple[int, int, int | None]) -> Item:
         position, sample, chunk = job
         bad = []
         for attempt in range(1, _MAX_SUBSTITUTES + 2):
@@ -132,7 +132,7 @@ class TrainStream:
                 bad.append(_bad_sample(self._shards, sample, error))
                 sample, chunk = self._order.substitute(position, attempt), None
                 continue
-            return _Item(tiles, rows, columns, _label(self._shards, sample), position, sample, bad=tuple(bad))
+            return Item(tiles, rows, columns, _label(self._shards, sample), position, sample, bad=tuple(bad))
         raise DataError(
             f"{self._shards.folder} has too many unreadable images: sample {bad[0].key} and "
             f"{_MAX_SUBSTITUTES} substitutes failed (last: {bad[-1].reason}): run python -m "
@@ -184,19 +184,19 @@ class EvalStream:
     def _build(self, group: int, map_: Map) -> TileBatch:
         samples = range(group * self._size, min((group + 1) * self._size, len(self._shards)))
         items = map_(self._load, samples) or [self._black(0)]
-        return _assemble(items, self._tile_shape, self._pin)
+        return assemble(items, self._tile_shape, self._pin)
 
-    def _load(self, sample: int) -> _Item:
+    def _load(self, sample: int) -> Item:
         try:
             picture = open_image(self._shards.read(sample), self._max_pixels)
             tiles, rows, columns = self._transform(picture, sample)
         except DecodeError as error:
             return self._black(sample, (_bad_sample(self._shards, sample, error),))
-        return _Item(tiles, rows, columns, _label(self._shards, sample), sample, sample)
+        return Item(tiles, rows, columns, _label(self._shards, sample), sample, sample)
 
-    def _black(self, sample: int, bad: tuple[BadSample, ...] = ()) -> _Item:
+    def _black(self, sample: int, bad: tuple[BadSample, ...] = ()) -> Item:
         tiles = np.zeros((1, *self._tile_shape), np.uint8)
-        return _Item(tiles, 1, 1, _label(self._shards, sample), sample, sample, 0.0, bad)
+        return Item(tiles, 1, 1, _label(self._shards, sample), sample, sample, 0.0, bad)
 
 
 def checksum(batch: TileBatch) -> list[int]:
@@ -213,7 +213,7 @@ def _bad_sample(shards: ShardSet, sample: int, error: DecodeError) -> BadSample:
     return BadSample(sample, shards.key(sample), shards.shard_name(sample), str(error))
 
 
-def _assemble(items: list[_Item], tile_shape: tuple[int, int, int], pin: bool) -> TileBatch:
+def assemble(items: list[Item], tile_shape: tuple[int, int, int], pin: bool) -> TileBatch:
     """One batch; its own memory, as copies of earlier batches to the device may still be under way.
 
     Pinned memory comes from torch's caching allocator, which knows when such a copy has ended.

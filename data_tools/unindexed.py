@@ -27,7 +27,7 @@ from data_tools.order import hash64, permute
 from data_tools.prefetch import Map, Prefetch
 from data_tools.remote import patiently, shown
 from data_tools.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
-from data_tools.stream import Transform, _assemble, _Item
+from data_tools.stream import Transform, assemble, Item
 from data_tools.tar import scan
 from data_tools.windows import WindowedFile
 
@@ -139,9 +139,9 @@ class UnindexedStream:
             raise DataError(
                 f"{self._bad} samples in a row cannot be used, the last: {items[-1].bad[0].reason}"
             )
-        return _assemble(items, self._tile_shape, self._pin)
+        return assemble(items, self._tile_shape, self._pin)
 
-    def _load(self, sample: _Sample) -> _Item:
+    def _load(self, sample: _Sample) -> Item:
         position = sample.number * self._world_size + self._rank
         try:
             label = sample.label(self._num_classes)
@@ -149,8 +149,8 @@ class UnindexedStream:
         except DecodeError as error:
             bad = BadSample(-1, sample.key, shown(sample.shard), str(error))
             black: NDArray[np.uint8] = np.zeros((1, *self._tile_shape), np.uint8)
-            return _Item(black, 1, 1, NO_LABEL, position, -1, 0.0, (bad,))
-        return _Item(tiles, rows, columns, label, position, -1)
+            return Item(black, 1, 1, NO_LABEL, position, -1, 0.0, (bad,))
+        return Item(tiles, rows, columns, label, position, -1)
 
     def _shuffled(self, buffer: int) -> Iterator[_Sample]:
         draw = random.Random(int(hash64(self._seed, self._first_pass, self._rank)))

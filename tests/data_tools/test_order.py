@@ -131,7 +131,7 @@ def test_the_layout_follows_where_the_shards_lie() -> None:
     assert default_layout(10**6, 4096, False, 110_000) == (1, 1, 4096)
     assert default_layout(10**7, 4096, True, 110_000) == (64, 4, 1024)
     assert default_layout(10**7, 4096, True, 12_000_000) == (1, 1, 4096)  # an image is a long piece
-    assert default_layout(50_000, 1024, True, 2500) == (32, 4, 256)  # one window of each lane
+    assert default_layout(50_000, 1024, True, 2500) == (16, 8, 256)  # one window of each lane
     assert default_layout(500, 1024, True, 2500) == (1, 1, 1024)
     for batch_size in (1, 2, 6, 30, 37, 48, 32768):
         chunk, window, lanes = default_layout(10**9, batch_size, True, 110_000)
