@@ -27,7 +27,7 @@ from data_tools.order import hash64, permute
 from data_tools.prefetch import Map, Prefetch
 from data_tools.remote import patiently, shown
 from data_tools.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
-from data_tools.stream import Transform, assemble, Item
+from data_tools.stream import Item, Transform, assemble
 from data_tools.tar import scan
 from data_tools.windows import WindowedFile
 

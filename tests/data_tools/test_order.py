@@ -129,7 +129,7 @@ def test_the_chunk_of_a_sample_holds_it_and_no_position_has_another(size: int) -
 
 def test_the_layout_follows_where_the_shards_lie() -> None:
     assert default_layout(10**6, 4096, False, 110_000) == (1, 1, 4096)
-    assert default_layout(10**7, 4096, True, 110_000) == (64, 4, 1024)
+    assert default_layout(10**7, 4096, True, 110_000) == (64, 8, 1024)
     assert default_layout(10**7, 4096, True, 12_000_000) == (1, 1, 4096)  # an image is a long piece
     assert default_layout(50_000, 1024, True, 2500) == (16, 8, 256)  # one window of each lane
     assert default_layout(500, 1024, True, 2500) == (1, 1, 1024)
