@@ -35,7 +35,9 @@ def test_the_commands_for_your_own_images_run_as_written(tmp_path: Path) -> None
     assert '"top1"' in done.stdout and "red" in done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/order.md", "docs/checkpoints.md", "docs/tiles.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/order.md", "docs/checkpoints.md", "docs/tiles.md", "docs/data.md"]
+)
 def test_files_that_are_named_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(r"`((?:tests|pretrain|data_tools|configs|launch)/[\w/]+\.\w+)`", text)
