@@ -86,6 +86,15 @@ class Mixture:
         """How many images of each source every global batch holds."""
         return [batch_size * lanes // self.order.lanes for lanes in self.lanes_of]
 
+    def describe(self, batch_size: int) -> str:
+        """The order and the sources in one line, for the start of a run."""
+        text = f"order: chunk {self.order.chunk}, window {self.order.window}, lanes {self.order.lanes}"
+        if len(self.sources) > 1:
+            counts = self.counts(batch_size)
+            parts = [f"{n} of {s.folder}" for n, s in zip(counts, self.sources, strict=True)]
+            text += "; every batch: " + ", ".join(parts)
+        return text
+
     def sample_at(self, positions: ArrayLike) -> NDArray[np.int64]:
         """As Order.sample_at()."""
         return self.locate(positions)[0]

@@ -156,7 +156,10 @@ def _http_range(filesystem: Any, url: str, start: int, length: int) -> tuple[byt
             answer.raise_for_status()
             total = answer.headers.get("Content-Range", "").rpartition("/")[2]
             if answer.status != 206 or not total.isdigit():
-                raise _Refused("the server does not send parts of a file, so samples cannot be read from it")
+                raise _Refused(
+                    "the server does not send parts of a file, so samples cannot be read from it: copy "
+                    "the shards, or read them from front to back with data.sequential=true"
+                )
             return await answer.read(), int(total)
 
     return sync(filesystem.loop, ask)

@@ -199,7 +199,8 @@ def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
     if is_url(path):
         check_scheme(str(path))
         raise UsageError(
-            f"{path} is a URL: run python -m data_tools index URL --out DIR once, and give DIR instead."
+            f"{path} is a URL: run python -m data_tools index URL --out DIR once, and give DIR instead "
+            "(or set data.sequential=true, if the server sends no parts of files)."
         )
     path = Path(path)
     file = path if path.suffix == ".json" else path / INDEX_NAME
@@ -211,7 +212,12 @@ def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
             raise UsageError(
                 f"{folder} has shards but no {INDEX_NAME}: run python -m data_tools index {folder}"
             )
-        raise UsageError(f"{folder} holds no shards: make some with python -m data_tools pack SRC {folder}")
+        inside = sorted(file.parent for file in folder.glob(f"*/{INDEX_NAME}"))
+        raise UsageError(
+            f"{folder} holds no shards itself: did you mean {' or '.join(map(str, inside[:3]))}?"
+            if inside
+            else f"{folder} holds no shards: make some with python -m data_tools pack SRC DST."
+        )
     data = file.read_bytes()
     try:
         index = json.loads(data)

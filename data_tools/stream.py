@@ -213,7 +213,9 @@ def _bad_sample(shards: ShardSet, sample: int, error: DecodeError) -> BadSample:
     return BadSample(sample, shards.key(sample), shards.shard_name(sample), str(error))
 
 
-def assemble(items: list[Item], tile_shape: tuple[int, int, int], pin: bool) -> TileBatch:
+def assemble(
+    items: list[Item], tile_shape: tuple[int, int, int], pin: bool, passed_over: tuple[BadSample, ...] = ()
+) -> TileBatch:
     """One batch; its own memory, as copies of earlier batches to the device may still be under way.
 
     Pinned memory comes from torch's caching allocator, which knows when such a copy has ended.
@@ -229,5 +231,5 @@ def assemble(items: list[Item], tile_shape: tuple[int, int, int], pin: bool) -> 
         weight=torch.tensor([item.weight for item in items], pin_memory=pin),
         position=torch.tensor([item.position for item in items]),
         sample=torch.tensor([item.sample for item in items]),
-        bad=tuple(bad for item in items for bad in item.bad),
+        bad=passed_over + tuple(bad for item in items for bad in item.bad),
     )

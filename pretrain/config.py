@@ -46,6 +46,8 @@ class AugmentConfig:
 class DataConfig:
     # Folder of shards, or its shardindex.json, or a mixture: [{shards: FOLDER, weight: 3}, {shards: ...}]
     train: Any = ""
+    # true: data.train is a URL of shards that cannot be read by range; the order is then not exact
+    sequential: bool = False
     val: str = ""  # empty: no evaluation
     workers: int = 4  # decoding threads of each process; 0: decode in the training loop
     lanes: int = 0  # 0: chosen from where the shards lie, as are chunk and window (docs/order.md)
@@ -261,9 +263,20 @@ def check(config: Config) -> None:
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
     training_sources(config.data)
+    if config.data.sequential:
+        _check_sequential(config)
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+
+
+def _check_sequential(config: Config) -> None:
+    if not isinstance(config.data.train, str):
+        raise UsageError("data.sequential=true: data.train is one URL, not a mixture")
+    if config.train.epochs:
+        raise UsageError("data.sequential=true: set train.steps, as the length of an epoch is not known")
+    if config.data.trace:
+        raise UsageError("data.sequential=true: data.trace needs indexed shards, whose samples have a place")
 
 
 def training_sources(data: DataConfig) -> list[tuple[str, float]]:

@@ -11,6 +11,7 @@ from data_tools.errors import UsageError
 from data_tools.mix import Mix
 from data_tools.mixture import Mixture, Source
 from data_tools.order import Order, default_layout
+from data_tools.sequential import SequentialShards, SequentialStream
 from data_tools.shards import ShardSet
 from data_tools.stream import EvalStream, TrainStream
 
@@ -31,7 +32,7 @@ class Inputs:
     """The opened training and evaluation shards of a run, and what follows from them."""
 
     config: Config
-    train: Mixture
+    train: Mixture | SequentialShards
     val: ShardSet | None
     num_classes: int
     steps: int
@@ -42,38 +43,50 @@ class Inputs:
 
     def order_constants(self) -> dict[str, Any]:
         """All that the order of images depends on. A run keeps them for its whole life."""
-        return {"batch_size": self.config.train.batch_size, **self.train.constants()}
+        sequential = isinstance(self.train, SequentialShards)
+        constants = {"sequential": True} if sequential else self.train.constants()
+        return {"batch_size": self.config.train.batch_size, **constants}
 
     def order_text(self) -> str:
         """The order and the sources in one line."""
-        order = self.train.order
-        text = f"order: chunk {order.chunk}, window {order.window}, lanes {order.lanes}"
-        if len(self.train.sources) > 1:
-            counts = self.train.counts(self.config.train.batch_size)
-            parts = [f"{n} of {s.folder}" for n, s in zip(counts, self.train.sources, strict=True)]
-            text += "; every batch: " + ", ".join(parts)
-        return text
+        if isinstance(self.train, SequentialShards):
+            return self.train.describe()
+        return self.train.describe(self.config.train.batch_size)
 
-    def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> TrainStream:
+    def epochs(self, steps: int) -> float | None:
+        """How many times `steps` steps go over the training data; None where its size is not known."""
+        if isinstance(self.train, SequentialShards):
+            return None
+        return steps * self.config.train.batch_size / self.train.epoch_size
+
+    def training_samples(self, steps: int) -> int:
+        """The size of the training data; where it is not known, the images of the first `steps` steps."""
+        if isinstance(self.train, SequentialShards):
+            return steps * self.config.train.batch_size
+        return self.train.num_samples
+
+    def train_stream(
+        self, split: BatchSplit, rank: int, start_step: int, pin: bool
+    ) -> TrainStream | SequentialStream:
         data, seed = self.config.data, self.config.run.seed
+        mixing = data.augment.mixup or data.augment.cutmix
+        options = {
+            "micro_batch_size": split.micro_batch_size,
+            "rank": rank,
+            "world_size": split.ranks,
+            "start_step": start_step,
+            "threads": data.workers,
+            "max_pixels": data.max_pixels,
+            "tile_size": data.tile_size,
+            "pin": pin,
+            "mix": Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None,
+        }
+        transform = TrainTransform(seed, data.tile_size, data.max_tiles, data.augment)
+        if isinstance(self.train, SequentialShards):
+            return SequentialStream(self.train, transform, seed=seed, **options)
         if self.train.order.chunk > 1:
             self.train.keep_chunks(split.ranks, CHUNK_MEMORY)
-        mixing = data.augment.mixup or data.augment.cutmix
-        return TrainStream(
-            self.train,
-            self.train,
-            TrainTransform(seed, data.tile_size, data.max_tiles, data.augment),
-            batch_size=split.batch_size,
-            micro_batch_size=split.micro_batch_size,
-            rank=rank,
-            world_size=split.ranks,
-            start_step=start_step,
-            threads=data.workers,
-            max_pixels=data.max_pixels,
-            tile_size=data.tile_size,
-            pin=pin,
-            mix=Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None,
-        )
+        return TrainStream(self.train, self.train, transform, batch_size=split.batch_size, **options)
 
     def eval_stream(self, world: World) -> EvalStream:
         assert self.val is not None
@@ -96,18 +109,8 @@ def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: Worl
 
 def open_inputs(config: Config) -> Inputs:
     """Open what `config.data` names. Raises UsageError or DataError."""
-    data, batch_size = config.data, config.train.batch_size
-    sources = [Source(ShardSet.open(path), weight) for path, weight in training_sources(data)]
-    val = ShardSet.open(data.val) if data.val else None
-    samples = sum(len(source.shards) for source in sources)
-    size = sum(source.shards.mean_bytes * len(source.shards) for source in sources) / max(1, samples)
-    remote = any(source.shards.remote for source in sources)
-    chunk, window, lanes = default_layout(samples, batch_size, remote, size)
-    if data.chunk or data.window:
-        chunk, window, lanes = data.chunk or 1, data.window or 1, batch_size
-    order = Order(config.run.seed, samples, data.lanes or lanes, chunk, window)
-    train = Mixture(sources, order)
-    train.check(batch_size)
+    val = ShardSet.open(config.data.val) if config.data.val else None
+    train = _sequential(config, val) if config.data.sequential else _mixture(config)
     if train.multilabel and config.objective.name != "sigmoid":
         raise UsageError(
             f"{train.folder}: its images have several labels, which objective.name=sigmoid takes, and "
@@ -115,11 +118,33 @@ def open_inputs(config: Config) -> Inputs:
         )
     if val is not None:
         _check_same_classes(config, train.classes, val.classes)
-    steps = config.train.steps or math.ceil(config.train.epochs * train.epoch_size / batch_size)
+    steps = config.train.steps
+    if isinstance(train, Mixture) and not steps:
+        steps = math.ceil(config.train.epochs * train.epoch_size / config.train.batch_size)
     return Inputs(config, train, val, _num_classes(config, train, val), steps)
 
 
-def _num_classes(config: Config, train: Mixture, val: ShardSet | None) -> int:
+def _mixture(config: Config) -> Mixture:
+    data, batch_size = config.data, config.train.batch_size
+    sources = [Source(ShardSet.open(path), weight) for path, weight in training_sources(data)]
+    samples = sum(len(source.shards) for source in sources)
+    size = sum(source.shards.mean_bytes * len(source.shards) for source in sources) / max(1, samples)
+    remote = any(source.shards.remote for source in sources)
+    chunk, window, lanes = default_layout(samples, batch_size, remote, size)
+    if data.chunk or data.window:
+        chunk, window, lanes = data.chunk or 1, data.window or 1, batch_size
+    train = Mixture(sources, Order(config.run.seed, samples, data.lanes or lanes, chunk, window))
+    train.check(batch_size)
+    return train
+
+
+def _sequential(config: Config, val: ShardSet | None) -> SequentialShards:
+    """Shards without an index: how many classes they have is known from elsewhere."""
+    known = val.num_classes if val else 0
+    return SequentialShards(config.data.train, config.model.num_classes or known, val and val.classes)
+
+
+def _num_classes(config: Config, train: Mixture | SequentialShards, val: ShardSet | None) -> int:
     wanted = config.model.num_classes or train.num_classes
     for shards in (train, val):
         if shards is not None and wanted < shards.num_classes:
@@ -128,7 +153,11 @@ def _num_classes(config: Config, train: Mixture, val: ShardSet | None) -> int:
                 f"{shards.num_classes} or more"
             )
     if not train.num_classes:
-        raise UsageError(f"{train.folder}: its samples have no labels; pack them with classes")
+        raise UsageError(
+            "data.sequential=true: set model.num_classes, as shards without an index do not tell it"
+            if config.data.sequential
+            else f"{train.folder}: its samples have no labels; pack them with classes"
+        )
     return wanted
 
 

@@ -67,9 +67,10 @@ def write_report(
 
 def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
     last = steps[-1] if steps else {"step": 0, "images": 0, "epoch": 0.0}
+    epochs = "" if last["epoch"] is None else f" ({last['epoch']:.1f} epochs)"
     facts = {
         "steps": f"{last['step']:,}",
-        "images seen": f"{last['images']:,} ({last['epoch']:.1f} epochs)",
+        "images seen": f"{last['images']:,}{epochs}",
         "global batch": f"{config.train.batch_size:,}",
         "tiles": f"at most {config.data.max_tiles} of {config.data.tile_size} px",
         "head": config.model.head,

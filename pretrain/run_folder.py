@@ -114,7 +114,7 @@ class RunFolder:
 
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
         """Note an unreadable sample unless it is noted already; returns whether it was new."""
-        same = {key: row[key] for key in ("split", "sample")}
+        same = {key: row[key] for key in ("split", "shard", "key")}
         if any(same.items() <= old.items() for old in read_rows(self.bad_samples)):
             return False
         with self.bad_samples.open("a") as stream:

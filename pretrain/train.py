@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
 from data_tools.errors import DataError, DivergedError, UsageError
+from data_tools.sequential import SequentialStream
 from data_tools.stream import TrainStream, checksum
 
 from .config import Config
@@ -100,7 +101,7 @@ class Trainer:
         known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
         self.bad = world.gather(known)[0]
         self._new_bad = 0
-        self._noted: set[tuple[str, int]] = set()
+        self._noted: set[tuple[str, str, str]] = set()
         self.examples: list[Example] = []
         world.rank0_first(lambda: folder.drop_after(self.step))
         self.meter = Meter()
@@ -114,7 +115,8 @@ class Trainer:
             world.size,
             "process" if world.size == 1 else "processes",
         )
-        log.info("%s; %d steps = %.2f epochs", split, inputs.steps, self._epochs(inputs.steps))
+        epochs = inputs.epochs(inputs.steps)
+        log.info("%s; %d steps%s", split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
         log.info(inputs.order_text())
 
     @property
@@ -159,7 +161,7 @@ class Trainer:
         self.tracker.finish()
         return EXIT_CODE if stopping and self.step < steps else 0
 
-    def _next(self, stream: TrainStream) -> TileBatch:
+    def _next(self, stream: TrainStream | SequentialStream) -> TileBatch:
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
@@ -178,7 +180,7 @@ class Trainer:
         if self.saver.pending and written == self.world.size:
             self.saver.publish()
         self.bad += int(new_bad)
-        share, samples = self.config.data.max_bad_fraction, self.inputs.train.num_samples
+        share, samples = self.config.data.max_bad_fraction, self.inputs.training_samples(self.step)
         if self.bad > (max(1, int(share * samples)) if share else 0):
             raise DataError(
                 f"{self.bad} of {samples} samples cannot be read, more than data.max_bad_fraction="
@@ -206,7 +208,7 @@ class Trainer:
         row: dict[str, Any] = {
             "step": self.step,
             "images": self.step * self.split.batch_size,
-            "epoch": self._epochs(self.step),
+            "epoch": self.inputs.epochs(self.step),
             "loss": loss,
             "lr": rate,
             "grad_norm": norm.item(),
@@ -298,9 +300,9 @@ class Trainer:
     def _resume(self, found: Checkpoint) -> int:
         wanted, saved = self.inputs.order_constants(), found.state["order"]
         for key, value in wanted.items():
-            if saved[key] != value:
+            if saved.get(key) != value:
                 raise UsageError(
-                    f"{found.path}: it was trained with {key}={saved[key]}, this run has {key}={value}, "
+                    f"{found.path}: it was trained with {key}={saved.get(key)}, this run has {key}={value}, "
                     f"which is another order of images: set it back, or set another run.name",
                     shared=True,
                 )
@@ -319,8 +321,8 @@ class Trainer:
         """Write unreadable samples to bad_samples.jsonl; returns how many were not in it."""
         new = 0
         for bad in batch.bad:
-            if (split, bad.sample) not in self._noted:
-                self._noted.add((split, bad.sample))
+            if (split, bad.shard, bad.key) not in self._noted:
+                self._noted.add((split, bad.shard, bad.key))
                 new += self.folder.add_bad_sample({"split": split, **asdict(bad)})
                 log.warning("unreadable sample %s in %s: %s", bad.key, bad.shard, bad.reason)
         return new
@@ -338,9 +340,6 @@ class Trainer:
                 for p, s, crc in rows
             ]
         )
-
-    def _epochs(self, step: int) -> float:
-        return step * self.split.batch_size / self.inputs.train.epoch_size
 
 
 def evaluation_text(found: Evaluation) -> str:
