@@ -68,7 +68,7 @@ class TrainTransform:
         pixels = picture.region(*self.box(picture.height, picture.width, draws))
         resized, rows, columns = fit(pixels, self.tile_size, self.max_tiles)
         if self.flip and draws[0] < 0.5:
-            resized = resized[:, :, ::-1]
+            resized = _mirrored(resized)
         if self.randaugment.ops:
             resized = self.randaugment(resized, position)
         if self.erase:
@@ -165,6 +165,15 @@ def _channels_first(image: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, H, W), in memory as (H, W, 3): one colour at a time, as numpy copies single bytes fastest."""
+    colours, height, width = image.shape
+    mirrored = np.empty((height, width, colours), np.uint8).transpose(2, 0, 1)
+    for target, source in zip(mirrored, image, strict=True):
+        target[...] = source[:, ::-1]
+    return mirrored
+
+
 def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: int) -> NDArray[np.uint8]:
     """(3, H, W) with a box of random bytes in it; the box's ratio is log-uniform."""
     draws = uniform(seed, _ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
@@ -172,7 +181,7 @@ def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: in
         return image
     top, left, high, wide = crop_box(*image.shape[1:], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
     noise = hash64(seed, _ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
-    image = image.copy()
+    image = image.copy(order="K")
     image[:, top : top + high, left : left + wide] = (
         noise.astype("<u8").view(np.uint8)[: 3 * high * wide].reshape(3, high, wide)
     )

@@ -17,6 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_ALL = 2**64 - 1
 _ROUNDS = 6
 _CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 8  # of default_layout()
 
@@ -34,11 +35,20 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def hash64(*keys: ArrayLike) -> NDArray[np.uint64]:
     """A 64-bit hash of integers that broadcast together, the same on every machine and version."""
-    state = np.uint64(0)
+    state, rest = 0, list(keys)
+    while rest and isinstance(rest[0], int):  # as below, without the cost of numpy for single numbers
+        state = _mix_int(state + int(_GOLDEN) + rest.pop(0) & _ALL)
+    hashed = np.uint64(state)
     with np.errstate(over="ignore"):
-        for key in keys:
-            state = _mix(state + _GOLDEN + np.asarray(key).astype(np.uint64))
-    return state
+        for key in rest:
+            hashed = _mix(hashed + _GOLDEN + np.asarray(key).astype(np.uint64))
+    return hashed
+
+
+def _mix_int(x: int) -> int:
+    x = (x ^ x >> 30) * int(_MIX_1) & _ALL
+    x = (x ^ x >> 27) * int(_MIX_2) & _ALL
+    return x ^ x >> 31
 
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:

@@ -78,8 +78,8 @@ class RandAugment:
     def __call__(self, image: NDArray[np.uint8], position: int) -> NDArray[np.uint8]:
         draws = uniform(self.seed, _RANDAUGMENT, position, np.arange(2 * self.ops)).tolist()
         names = list(_OPERATIONS)
-        picture = Image.merge("RGB", [Image.fromarray(channel) for channel in image])
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         for choice, side in zip(draws[::2], draws[1::2], strict=True):
             operation = _OPERATIONS[names[int(choice * len(names))]]
             picture = operation(picture, self.magnitude / 10, 1 if side < 0.5 else -1)
-        return np.stack([np.asarray(channel) for channel in picture.split()])
+        return np.array(picture).transpose(2, 0, 1)

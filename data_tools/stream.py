@@ -218,10 +218,14 @@ def assemble(
 ) -> TileBatch:
     """One batch; its own memory, as copies of earlier batches to the device may still be under way.
 
+    The tiles lie in memory as they were decoded, (T, S, S, C): torch's channels_last.
+
     Pinned memory comes from torch's caching allocator, which knows when such a copy has ended.
     """
     counts = [len(item.tiles) for item in items]
-    tiles = torch.empty((sum(counts), *tile_shape), dtype=torch.uint8, pin_memory=pin)
+    channels, *sides = tile_shape
+    tiles = torch.empty((sum(counts), *sides, channels), dtype=torch.uint8, pin_memory=pin)
+    tiles = tiles.permute(0, 3, 1, 2)
     np.concatenate([item.tiles for item in items], out=tiles.numpy())
     return TileBatch(
         tiles=tiles,

@@ -115,12 +115,13 @@ def resize_with_pad(
 def cut_tiles(image: NDArray[np.uint8], rows: int, columns: int, tile_size: int) -> NDArray[np.uint8]:
     """(C, H, W) padded with zeros at the right and at the bottom, as tile_crop() cuts it.
 
-    numpy moves bytes in the calling thread; torch would start a team of threads in each decoder.
+    In memory (n, S, S, C), as a decoded image lies. numpy moves bytes in the calling thread; torch
+    would start a team of threads in each decoder.
     """
     channels, height, width = image.shape
     if (height, width) == (tile_size, tile_size) and rows == columns == 1:
         return image[None]
-    tiles = np.zeros((rows, columns, channels, tile_size, tile_size), np.uint8)
+    tiles = np.zeros((rows, columns, tile_size, tile_size, channels), np.uint8).transpose(0, 1, 4, 2, 3)
     for row in range(rows):
         for column in range(columns):
             top, left = row * tile_size, column * tile_size

@@ -43,7 +43,9 @@ def content(batches: list[TileBatch]) -> list[tuple]:
     """Everything that training sees, image by image."""
     rows = []
     for batch in batches:
-        assert batch.tiles.dtype == torch.uint8 and batch.tiles.is_contiguous()
+        assert batch.tiles.dtype == torch.uint8 and batch.tiles.is_contiguous(
+            memory_format=torch.channels_last
+        )
         assert batch.tiles.shape == (batch.tiles_per_image.sum(), 3, SIZE, SIZE)
         assert batch.tiles_per_image.tolist() == batch.grid.prod(dim=1).tolist()
         assert batch.weight.dtype == torch.float32
