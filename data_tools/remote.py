@@ -133,7 +133,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UsageError(
             f"{shown(url)} needs a package that is not installed ({error}): "
-            "pip install fsspec and aiohttp for http(s), s3fs for s3, gcsfs for gs."
+            "pip install 'vit-pretrain[remote]' for http(s), [s3] for s3, [gs] for gs in its place."
         ) from error
 
 

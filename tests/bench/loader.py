@@ -8,8 +8,8 @@ The peer is webdataset + Pillow + float32, as open_clip and timm do it: decode, 
 bicubic resize to 224 (or to the canvas of 2x2 tiles of 224 that suits the photo), mirror, to float32,
 normalise, collate; with two worker processes that send their batches, as open_clip runs it, and without.
 Ours gives uint8, normalised on the device. Times are CPU seconds of all threads and processes, the median
-over rounds in shuffled order. --memory iterates over 20,000 batches of small images and prints the
-resident memory along the way.
+over rounds in shuffled order. --memory prints the time to the first batch of a fresh and of a resumed stream,
+and the resident memory along 20,000 batches of small images.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from data_tools.stream import TrainStream
 from data_tools.tiles import choose_canvas, fitted_size
 from pretrain.config import AugmentConfig
 
-SIZE, BATCH, MAX_PIXELS = 224, 64, 67_108_864
+SIZE, BATCH, SMALL_BATCH, MAX_PIXELS = 224, 64, 16, 67_108_864
 CROP = AugmentConfig(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=True)
 TILES = AugmentConfig(flip=True)
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -60,14 +60,14 @@ TARGETS = {
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
-def pack(source: str, folder: Path) -> ShardSet:
+def pack(source: str, folder: Path, photos: int | None = None) -> ShardSet:
     """Shards of the photos in a zip file, each with label 0, written with the webdataset library."""
     with (
         zipfile.ZipFile(source) as archive,
         wds.ShardWriter(f"{folder}/%04d.tar", maxsize=2e7, verbose=0) as out,
     ):
         names = [name for name in sorted(archive.namelist()) if name.lower().endswith((".jpg", ".jpeg"))]
-        for number, name in enumerate(names):
+        for number, name in enumerate(names[:photos]):
             out.write({"__key__": f"{number:08d}", "jpg": archive.read(name), "cls": "0"})
     (folder / "classes.json").write_text('["photo"]')
     build_index(folder)
@@ -200,10 +200,10 @@ def measure(cases: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[
     return {name: values[1:] for name, values in times.items()}
 
 
-def compare(source: str, rounds: int, threads: int) -> None:
+def compare(source: str, rounds: int, threads: int, photos: int | None = None) -> None:
     """Print the table of CPU times and the ratios to the peer."""
     with tempfile.TemporaryDirectory() as folder:
-        shards = pack(source, Path(folder))
+        shards = pack(source, Path(folder), photos)
         regions = needed_regions(shards)
         times = measure(
             {
@@ -251,22 +251,40 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def small_stream(shards: ShardSet, threads: int, start_step: int = 0) -> TrainStream:
+    """Batches of 16 images in up to 4 tiles of 32."""
+    return TrainStream(
+        shards,
+        Order(0, len(shards), SMALL_BATCH),
+        TrainTransform(0, 32, 4, CROP),
+        batch_size=SMALL_BATCH,
+        micro_batch_size=SMALL_BATCH,
+        max_pixels=MAX_PIXELS,
+        tile_size=32,
+        start_step=start_step,
+        threads=threads,
+    )
+
+
+def first_batch_ms(shards: ShardSet, threads: int, position: int) -> float:
+    """Milliseconds from nothing to the first batch at `position`."""
+    start = time.perf_counter()
+    with small_stream(shards, threads, position // SMALL_BATCH) as stream:
+        next(stream)
+        return (time.perf_counter() - start) * 1000
+
+
 def memory(batches: int, threads: int) -> None:
-    """Print the resident memory along `batches` batches of 16 images in up to 4 tiles of 32."""
+    """Print the time to the first batch of a fresh and of a resumed stream, and the resident memory."""
     with tempfile.TemporaryDirectory() as folder:
         shards = small_photos(Path(folder))
-        stream = TrainStream(
-            shards,
-            Order(0, len(shards), 16),
-            TrainTransform(0, 32, 4, CROP),
-            batch_size=16,
-            micro_batch_size=16,
-            max_pixels=MAX_PIXELS,
-            tile_size=32,
-            threads=threads,
-        )
+        times: dict[int, list[float]] = {0: [], 10**9: []}
+        for position in [*times] * 30:
+            times[position].append(first_batch_ms(shards, threads, position))
+        fresh, resumed = (statistics.median(values) for values in times.values())
+        print(f"first batch: {fresh:.1f} ms at position 0, {resumed:.1f} ms at position 10^9")
         marks = {batches * part // 10 for part in range(1, 11)} | {1, batches // 100}
-        with stream:
+        with small_stream(shards, threads) as stream:
             for number, _ in enumerate(islice(stream, batches), 1):
                 if number in marks:
                     print(f"batch {number:6d}: resident {resident_mib():7.1f} MiB", flush=True)
@@ -277,7 +295,7 @@ def main() -> None:
     parser.add_argument("photos", nargs="?", help="a zip file of JPEG photos")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one round, or 1,000 batches")
+    parser.add_argument("--quick", action="store_true", help="one round of 64 photos, or 1,000 batches")
     parser.add_argument("--memory", action="store_true", help="resident memory over 20,000 batches")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -285,7 +303,8 @@ def main() -> None:
     if options.memory:
         memory(1000 if options.quick else 20_000, options.threads)
     elif options.photos:
-        compare(options.photos, 1 if options.quick else options.rounds, options.threads)
+        rounds, photos = (1, BATCH) if options.quick else (options.rounds, None)
+        compare(options.photos, rounds, options.threads, photos)
     else:
         parser.error("give a zip file of photos, or --memory")
 
