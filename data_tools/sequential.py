@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from itertools import count, islice
-from typing import Self
 
 import numpy as np
 import webdataset
@@ -29,7 +28,7 @@ from data_tools.order import hash64, permute
 from data_tools.prefetch import Map, Prefetch
 from data_tools.remote import expand, patiently, shown
 from data_tools.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
-from data_tools.stream import Item, Transform, assemble
+from data_tools.stream import BatchStream, Item, Transform, assemble
 from data_tools.tar import scan
 from data_tools.windows import WindowedFile
 
@@ -84,8 +83,8 @@ class SequentialShards:
         )
 
 
-class SequentialStream:
-    """The endless training batches of one rank: iterate, then close() (or use it in a `with`).
+class SequentialStream(BatchStream):
+    """The endless training batches of one rank.
 
     Each pass deals the shards anew to the ranks; samples pass through a buffer of `buffer` of them,
     out of which they are drawn at random, anew at every start_step. An unusable sample is passed
@@ -133,22 +132,6 @@ class SequentialStream:
         self._lock, self._failure = threading.Lock(), None
         sizes = iter(lambda: micro_batch_size, None)
         self._batches = Prefetch(sizes, self._build, threads, prefetch)
-
-    def __iter__(self) -> Iterator[TileBatch]:
-        return self
-
-    def __next__(self) -> TileBatch:
-        return next(self._batches)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the threads."""
-        self._batches.close()
 
     def _build(self, size: int, map_: Map) -> TileBatch:
         items: list[Item] = []

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,8 +44,30 @@ class Item:
     bad: tuple[BadSample, ...] = ()
 
 
-class TrainStream:
-    """The endless training batches of one rank: iterate, then close() (or use it in a `with`).
+class BatchStream:
+    """Endless batches, made ahead: iterate, then close() (or use it in a `with`)."""
+
+    _batches: Prefetch[Any, TileBatch]
+
+    def __iter__(self) -> Iterator[TileBatch]:
+        return self
+
+    def __next__(self) -> TileBatch:
+        return next(self._batches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._batches.close()
+
+
+class TrainStream(BatchStream):
+    """The endless training batches of one rank.
 
     Step s of rank r is order.share(s, batch_size, r, world_size), cut into micro-batches in order.
     A batch is a pure function of (shards, order, transform, step): threads, prefetch and world_size
@@ -99,22 +121,6 @@ class TrainStream:
                     yield tuple(task)
 
         self._batches = Prefetch(micro_batches(), self._build, threads, prefetch)
-
-    def __iter__(self) -> Iterator[TileBatch]:
-        return self
-
-    def __next__(self) -> TileBatch:
-        return next(self._batches)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the threads."""
-        self._batches.close()
 
     def _build(self, task: _Task, map_: Map) -> TileBatch:
         jobs = list(zip(*(column.tolist() for column in task), strict=True))

@@ -13,7 +13,7 @@ from data_tools.mixture import Mixture, Source
 from data_tools.order import Order, default_layout
 from data_tools.sequential import SequentialShards, SequentialStream
 from data_tools.shards import ShardSet
-from data_tools.stream import EvalStream, TrainStream
+from data_tools.stream import BatchStream, EvalStream, TrainStream
 
 from .config import Config, DataConfig, training_sources
 from .engine.world import World
@@ -65,9 +65,7 @@ class Inputs:
             return steps * self.config.train.batch_size
         return self.train.num_samples
 
-    def train_stream(
-        self, split: BatchSplit, rank: int, start_step: int, pin: bool
-    ) -> TrainStream | SequentialStream:
+    def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
         data, seed = self.config.data, self.config.run.seed
         mixing = data.augment.mixup or data.augment.cutmix
         options = {

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
 from data_tools.errors import DataError, DivergedError, UsageError
-from data_tools.sequential import SequentialStream
-from data_tools.stream import TrainStream, checksum
+from data_tools.stream import BatchStream, checksum
 
 from .config import Config
 from .engine import ENGINES
@@ -161,7 +160,7 @@ class Trainer:
         self.tracker.finish()
         return EXIT_CODE if stopping and self.step < steps else 0
 
-    def _next(self, stream: TrainStream | SequentialStream) -> TileBatch:
+    def _next(self, stream: BatchStream) -> TileBatch:
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
