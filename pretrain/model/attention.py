@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
+
+if torch.cuda.is_available():
+    # Not elsewhere, where nothing uses it: it imports the compiler, a third of a process's start-up.
+    from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True)
