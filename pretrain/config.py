@@ -18,6 +18,8 @@ from yaml import YAMLError
 
 from data_tools.errors import UsageError
 
+from .fault import parse_fault
+
 
 @dataclass
 class RunConfig:
@@ -113,7 +115,9 @@ class TrainConfig:
     micro_batch_size: int = 0  # images of one process at a time; 0: all of its share
     log_every: int = 50
     eval_every: int = 0  # 0: only after the last step
-    step_timeout: int = 1800  # seconds after which a hanging collective ends the job
+    step_timeout: int = 1800  # seconds without progress after which the job ends and names who hangs
+    max_nonfinite: int = 10  # steps in a row whose loss or gradient is not finite, then exit 4
+    skip: list[list[int]] = field(default_factory=list)  # [[first, last], ...] steps to pass over
 
 
 @dataclass
@@ -139,6 +143,12 @@ class TrackingConfig:
 
 
 @dataclass
+class LaunchConfig:
+    max_restarts: int = 3  # restarts in a row without a newer checkpoint, then the job is not requeued
+    join_timeout: int = 60  # seconds for the processes of a SLURM job to find each other
+
+
+@dataclass
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -149,6 +159,8 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    fault: str = ""  # a drill: something to break on purpose, such as kill:rank=1:step=5 (docs/survive.md)
 
     @property
     def folder(self) -> Path:
@@ -183,7 +195,9 @@ POSITIVE = (
     "train.batch_size",
     "train.log_every",
     "train.step_timeout",
+    "train.max_nonfinite",
     "checkpoint.every",
+    "launch.join_timeout",
 )
 
 NOT_NEGATIVE = (
@@ -202,6 +216,7 @@ NOT_NEGATIVE = (
     "train.eval_every",
     "engine.shard_size",
     "checkpoint.keep",
+    "launch.max_restarts",
 )
 
 
@@ -263,11 +278,21 @@ def check(config: Config) -> None:
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
     training_sources(config.data)
+    _check_skip(config.train)
+    parse_fault(config.fault)
     if config.data.sequential:
         _check_sequential(config)
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+
+
+def _check_skip(train: TrainConfig) -> None:
+    for entry in train.skip:
+        if len(entry) != 2 or not 1 <= entry[0] <= entry[1]:
+            raise UsageError(f"train.skip: {entry} is not a range of steps; write [[first, last], ...]")
+        if train.steps and entry[1] >= train.steps:
+            raise UsageError(f"train.skip: {entry} reaches the last step: lower train.steps instead")
 
 
 def _check_sequential(config: Config) -> None:

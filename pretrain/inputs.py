@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from data_tools.augment import EvalTransform, TrainTransform
 from data_tools.errors import UsageError
 from data_tools.mix import Mix
@@ -64,6 +66,16 @@ class Inputs:
         if isinstance(self.train, SequentialShards):
             return steps * self.config.train.batch_size
         return self.train.num_samples
+
+    def samples_of_step(self, step: int) -> dict[str, Any]:
+        """Positions and, where they are known, keys of the images of step `step` (from 1)."""
+        size = self.config.train.batch_size
+        first = (step - 1) * size
+        row: dict[str, Any] = {"positions": [first, first + size - 1]}
+        if isinstance(self.train, Mixture):
+            samples = self.train.locate(np.arange(first, first + size))[0]
+            row["keys"] = [self.train.key(sample) for sample in samples.tolist()]
+        return row
 
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
         data, seed = self.config.data, self.config.run.seed
