@@ -20,6 +20,7 @@ from pretrain.config import Config
 
 TEMPLATE = Path(__file__).parent / "templates/job.sh"
 SITES = Path("configs/cluster")
+PLAIN = re.compile(r"[\w/.+=@,:-]+")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ class Site:
     time: str | None = None
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: list[str] = field(default_factory=list)
     interface: str | None = None
     save_seconds: int = 120
     sbatch: list[str] = field(default_factory=list)
@@ -93,10 +94,13 @@ def read_site(name: str) -> Site:
         known = ", ".join(sorted(path.stem for path in SITES.glob("*.yaml")))
         raise UsageError(f"--cluster {name}: {file} is not there; there are: {known or 'none'}")
     site = configuration.read(file, Site)  # type: ignore[type-var]
-    for variable in site.environment:
+    for item in site.environment:
+        variable, equals, _ = item.partition("=")
+        if not equals or not variable.isidentifier():
+            raise UsageError(f"{file}: environment: {item!r}: variables are written NAME=value")
         if SECRET.search(variable):
             raise UsageError(
-                f"{file}: environment.{variable} would stand in the batch script: export it in the shell "
+                f"{file}: environment: {variable} would stand in the batch script: export it in the shell "
                 f"that submits, and sbatch hands it on"
             )
     return site
@@ -123,6 +127,11 @@ def check(given: argparse.Namespace) -> Config:
             split_batch(config.train, nodes * given.tasks_per_node)
         except UsageError as error:
             raise UsageError(f"--nodes {given.nodes}, on {nodes} nodes: {error}") from None
+    if not PLAIN.fullmatch(str(config.folder.resolve())):
+        raise UsageError(
+            f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only letters, "
+            f"digits and . _ - + = @ , : are safe: set another run.name or run.dir"
+        )
     resolve(config.model).grid(config.data.tile_size)
     open_inputs(config)
     return config
@@ -139,9 +148,9 @@ def freeze(recipe: Path, folder: Path) -> Path:
 def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: Path) -> str:
     run = config.folder.resolve()
     parts = {
-        "title": f"{config.run.name}: {given.nodes} nodes, {given.tasks_per_node} processes on each",
+        "title": f"{config.run.name}, nodes: {given.nodes}, processes on each: {given.tasks_per_node}",
         "directives": "\n".join(f"#SBATCH {option}" for option in _options(given, site, config)),
-        "run": shlex.quote(str(run)),
+        "run": str(run),
         "save_seconds": str(site.save_seconds),
         "python": "python" if given.container else shlex.quote(sys.executable),
         "cwd": shlex.quote(os.getcwd()),
@@ -171,7 +180,8 @@ def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]
 
 
 def _setup(given: argparse.Namespace, site: Site) -> list[str]:
-    variables = dict(site.environment)
+    pairs = [item.partition("=") for item in site.environment]
+    variables = {name: value for name, _, value in pairs}
     if site.interface:
         variables |= {"NCCL_SOCKET_IFNAME": site.interface, "GLOO_SOCKET_IFNAME": site.interface}
     lines = [f"module load {shlex.join(site.modules)}"] if site.modules else []
@@ -191,19 +201,21 @@ def _srun(given: argparse.Namespace, site: Site) -> list[str]:
 
 def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[str]:
     """The command of each task, a piece for each line."""
-    first = '"$python" -m'
+    pieces = ['"$python" -m']
     if given.launcher == "torchrun":
-        first += (
-            f' torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node={given.tasks_per_node} '
-            '--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" '
-            '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" '
-            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m"
-        )
+        pieces[0] += ' torch.distributed.run --nnodes="$SLURM_NNODES"'
+        pieces += [
+            f"--nproc-per-node={given.tasks_per_node}",
+            '--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
+            '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m",
+        ]
     if given.container and given.container.endswith(".sif"):
-        first = f"apptainer exec --nv {shlex.quote(given.container)} {first}"
+        pieces[0] = f"apptainer exec --nv {shlex.quote(given.container)} {pieces[0]}"
+    pieces[-1] += f" {given.stage} {shlex.quote(str(recipe))}"
     names = [f"run.dir={config.run.dir}", f"run.name={config.run.name}"]
     settings = [item for item in given.settings if not item.startswith(("run.dir=", "run.name="))]
-    return [f"{first} {given.stage} {shlex.quote(str(recipe))}", *map(shlex.quote, names + settings)]
+    return [*pieces, *map(shlex.quote, names + settings)]
 
 
 def submit(script: Path, after: str | None) -> str:

@@ -94,26 +94,26 @@ def decide(lives: list[dict[str, Any]], max_restarts: int, ended_by_slurm: bool)
         return last["code"], f"not requeued, as it would repeat ({WILL_REPEAT[last['code']]})"
     if ended_by_slurm:
         return last["code"] if last["code"] != STOPPED else 143, "Slurm ends or requeues the job itself"
-    in_vain = lives_without_progress(lives)
-    if in_vain > max_restarts:
+    in_vain = restarts_in_vain(lives)
+    if in_vain >= max_restarts:
         return 1, (
-            f"not requeued: {in_vain} lives in a row brought no newer checkpoint than step "
+            f"not requeued: {in_vain} restarts in a row brought no newer checkpoint than step "
             f"{last['checkpoint']} (launch.max_restarts={max_restarts})"
         )
     return STOPPED, "requeued"
 
 
-def lives_without_progress(lives: list[dict[str, Any]]) -> int:
-    """How many of the last lives in a row ended on their own without a newer checkpoint.
+def restarts_in_vain(lives: list[dict[str, Any]]) -> int:
+    """How many restarts of this job, up to the last, brought no newer checkpoint than there was.
 
     One that SLURM ended with SIGTERM (a preemption) does not count, however early it came.
     """
+    mine = [life for life in lives if life["job"] == lives[-1]["job"]]
     count = 0
-    for number in range(len(lives) - 1, -1, -1):
-        before = lives[number - 1]["checkpoint"] if number else 0
-        if lives[number]["checkpoint"] > before or lives[number]["job"] != lives[-1]["job"]:
+    for before, life in zip(mine[-2::-1], mine[:0:-1], strict=True):
+        if life["checkpoint"] > before["checkpoint"]:
             break
-        count += lives[number]["signal"] != "SIGTERM"
+        count += life["signal"] != "SIGTERM"
     return count
 
 

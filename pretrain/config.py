@@ -197,6 +197,7 @@ POSITIVE = (
     "train.step_timeout",
     "train.max_nonfinite",
     "checkpoint.every",
+    "launch.max_restarts",
     "launch.join_timeout",
 )
 
@@ -216,7 +217,6 @@ NOT_NEGATIVE = (
     "train.eval_every",
     "engine.shard_size",
     "checkpoint.keep",
-    "launch.max_restarts",
 )
 
 
