@@ -129,8 +129,8 @@ def check(given: argparse.Namespace) -> Config:
             raise UsageError(f"--nodes {given.nodes}, on {nodes} nodes: {error}") from None
     if not PLAIN.fullmatch(str(config.folder.resolve())):
         raise UsageError(
-            f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only letters, "
-            f"digits and . _ - + = @ , : are safe: set another run.name or run.dir"
+            f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only "
+            f"letters, digits and . _ - + = @ , : are safe: set another run.name or run.dir"
         )
     resolve(config.model).grid(config.data.tile_size)
     open_inputs(config)
