@@ -15,7 +15,7 @@ from . import config as configuration
 from . import watchdog
 from .config import Config
 from .model.variants import resolve
-from .rendezvous import Stopped, life
+from .rendezvous import Stopped, life, started_by_srun
 from .run_folder import RunFolder, log, write_json
 from .stop import EXIT_CODE, StopFlag
 from .watchdog import Watchdog
@@ -88,6 +88,10 @@ def run_job(
         with Watchdog(folder, rank, size, config.train.step_timeout, stop) as watch:
             from .train import Trainer
 
+            if started_by_srun():
+                from .cpus import share_out
+
+                share_out(config.data.workers)
             trainer = Trainer(config, inputs, split, world, folder, stop, watch, starting_values)
             already = trainer.finished
             if not already:

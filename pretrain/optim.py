@@ -55,7 +55,8 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         kept = []
-        if self.found_inf is not None:
+        found, self.found_inf = self.found_inf, None  # torch's own refuses what it would not heed
+        if found is not None:
             for group in self.param_groups:
                 for parameter in group["params"]:
                     for tensor in (parameter, self.state[parameter]["momentum_buffer"]):
@@ -63,7 +64,7 @@ class SGD(torch.optim.SGD):
                         kept.append((local, local.clone()))
         super().step()
         for tensor, before in kept:
-            tensor.copy_(torch.where(self.found_inf.bool(), before, tensor))
+            tensor.copy_(torch.where(found.bool(), before, tensor))
 
 
 def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer) -> None:

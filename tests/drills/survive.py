@@ -46,6 +46,7 @@ def four_blows(folder: Path, recipe: Path, settings: tuple[str, ...]) -> None:
         say(began, f"step {job.step}: preempted")
         job.preempt()
         job.wait_for_restart(restart)
+        assert len(stopped(job)) == restart, job.output[-3000:]
     job.wait_for_step(28)
     minutes = int(re.sub(r"\D", "", job.field("RunTime").rpartition(":")[0]) or 0)
     call("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + 1}")
@@ -94,7 +95,7 @@ def random_preemptions(folder: Path, recipe: Path, settings: tuple[str, ...], co
 
 
 def check_lives(job: QueuedJob) -> None:
-    """Every life that a signal ended had saved the very step it ended at."""
+    """No life failed but for a lost node, and those that a signal ended saved the very step they ended at."""
     for life in stopped(job):
         at = re.search(r"at step (\d+)", life["reason"])
         assert at is None or int(at[1]) == life["checkpoint"], life
