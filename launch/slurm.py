@@ -163,12 +163,14 @@ def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: 
 
 
 def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
-    torchrun = given.launcher == "torchrun"
-    cpus = given.cpus_per_task and given.cpus_per_task * (given.tasks_per_node if torchrun else 1)
+    tasks = _tasks_per_node(given)
+    cpus = given.cpus_per_task and given.cpus_per_task * given.tasks_per_node // tasks
+    # Told the number of tasks, SLURM would never again start a job of 2-4 nodes on fewer than it had first.
+    number = {"mincpus": tasks * (cpus or 1)} if "-" in given.nodes else {"ntasks-per-node": tasks}
     options = {
         "job-name": re.sub(r"[^\w.-]", "_", config.run.name),
         "nodes": given.nodes,
-        "ntasks-per-node": 1 if torchrun else given.tasks_per_node,
+        **number,
         "cpus-per-task": cpus,
         "gres": f"gpu:{given.gpus_per_node}" if given.gpus_per_node else None,
         **{
@@ -177,6 +179,10 @@ def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]
         },
     }
     return [f"--{name}={value}" for name, value in options.items() if value] + list(site.sbatch)
+
+
+def _tasks_per_node(given: argparse.Namespace) -> int:
+    return 1 if given.launcher == "torchrun" else given.tasks_per_node
 
 
 def _setup(given: argparse.Namespace, site: Site) -> list[str]:
@@ -191,6 +197,9 @@ def _setup(given: argparse.Namespace, site: Site) -> list[str]:
 
 def _srun(given: argparse.Namespace, site: Site) -> list[str]:
     options = ["--kill-on-bad-exit=1"]
+    if "-" in given.nodes:
+        tasks = _tasks_per_node(given)
+        options.append(f"--ntasks-per-node={tasks} --ntasks=$((SLURM_NNODES * {tasks}))")
     if given.cpus_per_task:  # since 22.05 srun does not take it from the job
         options.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
     if given.container and not given.container.endswith(".sif"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from jobs import ROOT, TIMEOUT, metrics, run
 
+QUEUED: list[str] = []  # what is cancelled in the end
 BOX = ROOT.parent / "shared/slurm/cluster"
 
 
@@ -36,6 +36,8 @@ def cluster(nodes: int = 2) -> Iterator[None]:
     try:
         yield
     finally:
+        while QUEUED:
+            subprocess.run(["scancel", QUEUED.pop()], capture_output=True)
         if ours:
             subprocess.run([BOX, "down"], capture_output=True)
         os.environ.pop("SLURM_CONF")
@@ -58,6 +60,7 @@ class QueuedJob:
         done = run("launch", "slurm", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         self.id = re.search(r"job (\d+) is queued", done.stdout)[1]  # type: ignore[index]
+        QUEUED.append(self.id)
 
     def field(self, name: str) -> str:
         found = re.search(rf"(?:^| ){name}=(\S*)", call("scontrol", "show", "job", "-o", self.id))
@@ -100,10 +103,3 @@ class QueuedJob:
         """Have a job of more importance take the nodes for a moment."""
         command = ["sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null"]
         call(*command, "--wrap", "sleep 1")
-
-    def cancel(self) -> None:
-        subprocess.run(["scancel", self.id], capture_output=True)
-
-
-def has_shellcheck() -> bool:
-    return shutil.which("shellcheck") is not None

@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 def drill(folder: Path, rounds: int, seed: int) -> None:
     """`rounds` stops of one run, each of which is gone on from, and then the run left alone."""
     recipe, run = write_recipe(folder, pack(folder)), folder / "stopped"
-    settings = (f"run.dir={folder}", f"train.steps={15 * rounds}", "train.eval_every=4", "engine.kind=fsdp")
+    settings = (f"run.dir={folder}", f"train.steps={60 * rounds}", "train.eval_every=4", "engine.kind=fsdp")
     settings += ("checkpoint.every=3", "data.trace=false")
     succeed("pretrain", recipe, *settings, "run.name=whole", processes=2)
     chance = random.Random(seed)

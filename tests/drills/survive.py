@@ -77,7 +77,7 @@ def random_preemptions(folder: Path, recipe: Path, settings: tuple[str, ...], co
     moment, began = random.Random(seed), time.monotonic()
     for number in range(1, count + 1):
         job.wait_until(lambda: job.state == "RUNNING")
-        wait = moment.uniform(0.0, 30.0)
+        wait = moment.uniform(0.0, 20.0)
         time.sleep(wait)
         if job.state == "COMPLETED":
             raise SystemExit("the run ended before it was preempted often enough: give more steps")
@@ -128,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, cluster():
         folder = Path(name)
         recipe = write_recipe(folder, pack(folder))
-        for steps, part in ((60, "lives"), (8 * given.preemptions, "random")):
+        for steps, part in ((60, "lives"), (6 * given.preemptions, "random")):
             if given.only in (None, part):
                 settings = (f"train.steps={steps}", f"checkpoint.every={EVERY}", "data.trace=false")
                 # Undisturbed, and outside SLURM.

@@ -238,7 +238,6 @@ def test_a_job_is_preempted_told_of_its_limit_and_loses_a_node_and_nothing_is_lo
         call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
         job.wait_until(lambda: job.state == "COMPLETED")
     finally:
-        job.cancel()
         subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], capture_output=True)
     assert job.field("ExitCode") == "0:0" and job.restarts == 3
     assert "4 ranks × 3" in job.output and "2 ranks × 6" in job.output
