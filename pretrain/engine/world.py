@@ -61,7 +61,7 @@ def ranks_from_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(timeout: int, join_timeout: int, stop: StopFlag) -> World:
+def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) -> World:
     """Join the job. `timeout`: seconds after which a collective that hangs raises an error; join_timeout:
     seconds for srun's processes to find each other. Raises as `rendezvous.join` does."""
     rank, size = ranks_from_environment()
@@ -77,7 +77,11 @@ def start(timeout: int, join_timeout: int, stop: StopFlag) -> World:
     if size == 1:
         meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     elif started_by_srun():
-        meeting = {"store": join(rank, size, join_timeout, stop), "rank": rank, "world_size": size}
+        meeting = {
+            "store": join(rank, size, join_timeout, stop or StopFlag()),
+            "rank": rank,
+            "world_size": size,
+        }
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
     return World(rank, size, device)
 
