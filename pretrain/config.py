@@ -17,7 +17,7 @@ from yaml import YAMLError
 from data_tools.errors import UsageError
 
 from .fault import parse_fault
-from .keys import check_key, first_line, known_keys, leaves, nearest
+from .keys import check_key, first_line, known_keys, leaf_keys, nearest
 
 
 @dataclass
@@ -335,7 +335,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     if not isinstance(recipe, DictConfig):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values")
     keys = known_keys(schema)
-    for key in leaves(recipe):
+    for key in leaf_keys(recipe):
         check_key(key, keys, path)
     dotlist = []
     for item in overrides:

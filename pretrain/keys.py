@@ -26,19 +26,21 @@ def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
     return keys
 
 
-def leaves(node: DictConfig, prefix: str = "") -> list[str]:
+def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
+    """The dotted keys of `node` that hold values."""
     leaves = []
     for key in node:
         name = f"{prefix}{key}"
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
-            leaves += leaves(child, name + ".") or [name]
+            leaves += leaf_keys(child, name + ".") or [name]
         else:
             leaves.append(name)
     return leaves
 
 
 def check_key(key: str, keys: dict[str, bool], where: str) -> None:
+    """Raises UsageError unless `key` is one of `keys` and not a group."""
     if keys.get(key) is False:
         return
     if keys.get(key):
@@ -49,6 +51,7 @@ def check_key(key: str, keys: dict[str, bool], where: str) -> None:
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
+    """A question with the one of `words` that `word` may stand for; empty where none is near."""
     words = list(words)
     last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
     close = difflib.get_close_matches(str(word), words, 1, 0.5) or [

@@ -77,11 +77,8 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
     if size == 1:
         meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     elif started_by_srun():
-        meeting = {
-            "store": join(rank, size, join_timeout, stop or StopFlag()),
-            "rank": rank,
-            "world_size": size,
-        }
+        store = join(rank, size, join_timeout, StopFlag() if stop is None else stop)
+        meeting = {"store": store, "rank": rank, "world_size": size}
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
     return World(rank, size, device)
 

@@ -13,12 +13,15 @@ from pretrain.run_folder import RunFolder
 from pretrain.split import split_batch
 from pretrain.stop import StopFlag
 from pretrain.train import Trainer
+from pretrain.watchdog import Watchdog
 
 destination, recipe, *settings = sys.argv[1:]
 config = load(recipe, settings)
 world = processes.start(60)
 split = split_batch(config.train, world.size)
-trainer = Trainer(config, open_inputs(config), split, world, RunFolder(config.folder, world.rank), StopFlag())
+folder, stop = RunFolder(config.folder, world.rank), StopFlag()
+watchdog = Watchdog(folder, world.rank, world.size, 60, stop)
+trainer = Trainer(config, open_inputs(config), split, world, folder, stop, watchdog)
 assert trainer.step == 5
 saver = Saver(Path(destination), world, keep=0, background=False)
 saver.save(trainer.step, trainer.engine.ranges(), trainer._state())
