@@ -1,7 +1,7 @@
 """A job in a real SLURM cluster that is preempted twice, reaches its time limit and loses a node; one that
 is preempted at random moments.
 
-    python tests/drills/survive.py [--preemptions 20] [--seed 0] [--only lives|random]
+    python tests/drills/survive.py [--preemptions 20] [--seed 0] [--only lives|random|neighbours]
 
 Needs root and the cluster of the reference data (it installs slurm-wlm and munge). Prints what happens, and
 ends with an error if a step is missing or stands twice, a loss differs from the undisturbed run by 1e-5, a
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import socket
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs import losses, metrics, rows, status, succeed, write_recipe
 from kills import pack
 from slurm_box import BOX, QueuedJob, call, cluster
+
+from launch.address import LOW
 
 EVERY = 5
 
@@ -94,6 +98,29 @@ def random_preemptions(folder: Path, recipe: Path, settings: tuple[str, ...], co
     print(f"{count} preemptions, {count} resumes")
 
 
+def neighbours(folder: Path, recipe: Path, settings: tuple[str, ...]) -> None:
+    """Two jobs at once on the same nodes, the second's port taken, and one whose first node is drained."""
+    own = ("--nodes", 2, *settings, "fault=slow:seconds=0.5")
+    first = queue(folder, recipe, "first", *own)
+    with ExitStack() as stack:
+        for port in (LOW + int(first.id) + 1, LOW + int(first.id) + 2):
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("", port))
+            taken.listen()
+        second = queue(folder, recipe, "second", *own)
+        for job in (first, second):
+            job.wait_until(lambda job=job: job.state == "COMPLETED")
+    call("scontrol", "update", "nodename=node1", "state=drain", "reason=drill")
+    try:
+        third = queue(folder, recipe, "third", "--nodes", 1, *settings)
+        third.wait_until(lambda: third.state == "COMPLETED")
+    finally:
+        call("scontrol", "update", "nodename=node1", "state=resume")
+    assert status(folder / "third")["host"] == "node2"
+    for name in ("first", "second", "third"):
+        compare(folder / "whole", folder / name)
+
+
 def check_lives(job: QueuedJob) -> None:
     """No life failed but for a lost node, and those that a signal ended saved the very step they ended at."""
     for life in stopped(job):
@@ -123,12 +150,12 @@ def main() -> None:
     )
     parser.add_argument("--preemptions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["lives", "random"])
+    parser.add_argument("--only", choices=["lives", "random", "neighbours"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, cluster():
         folder = Path(name)
         recipe = write_recipe(folder, pack(folder))
-        for steps, part in ((60, "lives"), (6 * given.preemptions, "random")):
+        for steps, part in ((60, "lives"), (6 * given.preemptions, "random"), (10, "neighbours")):
             if given.only in (None, part):
                 settings = (f"train.steps={steps}", f"checkpoint.every={EVERY}", "data.trace=false")
                 # Undisturbed, and outside SLURM.
@@ -137,6 +164,8 @@ def main() -> None:
                 (folder / "whole").symlink_to(folder / f"whole-{part}")
                 if part == "lives":
                     four_blows(folder, recipe, settings)
+                elif part == "neighbours":
+                    neighbours(folder, recipe, settings)
                 else:
                     random_preemptions(folder, recipe, settings, given.preemptions, given.seed)
 

@@ -1,0 +1,80 @@
+"""Processes that srun starts find each other, or say in the time they are given who does not find whom."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from typing import Any
+
+import pytest
+from torch.distributed import Store
+
+from data_tools.errors import UserError
+from launch.address import free_port
+from pretrain.rendezvous import Stopped, adopt_slurm, join
+from pretrain.stop import StopFlag
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    port = free_port(777)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    return port
+
+
+def test_all_ranks_that_come_have_one_store(port: int) -> None:
+    stores: dict[int, Store] = {}
+
+    def come(rank: int) -> None:
+        stores[rank] = join(rank, 3, 20, StopFlag())
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stores[0].set("word", "said")
+    assert [stores[rank].get("word") for rank in (1, 2)] == [b"said", b"said"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "says"),
+    [(0, "ranks 1, 2 of 3 did not come"), (2, "rank 2 on {host} cannot reach rank 0 at localhost:{port}")],
+)
+def test_who_does_not_find_whom_is_said(port: int, rank: int, says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        join(rank, 3, 1.5, StopFlag())
+    assert says.format(host=socket.gethostname(), port=port) in str(raised.value)
+
+
+def test_a_port_that_another_took_is_named(port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        with pytest.raises(UserError, match=f"rank 0 on .* cannot listen at localhost:{port}"):
+            join(0, 2, 1.5, StopFlag())
+
+
+def test_a_signal_ends_the_wait(port: int) -> None:
+    stop = StopFlag()
+    stop._set(signal.SIGTERM, None)
+    with pytest.raises(Stopped):
+        join(1, 2, 30, stop)
+
+
+@pytest.mark.parametrize(
+    ("given", "rank"),
+    [
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "3"),
+        ({"SLURM_NTASKS": "4"}, None),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "RANK": "7"}, "7"),
+    ],
+    ids=["a task of srun", "a batch script", "a shell of srun", "torchrun"],
+)
+def test_only_tasks_of_srun_take_their_rank_from_slurm(given: dict[str, Any], rank: str | None) -> None:
+    environment = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"} | given
+    adopt_slurm(environment)
+    assert environment.get("RANK") == rank
