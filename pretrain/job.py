@@ -116,7 +116,8 @@ def run_job(
             folder.set_status(state, step=trainer.step, exit_code=code)
     except UserError as error:
         if isinstance(error, UsageError) and before:
-            write_json(folder.status_file, before)  # a refused command changes nothing about the run
+            if rank == 0 or not error.shared:
+                write_json(folder.status_file, before)  # a refused command changes nothing about the run
         else:
             folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
