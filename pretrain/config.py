@@ -69,7 +69,7 @@ class ModelConfig:
     head_hidden: int | None = None  # null: embed_dim
     head_activation: str = "tanh"
     head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
-    pool: str = "cls"  # cls | mean
+    pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
@@ -77,7 +77,11 @@ class ModelConfig:
     num_heads: int | None = None
     mlp_dim: int | None = None
     activation: str = "gelu"  # gelu | gelu_tanh | relu | silu
-    qkv_bias: bool = True
+    qkv_bias: bool | None = None  # null, as in the next two: as the name says
+    qk_norm: bool | None = None  # norms over the queries and keys of each head
+    parallel: bool | None = None  # attention and MLP side by side
+    layer_scale: float | None = None  # first value of a learned scale of each branch; null: none
+    registers: int = 0  # learned tokens without a position in every tile
     norm_eps: float = 1e-6
     position: str = "learned"  # learned | sincos2d
     dropout: float = 0.0
@@ -159,8 +163,8 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
     "model.head": ("mlp", "linear"),
-    "model.head_activation": ("tanh", "relu", "gelu"),
-    "model.pool": ("cls", "mean"),
+    "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
+    "model.pool": ("cls", "mean", "map"),
     "model.activation": ("gelu", "gelu_tanh", "relu", "silu"),
     "model.position": ("learned", "sincos2d"),
     "objective.name": ("softmax", "sigmoid"),
@@ -191,6 +195,7 @@ NOT_NEGATIVE = (
     "data.chunk",
     "data.window",
     "data.eval_resize",
+    "model.registers",
     "optim.weight_decay",
     "optim.clip_norm",
     "optim.warmup_steps",

@@ -92,7 +92,11 @@ class Packing:
         means = torch.cat(
             [part.unflatten(0, group).mean(1) for part, group in zip(parts, self.groups, strict=True)]
         )
-        return means if self.image_inverse is None else means.index_select(0, self.image_inverse)
+        return self.unpack_images(means)
+
+    def unpack_images(self, images: Tensor) -> Tensor:
+        """(B, ...) from packed order into the order of the batch."""
+        return images if self.image_inverse is None else images.index_select(0, self.image_inverse)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
@@ -110,6 +114,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), packing.groups, strict=True)
     return torch.cat([_dense(*qkv, count) for *qkv, (count, _) in parts])
+
+
+def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """One query for each image, among the tokens of that image.
+
+    q: (B, heads, d), k, v: (T, n, heads, d) in packed order, n any number of tokens of a tile;
+    returns (B, heads, d).
+    """
+    tokens = k.shape[1]
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    if not packing.uniform and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        queries = torch.arange(packing.images + 1, dtype=torch.int32, device=q.device)
+        keys = packing.offsets // packing.tokens_per_tile * tokens
+        longest = packing.max_length // packing.tokens_per_tile * tokens
+        return varlen_attn(q, k, v, queries, keys, 1, longest)
+    counts = [count for count, _ in packing.groups]
+    lengths = [count * tiles * tokens for count, tiles in packing.groups]
+    parts = zip(q.split(counts), k.split(lengths), v.split(lengths), counts, strict=True)
+    return torch.cat([_dense(*qkv, count) for *qkv, count in parts])
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:

@@ -18,6 +18,7 @@ from pretrain.model.embeddings import (
 )
 from pretrain.model.heads import LinearHead, MlpHead
 from pretrain.model.hybrid import HybridEmbedding, ResNetV2
+from pretrain.model.pool import AttentionPool
 from pretrain.model.resize import Geometry
 from pretrain.model.variants import Architecture, resolve
 from pretrain.model.vit import VisionTransformer
@@ -28,8 +29,9 @@ class Classifier(nn.Module):
 
     mean, std: of pixels in [0, 1], for each channel. With max_tiles above 1 an image may consist of
     several tiles, whose places are learned as in torchtune; with one tile it is exactly the paper's
-    model. config.pool: `cls`, the mean over the class tokens of the image's tiles, or `mean`, over
-    all its patches (no class token then). Raises UsageError for a configuration that does not fit
+    model. config.pool: `cls`, the mean over the class tokens of the image's tiles; `mean`, over all
+    its patches; or `map`, an AttentionPool over them (neither has a class token). Registers are left
+    out of every pool. Raises UsageError for a configuration that does not fit
     together.
     """
 
@@ -56,6 +58,11 @@ class Classifier(nn.Module):
             prefix=int(config.pool == "cls"),
         )
         self.encoder = _encoder(config, arch, tile_size, max_tiles)
+        self.pool = (
+            AttentionPool(arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps)
+            if config.pool == "map"
+            else None
+        )
         if config.head == "linear":
             self.head = LinearHead(arch.embed_dim, num_classes, config.head_bias)
         else:
@@ -89,8 +96,12 @@ class Classifier(nn.Module):
             )
         packing = self.encoder.packing(grid, tiles.device)
         x, _ = self.encoder.encode(self._normalise(packing.pack(tiles)), packing)
-        per_tile = x[:, 0] if self.config.pool == "cls" else x.mean(1)
-        return packing.image_means(per_tile)
+        if self.config.pool == "cls":
+            return packing.image_means(x[:, 0])
+        patches = x[:, self.encoder.prefix :]
+        if self.pool is not None:
+            return packing.unpack_images(self.pool(patches, packing))
+        return packing.image_means(patches.mean(1))
 
     def _normalise(self, tiles: Tensor) -> Tensor:
         """(pixel / 255 - mean) / std of uint8 tiles."""
@@ -123,9 +134,12 @@ def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles:
             arch.num_heads,
             arch.mlp_dim,
             activation=config.activation,
-            qkv_bias=config.qkv_bias,
+            qkv_bias=arch.qkv_bias,
             norm_eps=config.norm_eps,
             dropout=config.dropout,
+            qk_norm=arch.qk_norm,
+            layer_scale=config.layer_scale,
+            parallel=arch.parallel,
         ),
         token_pos_embedding=(
             TiledTokenPositionalEmbedding(max_tiles, **positions)
@@ -141,9 +155,10 @@ def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles:
         class_token_std=0.0,
         dropout=config.dropout,
         drop_path=config.drop_path,
+        registers=config.registers,
         patch_embed=(
             HybridEmbedding(ResNetV2(arch.backbone), arch.patch_size, arch.embed_dim)
-            if arch.backbone
+            if arch.backbone is not None
             else None
         ),
     )

@@ -15,16 +15,21 @@ def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tile
     arch = resolve(config)
     width = arch.embed_dim
     patches = tiles * arch.grid(tile_size) ** 2
-    tokens = patches + (tiles if config.pool == "cls" else 0)
+    tokens = patches + tiles * (int(config.pool == "cls") + config.registers)
     # q, k, v and the output projection; scores and their sum over the values; the MLP.
     block = tokens * (4 * width**2 + 2 * tokens * width + 2 * width * arch.mlp_dim)
+    pool = 0
+    if config.pool == "map":
+        # Keys and values, scores and their sum, the output projection, the MLP. The query comes from
+        # the probe alone, once for a whole batch.
+        pool = patches * (2 * width**2 + 2 * width) + width**2 + 2 * width * arch.mlp_dim
     if config.head == "linear":
         head = width * num_classes
     else:
         hidden = config.head_hidden or width
         head = width * hidden + hidden * num_classes
     embed = _embedding(arch, tile_size, patches, tiles)
-    return 2 * (embed + arch.num_layers * block + head)
+    return 2 * (embed + arch.num_layers * block + pool + head)
 
 
 def training_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
@@ -36,7 +41,7 @@ def _embedding(arch: Architecture, tile_size: int, patches: int, tiles: int) -> 
     """Multiply-adds from pixels to patch tokens."""
     if arch.backbone is None:
         return patches * 3 * arch.patch_size**2 * arch.embed_dim
-    features = 4 * BACKBONE_WIDTH * 2 ** (len(arch.backbone) - 1)
+    features = 4 * BACKBONE_WIDTH * 2 ** (len(arch.backbone) - 1) if arch.backbone else BACKBONE_WIDTH
     projection = patches * features * arch.patch_size**2 * arch.embed_dim
     return tiles * _backbone(arch.backbone, tile_size) + projection
 

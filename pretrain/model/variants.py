@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TypeVar
 
 from data_tools.errors import UsageError
 from pretrain.config import ModelConfig
 
 # Width, depth, MLP, heads.
 # Ti, S: arXiv 2012.12877, 2106.10270. B, L, H: 2010.11929, table 1. g, G: 2106.04560, table 2.
-# So400m: 2305.13035. e: 2209.06794. 22B: 2302.05442, its sizes in our block: that paper's parallel
-# layers and query-key norms are not part of it.
+# So400m: 2305.13035. e: 2209.06794. 22B: 2302.05442.
 SIZES = {
     "ti": (192, 12, 768, 3),
     "s": (384, 12, 1536, 6),
@@ -30,15 +30,20 @@ SIZES = {
     "22b": (6144, 48, 24576, 48),
 }
 
-# Size of the Transformer, units in each stage of the ResNet (arXiv 2010.11929 and 2106.10270). The
-# last number of the name is the stride of the features, which are one patch each.
+# Sizes whose blocks are of another kind. 22B: what is still different from the paper is that its
+# LayerNorms neither centre nor have a bias; and it pools by attention, model.pool=map.
+TRAITS = {"22b": {"parallel": True, "qk_norm": True, "qkv_bias": False}}
 
+# Size of the Transformer, units in each stage of the ResNet, patch size in cells of its features
+# (arXiv 2010.11929 and 2106.10270). The last number of the name is the pixels from one patch to the
+# next, but for R+Ti/16, whose published name says 16 where they are 32: a stem without stages.
 HYBRIDS = {
-    "hybrid_r26_s32": ("s", (2, 2, 2, 2)),
-    "hybrid_r26_b32": ("b", (2, 2, 2, 2)),
-    "hybrid_r50_b16": ("b", (3, 4, 9)),
-    "hybrid_r50_l16": ("l", (3, 4, 9)),
-    "hybrid_r50_l32": ("l", (3, 4, 6, 3)),
+    "hybrid_r_ti16": ("ti", (), 8),
+    "hybrid_r26_s32": ("s", (2, 2, 2, 2), 1),
+    "hybrid_r26_b32": ("b", (2, 2, 2, 2), 1),
+    "hybrid_r50_b16": ("b", (3, 4, 9), 1),
+    "hybrid_r50_l16": ("l", (3, 4, 9), 1),
+    "hybrid_r50_l32": ("l", (3, 4, 6, 3), 1),
 }
 
 BACKBONE_WIDTH = 64  # of the first stage; the others double it
@@ -52,10 +57,13 @@ USUAL_NAMES = (
 CHOICES = {
     "head": ("mlp", "linear"),
     "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
-    "pool": ("cls", "mean"),
+    "pool": ("cls", "mean", "map"),
     "activation": ("gelu", "gelu_tanh", "relu", "silu"),
     "position": ("learned", "sincos2d"),
 }
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,16 @@ class Architecture:
     num_heads: int
     mlp_dim: int
     backbone: tuple[int, ...] | None = None
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    parallel: bool = False
 
     @property
     def stride(self) -> int:
         """Pixels from one patch to the next."""
         if self.backbone is None:
             return self.patch_size
-        return self.patch_size * 2 ** (len(self.backbone) + 1)
+        return self.patch_size * backbone_stride(self.backbone)
 
     def grid(self, tile_size: int) -> int:
         """Patches along a side of a tile; UsageError if they do not fill it exactly."""
@@ -98,9 +109,11 @@ def resolve(config: ModelConfig) -> Architecture:
 
     Raises UsageError for a name, a choice or a number that cannot be.
     """
-    width, depth, mlp, heads, patch, backbone = _row(config.name)
+    size, patch, backbone = _row(config.name)
+    width, depth, mlp, heads = SIZES[size]
+    traits = {"qkv_bias": True, "qk_norm": False, "parallel": False} | TRAITS.get(size, {})
 
-    def chosen(given: int | None, usual: int) -> int:
+    def chosen(given: T | None, usual: T) -> T:
         return usual if given is None else given
 
     arch = Architecture(
@@ -111,21 +124,27 @@ def resolve(config: ModelConfig) -> Architecture:
         num_heads=chosen(config.num_heads, heads),
         mlp_dim=chosen(config.mlp_dim, mlp),
         backbone=backbone,
+        **{key: chosen(getattr(config, key), usual) for key, usual in traits.items()},
     )
     _check(config, arch)
     return arch
 
 
-def _row(name: str) -> tuple[int, int, int, int, int, tuple[int, ...] | None]:
-    """Width, depth, MLP, heads, patch size and backbone of a name."""
+def backbone_stride(depths: tuple[int, ...]) -> int:
+    """Pixels from one cell of a backbone's features to the next: 4 of the stem, twice per later stage."""
+    return 4 * 2 ** max(len(depths) - 1, 0)
+
+
+def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
+    """Size, patch size and backbone of a name."""
     if name in HYBRIDS:
-        size, backbone = HYBRIDS[name]
-        return *SIZES[size], 1, backbone
+        size, backbone, patch = HYBRIDS[name]
+        return size, patch, backbone
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
         raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
-    return *SIZES[match[1]], int(match[2]), None
+    return match[1], int(match[2]), None
 
 
 def _check(config: ModelConfig, arch: Architecture) -> None:
@@ -137,6 +156,10 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
             raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")
     if config.head_hidden is not None and config.head_hidden < 1:
         raise UsageError(f"model.head_hidden is {config.head_hidden}, but must be above 0")
+    if config.registers < 0:
+        raise UsageError(f"model.registers is {config.registers}, but must be at least 0")
+    if config.layer_scale is not None and config.layer_scale <= 0:
+        raise UsageError(f"model.layer_scale is {config.layer_scale}, but must be above 0 (null: none)")
     for key in ("dropout", "drop_path"):
         if not 0 <= getattr(config, key) < 1:
             raise UsageError(f"model.{key} is {getattr(config, key)}, but must be in [0, 1)")

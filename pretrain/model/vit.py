@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.model.attention import Packing, to_device
 from pretrain.model.embeddings import ClassEmbedding, PatchEmbedding
+from pretrain.model.init import normal, reset
 
 
 class VisionTransformer(nn.Module):
@@ -30,6 +31,8 @@ class VisionTransformer(nn.Module):
     patch_bias: of the patch projection. pre_norm: a norm before the first layer.
     dropout: of the embedded tokens. drop_path: the stochastic depth of the last layer; it grows
         linearly from 0 at the first.
+    registers: so many learned tokens without a position in every tile, behind a class token that
+        comes first (arXiv 2309.16588).
     patch_embed: replaces the patch projection, (T, C, S, S) -> (T, patches, D).
 
     Raises ValueError for sizes not above 0 and for out_indices that do not fit num_layers.
@@ -57,6 +60,7 @@ class VisionTransformer(nn.Module):
         class_token_std: float | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        registers: int = 0,
         patch_embed: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +85,8 @@ class VisionTransformer(nn.Module):
         self.cls_token_embedding = (
             ClassEmbedding(embed_dim, append_cls_token, class_token_std) if class_token else None
         )
+        self.register_tokens = nn.Parameter(torch.empty(registers, embed_dim)) if registers else None
+        self.init_rules = {"register_tokens": normal(0.02)} if registers else {}
         self.pre_tile_pos_embed = pre_tile_pos_embed
         self.token_pos_embedding = token_pos_embedding
         self.post_tile_pos_embed = post_tile_pos_embed
@@ -91,10 +97,20 @@ class VisionTransformer(nn.Module):
             block.set_drop_path(drop_path * index / max(num_layers - 1, 1))
         self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.cls_projection = cls_projection
+        reset(self)
+
+    @property
+    def registers(self) -> int:
+        return 0 if self.register_tokens is None else len(self.register_tokens)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches of a tile: the class token, unless it is appended, and registers."""
+        return int(self.cls_token_embedding is not None and not self.append_cls_token) + self.registers
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.grid**2 + (self.cls_token_embedding is not None)
+        return self.grid**2 + (self.cls_token_embedding is not None) + self.registers
 
     def packing(self, grid: Tensor, device: torch.device) -> Packing:
         """How images of `grid` (B, 2) rows and columns of tiles are packed.
@@ -122,7 +138,12 @@ class VisionTransformer(nn.Module):
             x = self.pre_tile_pos_embed(x, packing)
         if self.cls_token_embedding is not None:
             x = self.cls_token_embedding(x)
-        x = self.ln_pre(self.dropout(self.token_pos_embedding(x, packing)))
+        x = self.token_pos_embedding(x, packing)
+        if self.register_tokens is not None:
+            tokens = self.register_tokens.to(x.dtype).expand(len(x), -1, -1)
+            before = self.prefix - self.registers
+            x = torch.cat([x[:, :before], tokens, x[:, before:]], 1)
+        x = self.ln_pre(self.dropout(x))
         hidden_states = []
         for index, block in enumerate(self.layers):
             if index in self.out_indices:

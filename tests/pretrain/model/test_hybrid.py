@@ -95,12 +95,23 @@ def test_tokens_equal_googles(golden):
     torch.testing.assert_close(logits, torch.from_numpy(data["outputs/logits"]), atol=1e-4, rtol=1e-4)
 
 
-def test_parameter_count_is_the_published_one():
-    config = ModelConfig(name="hybrid_r50_b16", head="linear")
+@pytest.mark.parametrize(
+    ("name", "side", "grid", "millions", "rounding"),
+    [
+        ("hybrid_r50_b16", 384, 24, 98.951, 1e-3),
+        # As timm counts the published weights; arXiv 2106.10270, table 2: 6.4, 36.6 and 330.0.
+        ("hybrid_r_ti16", 384, 12, 6.36, 0.005),
+        ("hybrid_r26_s32", 384, 12, 36.47, 0.005),
+        ("hybrid_r50_l32", 384, 12, 329.09, 0.005),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, side, grid, millions, rounding):
     with torch.device("meta"):
-        model = Classifier(config, tile_size=384, max_tiles=1, num_classes=1000, **PIXELS)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(98.951, abs=1e-3)
-    assert model.geometry.grid == (24, 24)
+        model = Classifier(
+            ModelConfig(name=name, head="linear"), tile_size=side, max_tiles=1, num_classes=1000, **PIXELS
+        )
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=rounding)
+    assert model.geometry.grid == (grid, grid)
 
 
 def test_every_parameter_begins_and_learns_and_flops_are_counted():
