@@ -25,6 +25,7 @@ class Packing:
     image_inverse: (B,) place in the batch -> packed image; None for the identity.
     image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
     offsets: int32 (B + 1,) first token of each packed image.
+    maps: where `attention` leaves its maps, None where nobody asks for them.
     Tensors are on the device of the tokens, all else is known to the host.
     """
 
@@ -39,6 +40,7 @@ class Packing:
     row: Tensor
     column: Tensor
     offsets: Tensor
+    maps: AttentionMaps | None = None
 
     @classmethod
     def of(cls, grid: Tensor, tokens_per_tile: int, device: torch.device) -> Packing:
@@ -104,6 +106,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
     q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
     """
+    if packing.maps is not None:
+        return packing.maps(q, k, v, packing)
     if packing.uniform:
         # A dense batch, for which torch has more kernels to choose from.
         return _dense(q, k, v, packing.images)
@@ -139,6 +143,33 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:
     """Attention among `images` images of equal length; shapes as in `attention`."""
     q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+class AttentionMaps:
+    """Attention that keeps what it computes: for looking at a model, not for training it.
+
+    layers: (B, heads, N, N) for each call, softmax(q kᵀ / √d) in the order of the batch, N the
+    tokens of the longest image; what an image lacks to N is 0. head_mask: (layers, heads), factors of
+    the heads' weights.
+    """
+
+    def __init__(self, head_mask: Tensor | None = None) -> None:
+        self.head_mask = head_mask
+        self.layers: list[Tensor] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+        longest = packing.max_length
+        lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
+        factor = None if self.head_mask is None else self.head_mask[len(self.layers)][:, None, None]
+        results, maps = [], []
+        for (count, _), *qkv in zip(packing.groups, *(x.split(lengths) for x in (q, k, v)), strict=True):
+            q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in qkv)
+            weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+            weights = weights if factor is None else weights * factor
+            results.append((weights @ v).transpose(1, 2).flatten(0, 1))
+            maps.append(F.pad(weights, (0, longest - weights.shape[-1], 0, longest - weights.shape[-2])))
+        self.layers.append(packing.unpack_images(torch.cat(maps)))
+        return torch.cat(results)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
