@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
             )
-        return Packing.of(grid, self.tokens_per_tile, device)
+        return Packing.of(grid, self.tokens_per_tile, device, limit)
 
     def encode(self, tiles: Tensor, packing: Packing) -> tuple[Tensor, list[Tensor]]:
         """Tiles (T, C, S, S) -> tokens (T, n, D) and the hidden states, all in packed order.
