@@ -153,7 +153,8 @@ class EngineConfig:
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
     precision: str = "bf16"  # bf16 | fp32
-    activation_checkpointing: str = "none"  # none | full
+    activation_checkpointing: str = "none"  # none | full | selective (matrix products and attention stay)
+    compile: bool = False  # each block by torch.compile
 
 
 @dataclass
@@ -203,7 +204,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "engine.kind": ("ddp", "fsdp", "deepspeed"),
     "engine.zero_stage": (1, 2, 3),
     "engine.precision": ("bf16", "fp32"),
-    "engine.activation_checkpointing": ("none", "full"),
+    "engine.activation_checkpointing": ("none", "full", "selective"),
     "tracking.wandb": ("offline", "online", "disabled"),
 }
 

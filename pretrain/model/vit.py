@@ -135,7 +135,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
             )
-        return Packing.of(grid, self.tokens_per_tile, device)
+        return Packing.of(grid, self.tokens_per_tile, device, limit)
 
     def check(self, tiles: Tensor) -> None:
         """ValueError unless the tiles are (T, C, S, S) with this model's C and S."""

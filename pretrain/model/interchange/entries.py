@@ -80,7 +80,7 @@ def load(
             part = tensor(weights[name])
             if tuple(part.shape) != shape:
                 raise ValueError(
-                    f"{shown(name)!r} has shape {list(part.shape)}, but this configuration needs {list(shape)}"
+                    f"{shown(name)!r} has shape {list(part.shape)}, but the configuration needs {list(shape)}"
                 )
             parts.append(part)
         known.update(entry.theirs)

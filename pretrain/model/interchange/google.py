@@ -23,7 +23,14 @@ from pretrain.model.interchange.entries import (
     transposed,
     viewed,
 )
-from pretrain.model.interchange.names import backbone_of, fitted, image_size, refuse, refuse_classifier, square
+from pretrain.model.interchange.names import (
+    backbone_of,
+    fitted,
+    image_size,
+    refuse,
+    refuse_classifier,
+    square,
+)
 from pretrain.model.variants import resolve
 
 NORM_EPS = 1e-6
@@ -190,7 +197,9 @@ def _entries(model: Classifier) -> Iterator[Entry]:
     for index, block in enumerate(model.blocks):
         ours, theirs = f"encoder.layers.{index}.", f"Transformer/encoderblock_{index}/"
         yield from _norm(f"{ours}norm1", f"{theirs}LayerNorm_0")
-        yield from _attention(f"{ours}attn.", f"{theirs}MultiHeadDotProductAttention_1/", block.attn.num_heads)
+        yield from _attention(
+            f"{ours}attn.", f"{theirs}MultiHeadDotProductAttention_1/", block.attn.num_heads
+        )
         yield from _norm(f"{ours}norm2", f"{theirs}LayerNorm_2")
         for dense in (0, 1):
             yield from _dense(f"{ours}mlp.fc{dense + 1}", f"{theirs}MlpBlock_3/Dense_{dense}")

@@ -138,7 +138,9 @@ class Peer:
         arch = resolve(model.config)
         config = {
             "model_type": self.model_type,
-            "architectures": [self.architecture + ("ForImageClassification" if model.num_classes else "Model")],
+            "architectures": [
+                self.architecture + ("ForImageClassification" if model.num_classes else "Model")
+            ],
             "hidden_size": arch.embed_dim,
             "num_hidden_layers": arch.num_layers,
             "num_attention_heads": arch.num_heads,

@@ -195,7 +195,11 @@ def _registers_placed(model: Classifier, weights: Weights, patches_only: bool) -
     table = known["pos_embed"]
     if patches_only:
         known["pos_embed"] = torch.cat([table.new_zeros(1, first, table.shape[2]), table], 1)
-    elif encoder.registers and "reg_token" in known and known["reg_token"].shape == table[:, first:prefix].shape:
+    elif (
+        encoder.registers
+        and "reg_token" in known
+        and known["reg_token"].shape == table[:, first:prefix].shape
+    ):
         known["reg_token"] = known["reg_token"] + table[:, first:prefix]
         known["pos_embed"] = torch.cat([table[:, :first], table[:, prefix:]], 1)
     return dict(weights) | known

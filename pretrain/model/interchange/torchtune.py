@@ -169,7 +169,8 @@ def _geometry(shapes: dict[str, tuple[int, ...]]) -> Geometry | None:
     side = isqrt(max(tokens - 1, 0))
     if side * side != tokens - 1:
         raise ValueError(
-            f"{TABLES[LOCAL]!r} has shape {list(shapes[LOCAL])}: {tokens} is not a square grid and one class token"
+            f"{TABLES[LOCAL]!r} has shape {list(shapes[LOCAL])}: {tokens} tokens are no square grid and "
+            "a class token"
         )
     width = shapes[LOCAL][-1]
     fitting = {
