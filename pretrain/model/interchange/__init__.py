@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from data_tools.errors import UsageError
 from pretrain.model.interchange import google, hf, timm, torchtune
 from pretrain.model.interchange.entries import Weights
 
@@ -45,7 +46,10 @@ def load_peer(
     Raises ValueError for weights that are missing, unknown or of another shape, naming the first, and
     for what our models cannot compute.
     """
-    return _peer(source).load_peer(dict(config), weights, resize)
+    try:
+        return _peer(source).load_peer(dict(config), weights, resize)
+    except UsageError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def to_peer(model: nn.Module, target: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -70,7 +70,6 @@ ACTIVATIONS = {
     "selu": "selu",
     "silu": "silu",
     "swish": "silu",
-    "tanh": "tanh",
 }
 # Prefixes of the parameters of a classifier's body, and of a backbone.
 BODY = "vit."

@@ -33,7 +33,7 @@ DEFAULTS = {
     "append_cls_token": False,
     "use_tile_pos_embed": True,
 }
-ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu", "ReLU": "relu", "SELU": "selu", "Tanh": "tanh"}
+ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu", "ReLU": "relu", "SELU": "selu"}
 NORM_EPS = 1e-5
 
 TABLES = {
