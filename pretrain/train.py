@@ -40,6 +40,10 @@ from .tracking import start_tracking
 StartingValues = Callable[[nn.Module], InitialValue]
 
 
+# What a user of the weights must do to images as this run did.
+PREPROCESSING = ("tile_size", "max_tiles", "eval_resize", "eval_crop", "eval_resample", "mean", "std")
+
+
 def build_model(config: Config, num_classes: int) -> Classifier:
     return Classifier(
         config.model,
@@ -272,10 +276,7 @@ class Trainer:
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
             "num_classes": self.inputs.num_classes,
-            "preprocessing": {
-                key: asdict(config.data)[key]
-                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
-            },
+            "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
             "model": asdict(config.model),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),
