@@ -63,6 +63,27 @@ class DataConfig:
 
 
 @dataclass
+class BackboneConfig:
+    """The ResNet of a hybrid; the defaults are Big Transfer's, as the Vision Transformer uses it."""
+
+    depths: list[int] = field(default_factory=lambda: [3, 4, 9])  # units of each stage
+    widths: list[int] = field(default_factory=list)  # channels behind each stage; empty: 4 · stem, doubling
+    stem: int = 64  # channels of the first convolution
+    groups: int = 32  # of every norm
+    unit: str = "bottleneck"  # bottleneck | preactivation
+    activation: str = "relu"
+    padding: str = "same"  # same | symmetric
+    pool_padding: bool = True  # pad as `same` before the stem's pooling
+    standardize: str = "var"  # var | std: whether epsilon is added to the variance or to its root
+    norm_eps: float = 1e-5
+    output_stride: int = 32  # stages that would pass it keep their resolution and dilate their kernels
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            self.widths = [4 * self.stem * 2**stage for stage in range(len(self.depths))]
+
+
+@dataclass
 class ModelConfig:
     name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
     head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
@@ -70,13 +91,17 @@ class ModelConfig:
     head_activation: str = "tanh"
     head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
     pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
+    class_token: bool | None = None  # null: where the pool is cls
+    pre_norm: bool = False  # a norm before the first block, and patches without a bias
+    final_norm: str = "tokens"  # tokens | pooled: before or behind the pool
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
     num_layers: int | None = None
     num_heads: int | None = None
     mlp_dim: int | None = None
-    activation: str = "gelu"  # gelu | gelu_tanh | relu | silu
+    backbone: BackboneConfig | None = None  # of a hybrid; null: as the name says
+    activation: str = "gelu"  # gelu | gelu_tanh | quick_gelu | relu | selu | silu
     qkv_bias: bool | None = None  # null, as in the next two: as the name says
     qk_norm: bool | None = None  # norms over the queries and keys of each head
     parallel: bool | None = None  # attention and MLP side by side
@@ -86,6 +111,10 @@ class ModelConfig:
     position: str = "learned"  # learned | sincos2d
     dropout: float = 0.0
     drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, dict):
+            self.backbone = BackboneConfig(**self.backbone)
 
 
 @dataclass
@@ -166,7 +195,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.head": ("mlp", "linear"),
     "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
     "model.pool": ("cls", "mean", "map"),
-    "model.activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "model.final_norm": ("tokens", "pooled"),
+    "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
     "model.position": ("learned", "sincos2d"),
     "objective.name": ("softmax", "sigmoid"),
     "optim.name": ("adamw", "sgd"),

@@ -15,8 +15,10 @@ from pretrain.model.init import constant, normal, reset, xavier_uniform, zeros
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
+    "selu": F.selu,
     "tanh": torch.tanh,
 }
 
@@ -34,6 +36,7 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
+        proj_bias: bool = True,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -43,12 +46,14 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (
             nn.LayerNorm(embed_dim // num_heads, eps=norm_eps) if qk_norm else None for _ in "qk"
         )
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim, bias=proj_bias)
         self.init_rules = {
             "qkv.weight": xavier_uniform(parts=3),
             "proj.weight": xavier_uniform(),
-            "proj.bias": zeros,
-        } | ({"qkv.bias": zeros} if qkv_bias else {})
+        }
+        self.init_rules |= ({"qkv.bias": zeros} if qkv_bias else {}) | (
+            {"proj.bias": zeros} if proj_bias else {}
+        )
         reset(self)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
@@ -101,7 +106,7 @@ class Block(nn.Module):
     drop_path: the share of images that skip a branch in training (stochastic depth, arXiv
     1603.09382). layer_scale: the first value of a LayerScale at the end of each branch, or None.
     parallel: x + attention(norm1 x) + MLP(norm1 x), both skipped together (arXiv 2302.05442,
-    section 2).
+    section 2). qkv_bias, proj_bias: whether attention's projections have biases.
     """
 
     def __init__(
@@ -118,10 +123,11 @@ class Block(nn.Module):
         qk_norm: bool = False,
         layer_scale: float | None = None,
         parallel: bool = False,
+        proj_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias)
         self.norm2 = None if parallel else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.ls1, self.ls2 = (
             nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale) for _ in (1, 2)

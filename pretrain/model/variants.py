@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
 from typing import TypeVar
 
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig
+from pretrain.config import BackboneConfig, ModelConfig
 
 # Width, depth, MLP, heads.
 # Ti, S: arXiv 2012.12877, 2106.10270. B, L, H: 2010.11929, table 1. g, G: 2106.04560, table 2.
@@ -46,8 +47,6 @@ HYBRIDS = {
     "hybrid_r50_l32": ("l", (3, 4, 6, 3), 1),
 }
 
-BACKBONE_WIDTH = 64  # of the first stage; the others double it
-
 USUAL_NAMES = (
     *("vit_ti16", "vit_s16", "vit_s32", "vit_b8", "vit_b16", "vit_b32", "vit_l16", "vit_l32"),
     *("vit_so400m14", "vit_h14", "vit_g14", "vit_G14", "vit_e14", "vit_22b14"),
@@ -58,7 +57,8 @@ CHOICES = {
     "head": ("mlp", "linear"),
     "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
     "pool": ("cls", "mean", "map"),
-    "activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "final_norm": ("tokens", "pooled"),
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
     "position": ("learned", "sincos2d"),
 }
 
@@ -70,8 +70,8 @@ T = TypeVar("T")
 class Architecture:
     """The numbers of one model.
 
-    backbone: bottleneck units in each stage of a hybrid's ResNet, None for a plain Vision
-    Transformer. patch_size counts pixels, or cells of the backbone's last feature map.
+    backbone: a hybrid's ResNet, None for a plain Vision Transformer. patch_size counts pixels, or
+    cells of the backbone's last feature map.
     """
 
     name: str
@@ -80,7 +80,8 @@ class Architecture:
     num_layers: int
     num_heads: int
     mlp_dim: int
-    backbone: tuple[int, ...] | None = None
+    class_token: bool = True
+    backbone: BackboneConfig | None = None
     qkv_bias: bool = True
     qk_norm: bool = False
     parallel: bool = False
@@ -90,18 +91,24 @@ class Architecture:
         """Pixels from one patch to the next."""
         if self.backbone is None:
             return self.patch_size
-        return self.patch_size * backbone_stride(self.backbone)
+        later = stage_strides(self.backbone)
+        return self.patch_size * 4 * prod(stride for stride, _ in later)
 
     def grid(self, tile_size: int) -> int:
-        """Patches along a side of a tile; UsageError if they do not fill it exactly."""
-        if tile_size < self.stride or tile_size % self.stride:
+        """Patches along a side of a tile; UsageError if they do not fill it exactly.
+
+        A hybrid takes any size whose features its patches fill, which is every size for patches of
+        one cell.
+        """
+        side = tile_size if self.backbone is None else feature_side(self.backbone, max(tile_size, 1))
+        if tile_size < 1 or side < self.patch_size or side % self.patch_size:
             below = max(tile_size, 0) // self.stride * self.stride
             valid = [str(size) for size in (below, below + self.stride) if size > 0]
             raise UsageError(
                 f"data.tile_size is {tile_size}, but {self.name} needs a multiple of "
                 f"{self.stride}: the nearest is {' or '.join(valid)}"
             )
-        return tile_size // self.stride
+        return side // self.patch_size
 
 
 def resolve(config: ModelConfig) -> Architecture:
@@ -109,7 +116,12 @@ def resolve(config: ModelConfig) -> Architecture:
 
     Raises UsageError for a name, a choice or a number that cannot be.
     """
-    size, patch, backbone = _row(config.name)
+    size, patch, depths = _row(config.name)
+    if config.backbone is not None and depths is None:
+        raise UsageError(f"model.backbone is for hybrids, but model.name is {config.name!r}")
+    backbone = config.backbone
+    if backbone is None and depths is not None:
+        backbone = BackboneConfig(depths=list(depths))
     width, depth, mlp, heads = SIZES[size]
     traits = {"qkv_bias": True, "qk_norm": False, "parallel": False} | TRAITS.get(size, {})
 
@@ -123,6 +135,7 @@ def resolve(config: ModelConfig) -> Architecture:
         num_layers=chosen(config.num_layers, depth),
         num_heads=chosen(config.num_heads, heads),
         mlp_dim=chosen(config.mlp_dim, mlp),
+        class_token=chosen(config.class_token, config.pool == "cls"),
         backbone=backbone,
         **{key: chosen(getattr(config, key), usual) for key, usual in traits.items()},
     )
@@ -130,9 +143,40 @@ def resolve(config: ModelConfig) -> Architecture:
     return arch
 
 
-def backbone_stride(depths: tuple[int, ...]) -> int:
-    """Pixels from one cell of a backbone's features to the next: 4 of the stem, twice per later stage."""
-    return 4 * 2 ** max(len(depths) - 1, 0)
+def stage_strides(backbone: BackboneConfig) -> list[tuple[int, int]]:
+    """(stride, dilation) of each stage of a backbone, behind a stem of stride 4."""
+    plan, reached, dilation = [], 4, 1
+    for stage in range(len(backbone.depths)):
+        stride = 1 if stage == 0 else 2
+        if reached >= backbone.output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        plan.append((stride, dilation))
+    return plan
+
+
+def stem_sides(backbone: BackboneConfig, side: int) -> tuple[int, int]:
+    """The side of a map behind a backbone's first convolution, and behind its pooling."""
+    convolved = -(-side // 2)
+    pooled = convolved if backbone.padding == "same" else convolved + 2
+    return convolved, -(-pooled // 2) if backbone.pool_padding else max((pooled - 3) // 2 + 1, 0)
+
+
+def feature_side(backbone: BackboneConfig, side: int) -> int:
+    """The side of a backbone's features for images of `side` pixels."""
+    _, side = stem_sides(backbone, side)
+    for stride, _ in stage_strides(backbone):
+        side = -(-side // stride)
+    return side
+
+
+def middle_width(channels_out: int) -> int:
+    """Channels inside a bottleneck: a quarter of those behind it, as a multiple of 8.
+
+    At least 8, and never less than nine tenths of the quarter (arXiv 1912.11370's code).
+    """
+    middle = max(8, int(channels_out / 4 + 4) // 8 * 8)
+    return middle + 8 if middle < 0.9 * channels_out / 4 else middle
 
 
 def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
@@ -168,5 +212,7 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
             f"model.embed_dim is {arch.embed_dim}, "
             f"which cannot be divided among {arch.num_heads} heads: set model.num_heads too"
         )
+    if config.pool == "cls" and not arch.class_token:
+        raise UsageError("model.pool=cls needs model.class_token to be true or null")
     if config.position == "sincos2d" and arch.embed_dim % 4:
         raise UsageError(f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import ModelConfig
+from pretrain.config import BackboneConfig, ModelConfig
 from pretrain.model import Block, Classifier, TokenPositionalEmbedding, VisionTransformer
 from pretrain.model.flops import forward_flops
 from pretrain.model.hybrid import HybridEmbedding, ResNetV2, StandardizedConv, pad_same
@@ -79,7 +79,7 @@ def test_tokens_equal_googles(golden):
         token_pos_embedding=TokenPositionalEmbedding(width, config["image_size"], 4),
         pre_norm=False,
         norm_eps=1e-6,
-        patch_embed=HybridEmbedding(ResNetV2((1,), width=32), 1, width),
+        patch_embed=HybridEmbedding(ResNetV2(BackboneConfig(depths=[1], stem=32)), 1, width),
     )
     npz = {key.removeprefix("npz/"): v for key, v in data.items() if key.startswith("npz/")}
     model.load_state_dict(encoder_state(npz, layers))
