@@ -53,6 +53,10 @@ USUAL_NAMES = (
     *HYBRIDS,
 )
 
+# What pretraining with masked patches tells apart (arXiv 2010.11929, appendix B.1.2): three bits for
+# each of red, green and blue.
+COLOURS = 512
+
 CHOICES = {
     "head": ("mlp", "linear"),
     "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
@@ -177,6 +181,11 @@ def middle_width(channels_out: int) -> int:
     """
     middle = max(8, int(channels_out / 4 + 4) // 8 * 8)
     return middle + 8 if middle < 0.9 * channels_out / 4 else middle
+
+
+def corrupted(patches: int) -> int:
+    """How many of an image's patches are corrupted in that pretraining: half of them."""
+    return max(1, patches // 2)
 
 
 def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
