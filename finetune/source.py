@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
-from pretrain.config import Config, DataConfig, ModelConfig
+from pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig
 from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.model.classifier import Classifier
 from pretrain.train import build_model
@@ -21,7 +21,7 @@ from pretrain.train import build_model
 from .peers import is_peer, read_peer
 
 # What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
-FACTS = ("step", "model", "num_classes", "classes", "preprocessing")
+FACTS = ("step", "model", "num_classes", "classes", "objective", "preprocessing")
 METADATA_KEY = "vit-pretrain"
 
 
@@ -40,9 +40,18 @@ class Source:
         known = self.facts["preprocessing"]
         return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
 
+    @property
+    def objective(self) -> str:
+        """The name of what the weights were trained for."""
+        return self.facts.get("objective", "softmax")
+
     def build(self) -> Classifier:
         """The classifier without its weights, on the current default device."""
-        config = Config(model=ModelConfig(**self.facts["model"]), data=self.data)
+        config = Config(
+            model=ModelConfig(**self.facts["model"]),
+            data=self.data,
+            objective=ObjectiveConfig(name=self.objective),
+        )
         return build_model(config, self.facts["num_classes"])
 
     def load(self, device: torch.device) -> Classifier:
@@ -98,7 +107,7 @@ def open_source(init: str) -> Source:
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
     shapes = {key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")}
-    facts = {key: checkpoint.state[key] for key in FACTS}
+    facts = {key: checkpoint.state[key] for key in FACTS if key in checkpoint.state}
     return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
 
 

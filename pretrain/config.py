@@ -121,7 +121,7 @@ class ModelConfig:
 
 @dataclass
 class ObjectiveConfig:
-    name: str = "softmax"  # softmax | sigmoid
+    name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
     label_smoothing: float = 0.0
 
 
@@ -201,7 +201,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.final_norm": ("tokens", "pooled"),
     "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
     "model.position": ("learned", "sincos2d"),
-    "objective.name": ("softmax", "sigmoid"),
+    "objective.name": ("softmax", "sigmoid", "regression", "masked_patches"),
     "optim.name": ("adamw", "sgd"),
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
     "engine.kind": ("ddp", "fsdp", "deepspeed"),
@@ -299,6 +299,11 @@ def check(config: Config) -> None:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
+    if config.objective.label_smoothing and config.objective.name not in ("softmax", "sigmoid"):
+        raise UsageError(
+            f"objective.label_smoothing={config.objective.label_smoothing}: objective.name="
+            f"{config.objective.name} has no classes to smooth"
+        )
     training_sources(config.data)
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:

@@ -7,14 +7,15 @@ away from a dense batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+
+from pretrain.model.grouped import dense_attention, grouped_attention
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
     uniform: whether all images have the same number of tiles; single: whether none can have more
-    than one; max_length: tokens of the longest image that there can be.
+    than one; max_length: tokens of the longest image; bound: of the longest that there can be.
     groups: (images, tiles of each), in packed order, tiles ascending.
     order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
     image_inverse: (B,) place in the batch -> packed image; None for the identity.
@@ -36,6 +37,7 @@ class Packing:
     uniform: bool
     single: bool
     max_length: int
+    bound: int
     groups: tuple[tuple[int, int], ...]
     order: Tensor | None
     inverse: Tensor | None
@@ -76,7 +78,8 @@ class Packing:
             tokens_per_tile=tokens_per_tile,
             uniform=uniform,
             single=max(longest, max_tiles or 1) == 1,
-            max_length=max(longest, max_tiles or 1) * tokens_per_tile,
+            max_length=longest * tokens_per_tile,
+            bound=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             order=None if uniform else to_device(order, device),
             inverse=None if uniform else to_device(torch.argsort(order), device),
@@ -124,16 +127,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     if packing.single or (not compiling and packing.uniform):
         # A dense batch, for which torch has more kernels to choose from. Compiled, it depends on
         # what the model takes, not on what this batch holds, so that the graph stays one.
-        return _dense(q, k, v, packing.images)
+        return dense_attention(q, k, v, packing.images)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        longest = packing.max_length
-        return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)
+        return varlen_attn(q, k, v, packing.offsets, packing.offsets, packing.bound, packing.bound)
     # varlen_attn knows neither the CPU nor float32: one dense call for each length.
     if compiling:
         return grouped_attention(q, k, v, packing.host_offsets)
     lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), packing.groups, strict=True)
-    return torch.cat([_dense(*qkv, count) for *qkv, (count, _) in parts])
+    return torch.cat([dense_attention(*qkv, count) for *qkv, (count, _) in parts])
 
 
 def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
@@ -152,70 +154,7 @@ def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     counts = [count for count, _ in packing.groups]
     lengths = [count * tiles * tokens for count, tiles in packing.groups]
     parts = zip(q.split(counts), k.split(lengths), v.split(lengths), counts, strict=True)
-    return torch.cat([_dense(*qkv, count) for *qkv, count in parts])
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:
-    """Attention among `images` images of equal length; shapes as in `attention`."""
-    q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-
-
-@torch.library.custom_op("vit_pretrain::grouped_attention", mutates_args=())
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """`attention` for torch.compile, whose graph must not depend on how many images have which length.
-
-    offsets: int32 (B + 1,) on the CPU, lengths ascending.
-    """
-    return torch.cat([_dense(q[rows], k[rows], v[rows], count) for rows, count in _groups(offsets)])
-
-
-@grouped_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("vit_pretrain::grouped_attention_backward", mutates_args=())
-def grouped_attention_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
-    parts = []
-    for rows, count in _groups(offsets):
-        g, q_, k_, v_ = (x[rows].unflatten(0, (count, -1)).transpose(1, 2) for x in (gradient, q, k, v))
-        scale = q.shape[-1] ** -0.5
-        weights = (q_ @ k_.mT * scale).softmax(-1)
-        slope = g @ v_.mT
-        scores = weights * (slope - (slope * weights).sum(-1, keepdim=True)) * scale
-        parts.append([x.transpose(1, 2).flatten(0, 1) for x in (scores @ k_, scores.mT @ q_, weights.mT @ g)])
-    dq, dk, dv = (torch.cat(part) for part in zip(*parts, strict=True))
-    return dq, dk, dv
-
-
-@grouped_attention_backward.register_fake
-def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return dq, dk, dv
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *grouped_attention_backward(gradient, *ctx.saved_tensors), None
-
-
-grouped_attention.register_autograd(_gradients, setup_context=_save)
-
-
-def _groups(offsets: Tensor) -> Iterator[tuple[slice, int]]:
-    """(tokens, images) of each length."""
-    lengths, counts = torch.unique_consecutive(offsets.diff(), return_counts=True)
-    end = 0
-    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-        begin, end = end, end + length * count
-        yield slice(begin, end), count
+    return torch.cat([dense_attention(*qkv, count) for *qkv, count in parts])
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -7,11 +7,16 @@ norms or activations. Nothing here imports torch.
 from __future__ import annotations
 
 from pretrain.config import BackboneConfig, ModelConfig
-from pretrain.model.variants import Architecture, middle_width, resolve, stage_strides, stem_sides
+from pretrain.model.variants import Architecture, corrupted, middle_width, resolve, stage_strides, stem_sides
 
 
-def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
-    """Operations of one forward pass of one image of `tiles` tiles."""
+def forward_flops(
+    config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
+) -> int:
+    """Operations of one forward pass of one image of `tiles` tiles.
+
+    masked: of `masked.MaskedPatches`, whose linear head sees the corrupted half of the patches.
+    """
     arch = resolve(config)
     width = arch.embed_dim
     patches = tiles * arch.grid(tile_size) ** 2
@@ -19,11 +24,13 @@ def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tile
     # q, k, v and the output projection; scores and their sum over the values; the MLP.
     block = tokens * (4 * width**2 + 2 * tokens * width + 2 * width * arch.mlp_dim)
     pool = 0
-    if config.pool == "map":
+    if config.pool == "map" and not masked:
         # Keys and values, scores and their sum, the output projection, the MLP. The query comes from
         # the probe alone, once for a whole batch.
         pool = patches * (2 * width**2 + 2 * width) + width**2 + 2 * width * arch.mlp_dim
-    if config.head == "linear":
+    if masked:
+        head = corrupted(patches) * width * num_classes
+    elif config.head == "linear":
         head = width * num_classes
     else:
         hidden = config.head_hidden or width
@@ -32,9 +39,12 @@ def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tile
     return 2 * (embed + arch.num_layers * block + pool + head)
 
 
-def training_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
+def training_flops(
+    config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
+) -> int:
     """Forward and backward: three times the forward pass, without recomputation."""
-    return 3 * forward_flops(config, tile_size=tile_size, num_classes=num_classes, tiles=tiles)
+    sizes = {"tile_size": tile_size, "num_classes": num_classes, "tiles": tiles}
+    return 3 * forward_flops(config, **sizes, masked=masked)
 
 
 def _embedding(arch: Architecture, tile_size: int, patches: int, tiles: int) -> int:

@@ -53,6 +53,10 @@ USUAL_NAMES = (
     *HYBRIDS,
 )
 
+# What pretraining with masked patches tells apart (arXiv 2010.11929, appendix B.1.2): three bits for
+# each of red, green and blue.
+COLOURS = 512
+
 CHOICES = {
     "head": ("mlp", "linear"),
     "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
@@ -179,6 +183,11 @@ def multiple_of_8(width: float) -> int:
     """The nearest multiple of 8, at least 8, and never less than nine tenths of the width."""
     nearest = max(8, int(width + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * width else nearest
+
+
+def corrupted(patches: int) -> int:
+    """How many of an image's patches are corrupted in that pretraining: half of them."""
+    return max(1, patches // 2)
 
 
 def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:

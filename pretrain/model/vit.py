@@ -148,14 +148,20 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"tiles are {tiles.shape[-2]}x{tiles.shape[-1]}, but must be {wanted}")
 
     def encode(
-        self, tiles: Tensor, packing: Packing, mask: Tensor | None = None
+        self,
+        tiles: Tensor,
+        packing: Packing,
+        mask: Tensor | None = None,
+        swap: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Tiles (T, C, S, S) -> tokens (T, n, D) and the hidden states, all in packed order.
 
         mask: bool (T, patches) in packed order, the patches that the mask token takes the place of.
+        swap: two int64 (K,), patches numbered through all tiles in packed order: those of the second
+        take the place of those of the first, before the mask.
         ValueError for tiles or a mask of another shape, or a mask without mask_token.
         """
-        x = self.embed(tiles, packing, mask)
+        x = self.embed(tiles, packing, mask, swap)
         hidden_states = []
         for index, block in enumerate(self.layers):
             if index in self.out_indices:
@@ -163,10 +169,20 @@ class VisionTransformer(nn.Module):
             x = block(x, packing)
         return self.finish(x, packing), hidden_states
 
-    def embed(self, tiles: Tensor, packing: Packing, mask: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        tiles: Tensor,
+        packing: Packing,
+        mask: Tensor | None = None,
+        swap: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """What the first layer sees; arguments as in `encode`."""
         self.check(tiles)
         x = self.patch_embed(tiles)
+        if swap is not None:
+            to, source = swap
+            flat = x.flatten(0, 1)
+            x = flat.index_copy(0, to, flat.index_select(0, source)).view_as(x)
         if mask is not None:
             x = self._masked(x, mask)
         if self.pre_tile_pos_embed is not None:
