@@ -8,6 +8,12 @@ from typing import Any
 from pretrain.model.interchange.timm import BACKBONE
 from pretrain.model.variants import SIZES
 
+# What a head's logits are for, as transformers and as we name it.
+PROBLEMS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "regression",
+}
 # Pillow's numbers, as transformers writes them.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 # timm's models behind each of the ResNets that it has; their other sizes are arguments.
@@ -24,11 +30,23 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """config.json of transformers: `to_peer`'s, with the classes."""
     names = facts["classes"] or [f"LABEL_{index}" for index in range(facts["num_classes"])]
     config = {key: value for key, value in config.items() if key != "num_labels"}
+    problems = {ours: theirs for theirs, ours in PROBLEMS.items()}
     return config | {
+        "problem_type": problems.get(facts.get("objective", "softmax")),
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
         "torch_dtype": "float32",
     }
+
+
+def hf_objective(config: dict[str, Any]) -> str:
+    """What a model of transformers was trained for: one output without a word about it are numbers."""
+    problem = config.get("problem_type")
+    if problem is None:
+        return "regression" if len(config.get("id2label") or ()) == 1 else "softmax"
+    if problem not in PROBLEMS:
+        raise ValueError(f"problem_type={problem!r}: choose {', '.join(PROBLEMS)}")
+    return PROBLEMS[problem]
 
 
 def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from pretrain.model.classifier import Classifier
 from pretrain.model.interchange import load_peer, to_peer
 from pretrain.model.interchange.google import infer_config
 
-from .hub import hf_config, hf_preprocessing, hf_preprocessor, timm_arguments, timm_config, timm_preprocessing
+from .hub import (
+    hf_config,
+    hf_objective,
+    hf_preprocessing,
+    hf_preprocessor,
+    timm_arguments,
+    timm_config,
+    timm_preprocessing,
+)
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 HF_SOURCES = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}
@@ -55,19 +63,20 @@ def read_peer(path: Path) -> PeerCheckpoint:
     if "architecture" in config:
         source, arguments = "timm", _said(path, timm_arguments, config, weights)
         preprocessing = _said(path, timm_preprocessing, config)
-        classes = config.get("label_names")
+        classes, objective = config.get("label_names"), "softmax"
     elif config.get("model_type") in HF_SOURCES:
         source, arguments = HF_SOURCES[config["model_type"]], config
         processor = _folder(path) / PREPROCESSOR
         preprocessing = _said(path, hf_preprocessing, _read_json(processor) if processor.is_file() else {})
         labels = config.get("id2label") or {}
         classes = [labels[key] for key in sorted(labels, key=int)] or None
+        objective = _said(path, hf_objective, config)
     else:
         raise UsageError(
             f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
             f"{' or '.join(HF_SOURCES)}"
         )
-    return _checkpoint(path, source, arguments, weights, preprocessing, classes)
+    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective)
 
 
 def write_peer(
@@ -82,6 +91,8 @@ def write_peer(
         raise UsageError(f"{destination} exists: choose a folder that does not")
     if not destination.parent.is_dir():
         raise UsageError(f"{destination.parent}: no such folder; make it first")
+    if facts.get("objective") == "masked_patches":
+        raise UsageError(f"{name}: it was trained to guess colours of masked patches: fine-tune it first")
     hybrid = model.config.name.startswith("hybrid")
     target = "timm" if peer == "timm" else "hf_vit_hybrid" if hybrid else "hf_vit"
     try:
@@ -119,6 +130,7 @@ def _checkpoint(
     weights: dict[str, Any],
     preprocessing: dict[str, Any],
     classes: list[str] | None,
+    objective: str = "softmax",
 ) -> PeerCheckpoint:
     model = _said(path, load_peer, source, config, weights)
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
@@ -126,6 +138,7 @@ def _checkpoint(
     model.encoder.mask_token = model.pooler = None
     facts = {
         "step": 0,
+        "objective": objective,
         "model": asdict(model.config),
         "num_classes": model.num_classes,
         "classes": classes if classes and len(classes) == model.num_classes else None,
