@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from data_tools.augment import EvalTransform
 from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
 from data_tools.images import DecodeError, decode
 from data_tools.shards import ShardSet
 from pretrain.engine import world as processes
 from pretrain.evaluate import evaluate
-from pretrain.inputs import eval_stream
+from pretrain.inputs import eval_stream, eval_transform
 from pretrain.objective import build_measure
 
 from .source import Source, open_source
@@ -79,7 +78,7 @@ def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool) ->
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = source.load(device)
     data = source.data
-    transform = EvalTransform(data.tile_size, data.max_tiles, data.eval_resize)
+    transform = eval_transform(data)
     code = 0
     for path in images:
         try:

@@ -56,6 +56,8 @@ class DataConfig:
     tile_size: int = 224
     max_tiles: int = 1
     eval_resize: int = 0  # short side before the centre crop with one tile; 0: the tile size
+    eval_crop: bool = True  # false: no crop, the whole image is resized to the tile
+    eval_resample: str = "bicubic"  # bicubic | bilinear
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -192,6 +194,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
+    "data.eval_resample": ("bicubic", "bilinear"),
     "model.head": ("mlp", "linear"),
     "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
     "model.pool": ("cls", "mean", "map"),

@@ -81,11 +81,16 @@ class Inputs:
         return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
 
 
+def eval_transform(data: DataConfig) -> EvalTransform:
+    """What happens to an image before it is evaluated."""
+    return EvalTransform(data.tile_size, data.max_tiles, data.eval_resize, data.eval_crop, data.eval_resample)
+
+
 def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: World) -> EvalStream:
     """Every sample of `shards` once, without augmentation, in groups of `batch_size`."""
     return EvalStream(
         shards,
-        EvalTransform(data.tile_size, data.max_tiles, data.eval_resize),
+        eval_transform(data),
         micro_batch_size=batch_size,
         rank=world.rank,
         world_size=world.size,

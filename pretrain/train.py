@@ -41,6 +41,10 @@ from .tracking import start_tracking
 StartingValues = Callable[[nn.Module], InitialValue]
 
 
+# What a user of the weights must do to images as this run did.
+PREPROCESSING = ("tile_size", "max_tiles", "eval_resize", "eval_crop", "eval_resample", "mean", "std")
+
+
 def build_model(config: Config, num_classes: int) -> Classifier:
     data = config.data
     pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
@@ -276,10 +280,7 @@ class Trainer:
             "classes": self.inputs.classes,
             "num_classes": self.inputs.num_classes,
             "objective": config.objective.name,
-            "preprocessing": {
-                key: asdict(config.data)[key]
-                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
-            },
+            "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
             "model": asdict(config.model),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),

@@ -7,6 +7,7 @@ away from a dense batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,13 @@ class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
     uniform: whether all images have the same number of tiles; single: whether none can have more
-    than one; max_length: tokens of the longest image; bound: of the longest that there can be.
+    than one; max_length: tokens of the longest image that there can be.
     groups: (images, tiles of each), in packed order, tiles ascending.
     order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
     image_inverse: (B,) place in the batch -> packed image; None for the identity.
     image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
     offsets: int32 (B + 1,) first token of each packed image; host_offsets: the same on the CPU.
-    maps: where `attention` leaves its maps, None where nobody asks for them.
+    watch: what computes attention instead, for looking at a model (`inspection.AttentionMaps`).
     Other tensors are on the device of the tokens, all else is known to the host.
     """
 
@@ -36,7 +37,6 @@ class Packing:
     uniform: bool
     single: bool
     max_length: int
-    bound: int
     groups: tuple[tuple[int, int], ...]
     order: Tensor | None
     inverse: Tensor | None
@@ -46,7 +46,7 @@ class Packing:
     column: Tensor
     offsets: Tensor
     host_offsets: Tensor
-    maps: AttentionMaps | None = None
+    watch: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] | None = None
 
     @classmethod
     def of(
@@ -77,8 +77,7 @@ class Packing:
             tokens_per_tile=tokens_per_tile,
             uniform=uniform,
             single=max(longest, max_tiles or 1) == 1,
-            max_length=longest * tokens_per_tile,
-            bound=max(longest, max_tiles or 1) * tokens_per_tile,
+            max_length=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             order=None if uniform else to_device(order, device),
             inverse=None if uniform else to_device(torch.argsort(order), device),
@@ -120,15 +119,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
     q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
     """
-    if packing.maps is not None:
-        return packing.maps(q, k, v, packing)
+    if packing.watch is not None:
+        return packing.watch(q, k, v, packing)
     compiling = torch.compiler.is_compiling()
     if packing.single or (not compiling and packing.uniform):
         # A dense batch, for which torch has more kernels to choose from. Compiled, it depends on
         # what the model takes, not on what this batch holds, so that the graph stays one.
         return dense_attention(q, k, v, packing.images)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return varlen_attn(q, k, v, packing.offsets, packing.offsets, packing.bound, packing.bound)
+        longest = packing.max_length
+        return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)
     # varlen_attn knows neither the CPU nor float32: one dense call for each length.
     if compiling:
         return grouped_attention(q, k, v, packing.host_offsets)
@@ -154,33 +154,6 @@ def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     lengths = [count * tiles * tokens for count, tiles in packing.groups]
     parts = zip(q.split(counts), k.split(lengths), v.split(lengths), counts, strict=True)
     return torch.cat([dense_attention(*qkv, count) for *qkv, count in parts])
-
-
-class AttentionMaps:
-    """Attention that keeps what it computes: for looking at a model, not for training it.
-
-    layers: (B, heads, N, N) for each call, softmax(q kᵀ / √d) in the order of the batch, N the
-    tokens of the longest image; what an image lacks to N is 0. head_mask: (layers, heads), factors of
-    the heads' weights.
-    """
-
-    def __init__(self, head_mask: Tensor | None = None) -> None:
-        self.head_mask = head_mask
-        self.layers: list[Tensor] = []
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-        longest = packing.max_length
-        lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
-        factor = None if self.head_mask is None else self.head_mask[len(self.layers)][:, None, None]
-        results, maps = [], []
-        for (count, _), *qkv in zip(packing.groups, *(x.split(lengths) for x in (q, k, v)), strict=True):
-            q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in qkv)
-            weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-            weights = weights if factor is None else weights * factor
-            results.append((weights @ v).transpose(1, 2).flatten(0, 1))
-            maps.append(F.pad(weights, (0, longest - weights.shape[-1], 0, longest - weights.shape[-2])))
-        self.layers.append(packing.unpack_images(torch.cat(maps)))
-        return torch.cat(results)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

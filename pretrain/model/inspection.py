@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools.batch import TileBatch
-from pretrain.model.attention import AttentionMaps
+from pretrain.model.attention import Packing
 from pretrain.model.heads import MlpHead
 
 if TYPE_CHECKING:
@@ -34,6 +35,33 @@ class Inspection:
     attentions: tuple[Tensor, ...]
 
 
+class AttentionMaps:
+    """`attention` that keeps the weights it computes with.
+
+    layers: (B, heads, N, N) for each call, softmax(q kᵀ / √d) in the order of the batch, N the
+    tokens of the longest image; what an image lacks to N is 0. head_mask: (layers, heads), factors of
+    the heads' weights.
+    """
+
+    def __init__(self, head_mask: Tensor | None = None) -> None:
+        self.head_mask = head_mask
+        self.layers: list[Tensor] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+        longest = packing.groups[-1][1] * packing.tokens_per_tile
+        lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
+        factor = None if self.head_mask is None else self.head_mask[len(self.layers)][:, None, None]
+        results, maps = [], []
+        for (count, _), *qkv in zip(packing.groups, *(x.split(lengths) for x in (q, k, v)), strict=True):
+            q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in qkv)
+            weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+            weights = weights if factor is None else weights * factor
+            results.append((weights @ v).transpose(1, 2).flatten(0, 1))
+            maps.append(F.pad(weights, (0, longest - weights.shape[-1], 0, longest - weights.shape[-2])))
+        self.layers.append(packing.unpack_images(torch.cat(maps)))
+        return torch.cat(results)
+
+
 def inspect(
     model: Classifier,
     batch: TileBatch | Tensor,
@@ -49,7 +77,7 @@ def inspect(
     encoder = model.encoder
     tiles, packing = model.unpack(batch)
     maps = AttentionMaps(None if head_mask is None else _for_layers(head_mask, encoder.layers))
-    packing = replace(packing, maps=maps)
+    packing = replace(packing, watch=maps)
     x = encoder.embed(tiles, packing, None if mask is None else packing.pack(_checked(mask, tiles)))
     hidden_states = [x]
     for block in encoder.layers:

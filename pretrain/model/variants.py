@@ -175,12 +175,14 @@ def feature_side(backbone: BackboneConfig, side: int) -> int:
 
 
 def middle_width(channels_out: int) -> int:
-    """Channels inside a bottleneck: a quarter of those behind it, as a multiple of 8.
+    """Channels inside a bottleneck: a quarter of those behind it, as a multiple of 8."""
+    return multiple_of_8(channels_out / 4)
 
-    At least 8, and never less than nine tenths of the quarter (arXiv 1912.11370's code).
-    """
-    middle = max(8, int(channels_out / 4 + 4) // 8 * 8)
-    return middle + 8 if middle < 0.9 * channels_out / 4 else middle
+
+def multiple_of_8(width: float) -> int:
+    """The nearest multiple of 8, at least 8, and never less than nine tenths of the width."""
+    nearest = max(8, int(width + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * width else nearest
 
 
 def corrupted(patches: int) -> int:

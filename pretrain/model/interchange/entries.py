@@ -58,10 +58,16 @@ def affine(ours: str, theirs: str, bias: bool = True) -> Iterator[Entry]:
         yield same(f"{ours}.{part}", f"{theirs}.{part}")
 
 
-def load(model: nn.Module, entries: Sequence[Entry], weights: Weights) -> None:
+def load(
+    model: nn.Module,
+    entries: Sequence[Entry],
+    weights: Weights,
+    shown: Callable[[str], str] = str,
+) -> None:
     """Fill `model`, built on `meta`, from the peer's weights: float64 stays, all else is float32.
 
-    Raises ValueError naming the first name that is missing, has another shape, or is not known.
+    shown: what the caller knows a name as. Raises ValueError naming the first name that is missing,
+    has another shape, or is not known.
     """
     parameters = dict(model.named_parameters())
     state, known = {}, set()
@@ -70,11 +76,11 @@ def load(model: nn.Module, entries: Sequence[Entry], weights: Weights) -> None:
         parts = []
         for name, shape in zip(entry.theirs, expected, strict=True):
             if name not in weights:
-                raise ValueError(f"the weights lack {name!r}, which this configuration needs")
+                raise ValueError(f"the weights lack {shown(name)!r}, which this configuration needs")
             part = tensor(weights[name])
             if tuple(part.shape) != shape:
                 raise ValueError(
-                    f"{name!r} has shape {list(part.shape)}, but this configuration needs {list(shape)}"
+                    f"{shown(name)!r} has shape {list(part.shape)}, but the configuration needs {list(shape)}"
                 )
             parts.append(part)
         known.update(entry.theirs)
@@ -82,7 +88,7 @@ def load(model: nn.Module, entries: Sequence[Entry], weights: Weights) -> None:
         state[entry.ours] = value.to(_kept(value.dtype), copy=True, memory_format=torch.contiguous_format)
     surplus = sorted(weights.keys() - known)
     if surplus:
-        raise ValueError(f"the weights hold {surplus[0]!r}, which this configuration does not have")
+        raise ValueError(f"the weights hold {shown(surplus[0])!r}, which this configuration does not have")
     model.load_state_dict(state, strict=True, assign=True)
 
 
