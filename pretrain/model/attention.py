@@ -23,7 +23,7 @@ class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
     uniform: whether all images have the same number of tiles; single: whether none can have more
-    than one; max_length: tokens of the longest image; bound: of the longest that there can be.
+    than one; max_length: tokens of the longest image that there can be.
     groups: (images, tiles of each), in packed order, tiles ascending.
     order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
     image_inverse: (B,) place in the batch -> packed image; None for the identity.
@@ -37,7 +37,6 @@ class Packing:
     uniform: bool
     single: bool
     max_length: int
-    bound: int
     groups: tuple[tuple[int, int], ...]
     order: Tensor | None
     inverse: Tensor | None
@@ -78,8 +77,7 @@ class Packing:
             tokens_per_tile=tokens_per_tile,
             uniform=uniform,
             single=max(longest, max_tiles or 1) == 1,
-            max_length=longest * tokens_per_tile,
-            bound=max(longest, max_tiles or 1) * tokens_per_tile,
+            max_length=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             order=None if uniform else to_device(order, device),
             inverse=None if uniform else to_device(torch.argsort(order), device),
@@ -129,7 +127,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
         # what the model takes, not on what this batch holds, so that the graph stays one.
         return dense_attention(q, k, v, packing.images)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return varlen_attn(q, k, v, packing.offsets, packing.offsets, packing.bound, packing.bound)
+        longest = packing.max_length
+        return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)
     # varlen_attn knows neither the CPU nor float32: one dense call for each length.
     if compiling:
         return grouped_attention(q, k, v, packing.host_offsets)
