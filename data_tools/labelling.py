@@ -13,6 +13,7 @@ from data_tools.sources import ShardSource, Source, extension
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 _MAX_CLASSES = 1_000_000
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _SEPARATORS = re.compile(r"[|;]")
 
 
@@ -22,7 +23,7 @@ class Entry:
 
     path: str
     size: int
-    label: int | tuple[int, ...]
+    label: float | tuple[float, ...]  # classes are int, numbers to predict float
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def label_by_folder(source: Source) -> Labelled:
 def label_by_csv(source: Source, table: str | Path) -> Labelled:
     """Labels from a csv with the columns file and label; images that it does not list are ignored.
 
-    Several labels are separated by | or ;. Labels that are all numbers are taken as they are,
-    otherwise they are class names, numbered in plain byte order.
+    Several labels are separated by | or ;. Labels that are all whole numbers are taken as they are. If
+    they are all numbers and some are fractions, they are no classes but what a regression predicts.
+    Otherwise they are class names, numbered in plain byte order.
     """
     images, ignored = _images(source)
     names: dict[str, list[str]] = {}
@@ -100,7 +102,9 @@ def label_by_shards(source: ShardSource) -> Labelled:
     entries = []
     for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
         labels = shards.labels_of(source.number(path))
-        entries.append(Entry(path, size, labels if shards.multilabel else labels[0]))
+        entries.append(Entry(path, size, labels if len(labels) != 1 or shards.multilabel else labels[0]))
+    if shards.numeric:
+        return Labelled(entries, [], [str(problem) for problem in shards.problems])
     classes = shards.classes or [str(label) for label in range(shards.num_classes)]
     return Labelled(entries, classes, [str(problem) for problem in shards.problems])
 
@@ -110,15 +114,18 @@ def _wrong(path: str, labels: list[str], names: dict[str, list[str]]) -> str | N
         return "is listed twice"
     if not all(labels):
         return "has no label" if len(labels) == 1 else "has an empty label"
-    return "has a label twice" if len(set(labels)) < len(labels) else None
+    numbers = all(map(_NUMBER.fullmatch, labels)) and not all(label.isdigit() for label in labels)
+    return "has a label twice" if len(set(labels)) < len(labels) and not numbers else None
 
 
-def _number(labels: set[str], table: str) -> tuple[dict[str, int], list[str]]:
+def _number(labels: set[str], table: str) -> tuple[dict[str, int] | dict[str, float], list[str]]:
     if all(re.fullmatch("[0-9]+", label) for label in labels):
         count = max(map(int, labels)) + 1
         if count > _MAX_CLASSES:
             raise UsageError(f"{table} has a label of {count - 1}: labels count the classes from 0.")
         return {label: int(label) for label in labels}, [str(label) for label in range(count)]
+    if all(_NUMBER.fullmatch(label) for label in labels):
+        return {label: float(label) for label in labels}, []
     classes = sorted(labels, key=os.fsencode)
     return {name: label for label, name in enumerate(classes)}, classes
 

@@ -58,10 +58,33 @@ class DataConfig:
     tile_size: int = 224
     max_tiles: int = 1
     eval_resize: int = 0  # short side before the centre crop with one tile; 0: the tile size
+    eval_crop: bool = True  # false: no crop, the whole image is resized to the tile
+    eval_resample: str = "bicubic"  # bicubic | bilinear
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     trace: bool = False  # write every delivered sample's position, key and pixel checksum to trace/
+
+
+@dataclass
+class BackboneConfig:
+    """The ResNet of a hybrid; the defaults are Big Transfer's, as the Vision Transformer uses it."""
+
+    depths: list[int] = field(default_factory=lambda: [3, 4, 9])  # units of each stage
+    widths: list[int] = field(default_factory=list)  # channels behind each stage; empty: 4 · stem, doubling
+    stem: int = 64  # channels of the first convolution
+    groups: int = 32  # of every norm
+    unit: str = "bottleneck"  # bottleneck | preactivation
+    activation: str = "relu"
+    padding: str = "same"  # same | symmetric
+    pool_padding: bool = True  # pad as `same` before the stem's pooling
+    standardize: str = "var"  # var | std: whether epsilon is added to the variance or to its root
+    norm_eps: float = 1e-5
+    output_stride: int = 32  # stages that would pass it keep their resolution and dilate their kernels
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            self.widths = [4 * self.stem * 2**stage for stage in range(len(self.depths))]
 
 
 @dataclass
@@ -71,24 +94,36 @@ class ModelConfig:
     head_hidden: int | None = None  # null: embed_dim
     head_activation: str = "tanh"
     head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
-    pool: str = "cls"  # cls | mean
+    pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
+    class_token: bool | None = None  # null: where the pool is cls
+    pre_norm: bool = False  # a norm before the first block, and patches without a bias
+    final_norm: str = "tokens"  # tokens | pooled: before or behind the pool
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
     num_layers: int | None = None
     num_heads: int | None = None
     mlp_dim: int | None = None
-    activation: str = "gelu"  # gelu | gelu_tanh | relu | silu
-    qkv_bias: bool = True
+    backbone: BackboneConfig | None = None  # of a hybrid; null: as the name says
+    activation: str = "gelu"  # gelu | gelu_tanh | quick_gelu | relu | selu | silu
+    qkv_bias: bool | None = None  # null, as in the next two: as the name says
+    qk_norm: bool | None = None  # norms over the queries and keys of each head
+    parallel: bool | None = None  # attention and MLP side by side
+    layer_scale: float | None = None  # first value of a learned scale of each branch; null: none
+    registers: int = 0  # learned tokens without a position in every tile
     norm_eps: float = 1e-6
     position: str = "learned"  # learned | sincos2d
     dropout: float = 0.0
     drop_path: float = 0.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, dict):
+            self.backbone = BackboneConfig(**self.backbone)
+
 
 @dataclass
 class ObjectiveConfig:
-    name: str = "softmax"  # softmax | sigmoid
+    name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
     label_smoothing: float = 0.0
 
 
@@ -122,7 +157,8 @@ class EngineConfig:
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
     precision: str = "bf16"  # bf16 | fp32
-    activation_checkpointing: str = "none"  # none | full
+    activation_checkpointing: str = "none"  # none | full | selective (matrix products and attention stay)
+    compile: bool = False  # each block by torch.compile
 
 
 @dataclass
@@ -160,18 +196,20 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
+    "data.eval_resample": ("bicubic", "bilinear"),
     "model.head": ("mlp", "linear"),
-    "model.head_activation": ("tanh", "relu", "gelu"),
-    "model.pool": ("cls", "mean"),
-    "model.activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
+    "model.pool": ("cls", "mean", "map"),
+    "model.final_norm": ("tokens", "pooled"),
+    "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
     "model.position": ("learned", "sincos2d"),
-    "objective.name": ("softmax", "sigmoid"),
+    "objective.name": ("softmax", "sigmoid", "regression", "masked_patches"),
     "optim.name": ("adamw", "sgd"),
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
     "engine.kind": ("ddp", "fsdp", "deepspeed"),
     "engine.zero_stage": (1, 2, 3),
     "engine.precision": ("bf16", "fp32"),
-    "engine.activation_checkpointing": ("none", "full"),
+    "engine.activation_checkpointing": ("none", "full", "selective"),
     "tracking.wandb": ("offline", "online", "disabled"),
 }
 
@@ -193,6 +231,7 @@ NOT_NEGATIVE = (
     "data.chunk",
     "data.window",
     "data.eval_resize",
+    "model.registers",
     "optim.weight_decay",
     "optim.clip_norm",
     "optim.warmup_steps",
@@ -262,6 +301,11 @@ def check(config: Config) -> None:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
+    if config.objective.label_smoothing and config.objective.name not in ("softmax", "sigmoid"):
+        raise UsageError(
+            f"objective.label_smoothing={config.objective.label_smoothing}: objective.name="
+            f"{config.objective.name} has no classes to smooth"
+        )
     training_sources(config.data)
     if config.data.sequential:
         _check_sequential(config)

@@ -22,13 +22,14 @@ from .engine import ENGINES
 from .engine.base import InitialValue
 from .engine.checkpoint import Checkpoint, Saver, newest, remove_incomplete
 from .engine.world import World
-from .evaluate import Evaluation, Example, Interrupted, evaluate
+from .evaluate import Example, Interrupted, evaluate
 from .inputs import Inputs
 from .metrics import Meter, console_line, peak_flops, speed_row
 from .model.classifier import Classifier
 from .model.flops import training_flops
 from .model.init import initial_value
-from .objective import build_objective
+from .model.masked import MaskedPatches
+from .objective import build_measure, build_objective
 from .optim import schedule
 from .progress import progress_bar
 from .report import write_report
@@ -40,15 +41,16 @@ from .tracking import start_tracking
 StartingValues = Callable[[nn.Module], InitialValue]
 
 
+# What a user of the weights must do to images as this run did.
+PREPROCESSING = ("tile_size", "max_tiles", "eval_resize", "eval_crop", "eval_resample", "mean", "std")
+
+
 def build_model(config: Config, num_classes: int) -> Classifier:
-    return Classifier(
-        config.model,
-        tile_size=config.data.tile_size,
-        max_tiles=config.data.max_tiles,
-        num_classes=num_classes,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
+    data = config.data
+    pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
+    if config.objective.name == "masked_patches":
+        return MaskedPatches(config.model, **pixels, seed=config.run.seed)
+    return Classifier(config.model, num_classes=num_classes, **pixels)
 
 
 def model_text(config: Config) -> str:
@@ -79,9 +81,14 @@ class Trainer:
         self.config, self.inputs, self.split = config, inputs, split
         self.world, self.folder, self.stop = world, folder, stop
         self.objective = build_objective(config.objective)
+        self.measure = build_measure(config.objective.name)
         with torch.device("meta"):
             model = build_model(config, inputs.num_classes)
-        sizes = {"tile_size": config.data.tile_size, "num_classes": inputs.num_classes}
+        sizes = {
+            "tile_size": config.data.tile_size,
+            "num_classes": inputs.num_classes,
+            "masked": config.objective.name == "masked_patches",
+        }
         counts = range(1, config.data.max_tiles + 1)
         self.flops = {n: training_flops(config.model, **sizes, tiles=n) for n in counts}
         parameters = sum(p.numel() for p in model.parameters())
@@ -231,13 +238,13 @@ class Trainer:
         began = time.perf_counter()
         stream = self._noting_bad(self.inputs.eval_stream(self.world))
         try:
-            found = evaluate(self.engine.logits, stream, self.world, lambda: bool(self.stop))
+            found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
         except Interrupted:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
         row = {"step": self.step, "split": "val", **found.row()}
         if self.world.rank == 0:
-            log.info("step %d  val %s", self.step, evaluation_text(found))
+            log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)
             self.examples = found.examples
         self.tracker.log(row)
@@ -273,10 +280,8 @@ class Trainer:
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
             "num_classes": self.inputs.num_classes,
-            "preprocessing": {
-                key: asdict(config.data)[key]
-                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
-            },
+            "objective": config.objective.name,
+            "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
             "model": asdict(config.model),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),
@@ -339,10 +344,3 @@ class Trainer:
                 for p, s, crc in rows
             ]
         )
-
-
-def evaluation_text(found: Evaluation) -> str:
-    parts = [f"loss {found.loss:.4f}", f"top1 {found.top1:.2%}"]
-    if found.top5 is not None:
-        parts.append(f"top5 {found.top5:.2%}")
-    return "  ".join([*parts, f"n {found.n}"])

@@ -6,17 +6,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from data_tools.batch import TileBatch
 from data_tools.order import hash64
 
 from ..config import Config
 from ..optim import build_optimizer, create_state, set_learning_rate, state_tensors
+from .blocks import prepare_blocks
 from .ranges import LocalRange, local_range
 from .world import World
 
@@ -34,10 +33,7 @@ class Engine(ABC):
 
     def __init__(self, config: Config, world: World, model: nn.Module, initial_value: InitialValue) -> None:
         self.config, self.world = config, world
-        if config.engine.activation_checkpointing == "full":
-            for block in model.blocks:
-                # Wrapping the forward, not the module, keeps the parameters' names.
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        prepare_blocks(model.blocks, config.engine)
         self.model = model
         self.forward_module = self.place(model)
         self._initialize(initial_value)

@@ -43,6 +43,9 @@ class ZeRO(Engine):
         }
         self.names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        if self.config.engine.zero_stage == 3 and self.config.engine.compile:
+            # One gather for a block: hooks on what lies inside it would break its graph.
+            deepspeed.utils.set_z3_leaf_modules(self.model, [type(self.model.blocks[0])])
         self.forward_module, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model,
             optimizer=self.optimizer,

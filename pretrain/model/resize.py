@@ -21,6 +21,16 @@ PRE_TILE = "pre_tile_pos_embed.embedding"
 POST_TILE = "post_tile_pos_embed.embedding"
 
 
+# How patches between old ones are found, for `resize_grid`.
+MODES = {
+    "bilinear": {"mode": "bilinear", "align_corners": True},
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "bilinear_centers": {"mode": "bilinear"},
+    "bicubic_centers": {"mode": "bicubic"},
+    "bicubic_offset": {"mode": "bicubic"},
+}
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What position tables depend on.
@@ -43,12 +53,14 @@ def resize_grid(
     """Interpolate a table (prefix + h·w, D) or (h, w, D) from grid `old` (h, w) to `new`.
 
     mode: `bilinear` with aligned corners, which is the paper's scipy.ndimage.zoom(order=1), or
-    `bicubic` with antialiasing (a = -0.5), which is timm's. Computed in float64, returned in the
-    table's dtype; the same table itself if the grid is the same. ValueError for another mode or
-    number of rows.
+    `bicubic` with antialiasing (a = -0.5), which is timm's. For the numbers of peers also
+    `bilinear_centers`, timm's for Google's files; `bicubic_centers` (a = -0.75), transformers';
+    `bicubic_offset`, the same sampled at steps of old / (new + 0.1), transformers' before 4.4x gave
+    it up. Computed in float64, returned in the table's dtype; the same table itself if the grid is
+    the same. ValueError for another mode or number of rows.
     """
-    if mode not in ("bilinear", "bicubic"):
-        raise ValueError(f"mode must be bilinear or bicubic, got {mode!r}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     as_grid = table.ndim == 3
     rows = table.flatten(0, 1) if as_grid else table
     if len(rows) != prefix + old[0] * old[1] or (as_grid and tuple(table.shape[:2]) != tuple(old)):
@@ -58,10 +70,11 @@ def resize_grid(
     if tuple(old) == tuple(new):
         return table
     image = rows[prefix:].double().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
-    if mode == "bilinear":
-        image = F.interpolate(image, size=tuple(new), mode="bilinear", align_corners=True)
+    if mode == "bicubic_offset":
+        scale = tuple((after + 0.1) / before for before, after in zip(old, new, strict=True))
+        image = F.interpolate(image, scale_factor=scale, **MODES[mode])
     else:
-        image = F.interpolate(image, size=tuple(new), mode="bicubic", antialias=True)
+        image = F.interpolate(image, size=tuple(new), **MODES[mode])
     resized = image[0].permute(1, 2, 0).to(table.dtype)
     return resized if as_grid else torch.cat([rows[:prefix], resized.flatten(0, 1)])
 
