@@ -25,6 +25,7 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     resume: str = "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
+    accept_new_order: bool = False  # go on although batch size, seed or data give another order of images
 
 
 @dataclass
@@ -101,6 +102,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: str = "cosine"  # constant | linear | cosine | rsqrt
     layer_decay: float = 1.0  # each block's rate is this times that of the block above it
+    ema: float = 0.0  # decay of the weights' moving average, which is then evaluated; 0: none
 
 
 @dataclass
@@ -119,6 +121,8 @@ class EngineConfig:
     kind: str = "fsdp"  # ddp | fsdp | deepspeed
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
+    reshard_after_forward: bool = True  # fsdp: False keeps blocks whole until their backward
+    offload: str = "none"  # to host memory: none | optimizer (deepspeed) | all (fsdp; deepspeed stage 3)
     precision: str = "bf16"  # bf16 | fp32
     activation_checkpointing: str = "none"  # none | full
 
@@ -127,7 +131,10 @@ class EngineConfig:
 class CheckpointConfig:
     every: int = 1000
     keep: int = 3  # newest ones that stay; 0: all
+    keep_every: int = 0  # those whose step is a multiple of it stay as well; 0: none
+    keep_best: bool = False  # save at each new best top-1 on data.val, and let that one stay as well
     background: bool = True
+    on_error: str = "stop"  # when one cannot be written: stop | continue without it
 
 
 @dataclass
@@ -168,8 +175,10 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
     "engine.kind": ("ddp", "fsdp", "deepspeed"),
     "engine.zero_stage": (1, 2, 3),
+    "engine.offload": ("none", "optimizer", "all"),
     "engine.precision": ("bf16", "fp32"),
     "engine.activation_checkpointing": ("none", "full"),
+    "checkpoint.on_error": ("stop", "continue"),
     "tracking.wandb": ("offline", "online", "disabled"),
 }
 
@@ -200,6 +209,7 @@ NOT_NEGATIVE = (
     "train.eval_every",
     "engine.shard_size",
     "checkpoint.keep",
+    "checkpoint.keep_every",
 )
 
 
@@ -256,6 +266,11 @@ def check(config: Config) -> None:
             raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
     if not 0 < config.optim.layer_decay <= 1:
         raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
+    if not 0 <= config.optim.ema < 1:
+        raise UsageError(f"optim.ema={config.optim.ema}: it must be at least 0 and below 1")
+    if config.checkpoint.keep_best and not config.data.val:
+        raise UsageError("checkpoint.keep_best=true needs data.val: its top-1 decides which is the best")
+    _check_offload(config.engine)
     if not 0 <= config.data.max_bad_fraction <= 1:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
@@ -264,6 +279,17 @@ def check(config: Config) -> None:
     low, high = config.data.augment.crop_scale
     if not 0 < low <= high <= 1:
         raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+
+
+def _check_offload(engine: EngineConfig) -> None:
+    offered = {"ddp": (), "fsdp": ("all",), "deepspeed": ("optimizer", "all")}[engine.kind]
+    if engine.offload not in ("none", *offered):
+        alternative = f"it offers {' and '.join(offered)}" if offered else "it offers none"
+        raise UsageError(
+            f"engine.offload={engine.offload}: not with engine.kind={engine.kind}; {alternative}"
+        )
+    if engine.kind == "deepspeed" and engine.offload == "all" and engine.zero_stage < 3:
+        raise UsageError("engine.offload=all: with engine.kind=deepspeed it needs engine.zero_stage=3")
 
 
 def training_sources(data: DataConfig) -> list[tuple[str, float]]:

@@ -76,12 +76,12 @@ class ZeRO(Engine):
     def backward(self, loss: Tensor) -> None:
         self.forward_module.backward(loss * self.forward_module.gradient_accumulation_steps())
 
-    def update(self, learning_rate: float) -> Tensor:
+    def clip_and_step(self, learning_rate: float) -> Tensor:
         set_learning_rate(self.optimizer, learning_rate)
         self.forward_module.step()
         return torch.as_tensor(self.forward_module.get_global_grad_norm())
 
-    def ranges(self) -> Iterator[LocalRange]:
+    def training_ranges(self) -> Iterator[LocalRange]:
         for parameter in self.model.parameters():
             name = self.names[id(parameter)]
             shape = self.shapes[name]
@@ -104,7 +104,8 @@ class ZeRO(Engine):
         for group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
         persistent = self.optimizer.persistent_parameters
-        if persistent:
+        if persistent:  # these stay whole between steps: give up the old values, then gather the new ones
+            persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
     def optimizer_steps(self) -> dict[str, int]:
