@@ -23,11 +23,11 @@ from .source import open_source
 TIMEOUT = 1800
 
 
-def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
+def evaluate_run(run: str, shards: str, batch_size: int, workers: int, weights: str) -> int:
     """Print one JSON line with n, loss, top1 and top5, from rank 0. Returns the exit code."""
     if batch_size < 1 or workers < 0:
         raise UsageError("--batch-size must be above 0 and --workers at least 0")
-    source = open_source(run)
+    source = open_source(run, weights)
     dataset = ShardSet.open(shards)
     classes = source.facts["classes"]
     if classes and dataset.classes and classes != dataset.classes:
@@ -51,9 +51,9 @@ def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
     processes.leave(world, 0)
 
 
-def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool) -> int:
+def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool, weights: str) -> int:
     """Print the likeliest classes of each image; 3 if one could not be read, after all others."""
-    source = open_source(run)
+    source = open_source(run, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = source.load(device)
     data = source.data

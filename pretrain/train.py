@@ -19,8 +19,8 @@ from data_tools.errors import DataError, DivergedError
 from data_tools.stream import TrainStream, checksum
 
 from .config import Config
-from .engine import ENGINES
 from .engine.base import InitialValue
+from .engine.kinds import ENGINES
 from .engine.saver import Retention, Saver
 from .engine.world import World
 from .evaluate import Evaluation, Example, Interrupted, evaluate
@@ -51,6 +51,16 @@ def build_model(config: Config, num_classes: int) -> Classifier:
         mean=config.data.mean,
         std=config.data.std,
     )
+
+
+def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
+    """What a model's weights are of no use without."""
+    preprocessing = ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
+    return {
+        "model": asdict(config.model),
+        "num_classes": num_classes,
+        "preprocessing": {key: asdict(config.data)[key] for key in preprocessing},
+    }
 
 
 def model_text(config: Config) -> str:
@@ -282,12 +292,7 @@ class Trainer:
             "seed": config.run.seed,
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
-            "num_classes": self.inputs.num_classes,
-            "preprocessing": {
-                key: asdict(config.data)[key]
-                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
-            },
-            "model": asdict(config.model),
+            **model_facts(config, self.inputs.num_classes),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),
             "engine": asdict(config.engine),

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,8 +32,9 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 
-from .ranges import LocalRange
-from .world import World
+if TYPE_CHECKING:
+    from .ranges import LocalRange
+    from .world import World
 
 FORMAT = "vit-pretrain-checkpoint-v1"
 NAME = re.compile(r"step-(\d{8,})")
@@ -174,6 +175,30 @@ class Checkpoint:
             except (OSError, SafetensorError) as error:
                 raise DataError(f"{self.path}: {name} is damaged: {error}") from None
         return self._open[name]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder `path`, or the newest whole one of the run in folder `path`, verified.
+
+    Prints what is damaged where an older one is taken. Raises UsageError if it is neither, DataError if
+    nothing whole is left.
+    """
+    single = (path / "manifest.json").is_file()
+    candidates = [path] if single else complete(path / "checkpoints")
+    if not candidates:
+        raise UsageError(f"{path}: not a run with a checkpoint, nor a checkpoint: check the path")
+    damage = ""
+    for candidate in candidates:
+        try:
+            found = Checkpoint(candidate)
+            found.verify()
+        except DataError as error:
+            damage = damage or str(error)
+            continue
+        if damage:
+            print(f"{damage}; using {candidate.name}")
+        return found
+    raise DataError(damage if single else f"{damage}; no older checkpoint of {path} is whole")
 
 
 def newest(root: Path, world: World) -> tuple[Checkpoint | None, list[str]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from torch import Tensor
 from data_tools.errors import UserError
 
 from .checkpoint import FORMAT, complete, describe, digest_of, step_folder, temporary_folder
-from .ranges import LocalRange
 from .tensor_file import write_tensors
-from .world import World
+
+if TYPE_CHECKING:
+    from .ranges import LocalRange
+    from .world import World
 
 SPARE = 2**20  # bytes of headers, state.json and manifest.json, generously
 
