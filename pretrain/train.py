@@ -191,7 +191,7 @@ class Trainer:
         stopping, written, new_bad = self.world.sum(values)
         self._new_bad = 0
         if self.saver.pending and written == self.world.size:
-            self.saver.publish()
+            self.saver.advance()
         self.bad += int(new_bad)
         share, samples = self.config.data.max_bad_fraction, self.inputs.train.num_samples
         if self.bad > (max(1, int(share * samples)) if share else 0):

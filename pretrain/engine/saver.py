@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -84,6 +84,7 @@ class Saver:
         self.best_top1: float = world.gather(read_best(root).get("top1", -1.0))[0]
         self._best: dict[str, Any] = {}
         self._step: int | None = None
+        self._publishing = False
         self._thread: threading.Thread | None = None
         self._thread_error: Exception | None = None
         self._host = torch.empty(0)
@@ -107,10 +108,7 @@ class Saver:
             for (item, offset, _), value in zip(parts, values, strict=True)
         }
         self._step = step
-        self._thread = threading.Thread(
-            target=self._write, args=(temporary, pieces, state), name="checkpoint"
-        )
-        self._thread.start()
+        self._start(lambda: self._write(temporary, pieces, state))
         if not self.background:
             self.finish()
 
@@ -127,29 +125,47 @@ class Saver:
 
     @property
     def written(self) -> bool:
-        """Whether this process has nothing left to write."""
+        """Whether this process has nothing left to write, for now."""
         return self._thread is None or not self._thread.is_alive()
 
-    def publish(self) -> None:
-        """Give the written checkpoint its final name. Called when `written` holds on every process."""
-        assert self._step is not None and self._thread is not None
-        self._thread.join()
+    def advance(self) -> None:
+        """Go on with the pending checkpoint. Called when `written` holds on every process.
+
+        When all have written their part, rank 0 begins to publish it; when it has, nothing is pending.
+        """
+        assert self._step is not None
+        if self._thread:
+            self._thread.join()
         failed = [error for error in self.world.gather(self._thread_error) if error is not None]
-        step, self._step, self._thread = self._step, None, None
-        temporary = temporary_folder(step_folder(self.root, step))
+        step, self._thread = self._step, None
+        if failed or self._publishing:
+            self._step, self._publishing = None, False
+        else:
+            self._publishing = True
+            if self.world.rank == 0:
+                self._start(lambda: self._publish(step))
         try:
             if failed:
                 raise failed[0]
-            self.world.rank0_first(lambda: self._publish(step))
         except UserError as error:
-            self._fail(temporary, error)
+            self._fail(temporary_folder(step_folder(self.root, step)), error)
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and publish it."""
-        if self.pending:
-            assert self._thread is not None
-            self._thread.join()
-            self.publish()
+        """Wait for the pending checkpoint, if there is one, until it is published."""
+        while self.pending:
+            self.advance()
+
+    def _start(self, work: Callable[[], None]) -> None:
+        """Do `work` in the background; what it raises is kept for `advance`."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._thread_error = error
+
+        self._thread = threading.Thread(target=guarded, name="checkpoint")
+        self._thread.start()
 
     def _copy(self, values: list[Tensor]) -> list[Tensor]:
         """`values` in host memory that is reused at every save, and pinned if they come from a GPU."""
@@ -179,9 +195,7 @@ class Saver:
                 _write_json(folder / "state.json", state)
         except OSError as error:
             size = sum(data.numel() * 4 for _, _, data in pieces.values())
-            self._thread_error = _unwritten(folder, f"the {size} bytes of rank {self.world.rank}", error)
-        except Exception as error:
-            self._thread_error = error
+            raise _unwritten(folder, f"the {size} bytes of rank {self.world.rank}", error) from None
 
     def _publish(self, step: int) -> None:
         final = step_folder(self.root, step)

@@ -2,9 +2,10 @@
 
     python tests/bench/saving.py [--processes 2] [--rounds 5] [--folder FOLDER]
 
-ViT-B/16 with 21,843 classes (102.6 M parameters) and Adam under FSDP, against torch.save of the gathered state
-and against torch.distributed.checkpoint's async_save. Prints medians over the rounds, of the slowest process;
-the first round of each, which allocates, apart from them. All three flush to the disk.
+ViT-B/16 with 21,843 classes (102.6 M parameters) and Adam under FSDP, against torch.save of the gathered
+state and against torch.distributed.checkpoint's async_save. Prints medians over the rounds, of the slowest
+process, and apart from them the first round of each, which allocates. All three flush to the disk, and keep
+the newest only.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -35,7 +35,8 @@ from pretrain.engine.saver import Retention, Saver
 from pretrain.engine.world import World
 from pretrain.train import build_model
 
-Method = Callable[[Path, int], Callable[[], None]]
+# Up to its first yield, what the step loop waits for; up to the next, what it does not wait for; and so on.
+Method = Callable[[Path, int], Iterator[None]]
 
 
 def engine(world: World) -> FSDP:
@@ -47,23 +48,20 @@ def engine(world: World) -> FSDP:
 
 
 def ours(trained: FSDP, world: World) -> Method:
-    """The loop waits for `save`, and later for the publication of what the background has written."""
+    """The loop waits for `save`, and at two later boundaries for `advance`."""
     savers: dict[Path, Saver] = {}
 
-    def method(folder: Path, number: int) -> Callable[[], None]:
+    def method(folder: Path, number: int) -> Iterator[None]:
         if folder not in savers:
             savers[folder] = Saver(folder, world, background=True, retention=Retention(1))
-        savers[folder].save(number, trained.ranges(), {"step": number})
-
-        def wait() -> None:
-            while not savers[folder].written:
+        saver = savers[folder]
+        saver.save(number, trained.ranges(), {"step": number})
+        while saver.pending:
+            yield
+            while world.sum([float(saver.written)])[0] < world.size:
                 time.sleep(0.005)
-
-        def publish() -> None:
-            savers[folder].publish()
-
-        method.after = publish  # type: ignore[attr-defined]
-        return wait
+            yield
+            saver.advance()
 
     return method
 
@@ -71,7 +69,7 @@ def ours(trained: FSDP, world: World) -> Method:
 def gathered(trained: FSDP, world: World) -> Method:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-    def method(folder: Path, number: int) -> Callable[[], None]:
+    def method(folder: Path, number: int) -> Iterator[None]:
         state = get_state_dict(trained.model, trained.optimizer, options=options)
         if world.rank == 0:
             with (folder / f"{number}.pt").open("wb") as stream:
@@ -80,22 +78,19 @@ def gathered(trained: FSDP, world: World) -> Method:
                 os.fsync(stream.fileno())
             (folder / f"{number - 1}.pt").unlink(missing_ok=True)
         world.barrier()
-        return lambda: None
+        yield
 
     return method
 
 
 def async_save(trained: FSDP, world: World) -> Method:
-    def method(folder: Path, number: int) -> Callable[[], None]:
+    def method(folder: Path, number: int) -> Iterator[None]:
         model, optimizer = get_state_dict(trained.model, trained.optimizer)
         future = dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=folder / str(number))
-
-        def wait() -> None:
-            future.result()
-            if world.rank == 0:
-                shutil.rmtree(folder / str(number - 1), ignore_errors=True)
-
-        return wait
+        yield
+        future.result()
+        if world.rank == 0:
+            shutil.rmtree(folder / str(number - 1), ignore_errors=True)
 
     return method
 
@@ -107,14 +102,10 @@ def measure(method: Method, folder: Path, rounds: int, world: World) -> list[tup
     for number in range(rounds + 1):
         world.barrier()
         began = time.perf_counter()
-        wait = method(folder, number)
-        blocked = time.perf_counter() - began
-        wait()
-        again = time.perf_counter()
-        getattr(method, "after", lambda: None)()
-        blocked += time.perf_counter() - again
-        total = time.perf_counter() - began
-        found.append(tuple(max(values) for values in zip(*world.gather((blocked, total)), strict=True)))
+        marks = [time.perf_counter() for _ in method(folder, number)] + [time.perf_counter()]
+        parts = [end - begin for begin, end in zip([began, *marks], marks, strict=False)]
+        times = (sum(parts[::2]), sum(parts))
+        found.append(tuple(max(values) for values in zip(*world.gather(times), strict=True)))
     return found
 
 
@@ -167,7 +158,7 @@ def main() -> None:
             "--rounds",
             str(given.rounds),
         ]
-        sys.exit(subprocess.run([sys.executable, *launch, *arguments], cwd=ROOT).returncode)
+        sys.exit(subprocess.run([sys.executable, *launch, *arguments]).returncode)
 
 
 if __name__ == "__main__":
