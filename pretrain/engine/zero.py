@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class ZeRO(Engine):
                 "train_micro_batch_size_per_gpu": micro,
                 "gradient_accumulation_steps": share // micro,
                 "gradient_clipping": self.config.optim.clip_norm,
-                "zero_optimization": {"stage": self.config.engine.zero_stage},
+                "zero_optimization": self._placement(),
                 "bf16": {"enabled": self.config.engine.precision == "bf16"},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
@@ -66,6 +67,15 @@ class ZeRO(Engine):
                 state[kind] = torch.zeros_like(flat)
         if self.config.engine.zero_stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _placement(self) -> dict[str, Any]:
+        placement: dict[str, Any] = {"stage": self.config.engine.zero_stage}
+        host = {"device": "cpu", "pin_memory": self.world.device.type == "cuda"}
+        if self.config.engine.offload != "none":
+            placement["offload_optimizer"] = host
+        if self.config.engine.offload == "all":
+            placement["offload_param"] = host
+        return placement
 
     def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
         total = super().train_micro_batch(batch, loss, step, micro, last)

@@ -23,6 +23,7 @@ for name, settings in json.loads(runs).items():
     folder = RunFolder(config.folder, world.rank)
     folder.create()
     world.barrier()
+    folder.log_to_file_and_console()
     split = split_batch(config.train, world.size)
     assert Trainer(config, open_inputs(config), split, world, folder, StopFlag()).run() == 0
 processes.leave(world, 0)

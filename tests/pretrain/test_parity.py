@@ -10,7 +10,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from jobs import Data, losses, metrics, script, write_recipe
+
+from pretrain.engine.checkpoint import Checkpoint
 
 ENGINES = {
     "ddp x 2": ("engine.kind=ddp",),
@@ -23,21 +26,31 @@ ENGINES = {
     "hsdp 2 x 2 x 4": ("engine.kind=fsdp", "engine.shard_size=2"),
     "zero-3 x 4": ("engine.kind=deepspeed", "engine.zero_stage=3"),
 }
+OFFLOADED = {
+    "fsdp offloaded x 2": ("engine.kind=fsdp", "engine.offload=all"),
+    "zero-2 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=2", "engine.offload=optimizer"),
+    "zero-3 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=3", "engine.offload=all"),
+}
 KINDS = (("fp32", 1), ("fp32", 2), ("bf16", 2))  # precision, accumulation
+NOISE = ("engine.kind=fsdp", "model.dropout=0.2", "model.drop_path=0.2")
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-2}
 COMMON = (
     "train.batch_size=16",
     "train.steps=10",
     "optim.warmup_steps=2",
+    "optim.schedule=constant",
     "optim.ema=0.9",
     "model.position=sincos2d",
     "data.trace=false",
-    "checkpoint.every=100",
+    "checkpoint.every=10",
 )
 
 
 def cases() -> list[tuple[str, str, int]]:
-    return [(engine, precision, accumulation) for engine in ENGINES for precision, accumulation in KINDS]
+    everywhere = [
+        (engine, precision, accumulation) for engine in ENGINES for precision, accumulation in KINDS
+    ]
+    return everywhere + [(engine, "fp32", 2) for engine in OFFLOADED]
 
 
 def folder_name(engine: str, precision: str, accumulation: int) -> str:
@@ -52,10 +65,14 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs: dict[int, dict[str, list[str]]] = {0: {"alone": ["engine.kind=ddp"]}, 2: {}, 4: {}}
     for engine, precision, accumulation in cases():
         processes = int(engine[-1])
-        settings = [*ENGINES[engine], f"engine.precision={precision}"]
+        settings = [*(ENGINES | OFFLOADED)[engine], f"engine.precision={precision}"]
         if accumulation == 2:
             settings += [f"train.micro_batch_size={8 // processes}", "engine.activation_checkpointing=full"]
         runs[processes][folder_name(engine, precision, accumulation)] = settings
+    runs[2]["noisy"] = [*NOISE]
+    runs[2]["first part"] = [*NOISE, "run.name=noisy-stopped", "train.steps=5"]
+    runs[2]["second part"] = [*NOISE, "run.name=noisy-stopped"]
+    runs[4]["another size"] = [*NOISE, "run.name=noisy-stopped", "train.steps=11"]
     for processes, named in runs.items():
         script("parity.py", recipe, json.dumps(named), f"run.dir={root}", *COMMON, processes=processes)
     return root
@@ -83,3 +100,19 @@ def test_the_averaged_weights_evaluate_alike(
 def test_gradients_were_clipped(folder: Path) -> None:
     norms = [row["grad_norm"] for row in metrics(folder / "alone") if "grad_norm" in row]
     assert max(norms) > 0.5
+
+
+def test_with_dropout_a_run_that_was_stopped_goes_on_bitwise(folder: Path) -> None:
+    wanted, found = losses(folder / "noisy"), losses(folder / "noisy-stopped")
+    assert wanted != losses(folder / "alone")
+    assert {step: found[step] for step in wanted} == wanted
+    first, second = (
+        Checkpoint(folder / name / "checkpoints/step-00000010") for name in ("noisy", "noisy-stopped")
+    )
+    for key in first.tensors:
+        assert torch.equal(first.whole(key), second.whole(key)), key
+
+
+def test_with_dropout_another_size_is_warned_of(folder: Path) -> None:
+    log = (folder / "noisy-stopped/logs/rank-0.log").read_text()
+    assert log.count("dropout is on and the run goes from 2 to 4 processes") == 1
