@@ -54,7 +54,7 @@ def _deepspeed(folder: Path) -> dict[str, Tensor]:
     tag = None
     if not (folder / "latest").is_file():
         folder, tag = folder.parent, folder.name
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag)
 
 
@@ -95,4 +95,4 @@ def _fitting(folder: Path, saved: Mapping[str, Tensor], key: str, shape: tuple[i
     value = saved[key]
     if tuple(value.shape) != shape:
         raise UsageError(f"{folder}: {key} has shape {list(value.shape)}, this model has {list(shape)}")
-    return value.float()
+    return value.detach().float()
