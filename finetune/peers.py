@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from data_tools.errors import DataError, UsageError
-from pretrain.engine.checkpoint import write_tensors
+from pretrain.engine.tensor_file import write_tensors
 from pretrain.model.classifier import Classifier
 from pretrain.model.interchange import load_peer, to_peer
 from pretrain.model.interchange.google import infer_config
@@ -106,7 +106,8 @@ def write_peer(
     temporary = destination.with_name(destination.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    write_tensors(temporary / WEIGHTS, weights, {"format": "pt"})
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    write_tensors(temporary / WEIGHTS, shapes, weights.__getitem__, {"format": "pt"})
     for file, content in files.items():
         (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, destination)

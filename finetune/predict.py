@@ -23,14 +23,14 @@ from .source import Source, open_source
 TIMEOUT = 1800
 
 
-def evaluate_run(run: str, shards: str, batch_size: int, workers: int) -> int:
+def evaluate_run(run: str, shards: str, batch_size: int, workers: int, weights: str) -> int:
     """Print one JSON line with n, loss, top1 and top5, or what the objective has in their place, from rank 0.
 
     Returns the exit code.
     """
     if batch_size < 1 or workers < 0:
         raise UsageError("--batch-size must be above 0 and --workers at least 0")
-    source = open_source(run)
+    source = open_source(run, weights)
     dataset = ShardSet.open(shards)
     _check_labels(source, dataset, shards)
     data = source.data
@@ -64,12 +64,12 @@ def _check_labels(source: Source, dataset: ShardSet, shards: str) -> None:
         raise UsageError(f"{shards}: it has {dataset.num_classes} classes, {source.name} knows {known}")
 
 
-def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool) -> int:
+def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool, weights: str) -> int:
     """Print the likeliest classes of each image, or its numbers.
 
     Returns the exit code: 3 if an image could not be read, after all others.
     """
-    source = open_source(run)
+    source = open_source(run, weights)
     if source.objective == "masked_patches":
         raise UsageError(
             f"{run}: it was trained to guess colours of masked patches and knows no classes: "

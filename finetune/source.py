@@ -14,15 +14,12 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 from pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.engine.checkpoint import Checkpoint, open_checkpoint
 from pretrain.model.classifier import Classifier
 from pretrain.train import build_model
+from pretrain.weights_file import FACTS, METADATA_KEY
 
 from .peers import is_peer, read_peer
-
-# What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
-FACTS = ("step", "model", "num_classes", "classes", "objective", "preprocessing")
-METADATA_KEY = "vit-pretrain"
 
 
 @dataclass(frozen=True)
@@ -67,48 +64,31 @@ class Source:
         return classes[label] if classes and label < len(classes) else str(label)
 
 
-def open_source(init: str) -> Source:
+def open_source(init: str, weights: str = "auto") -> Source:
     """Open a run folder, a checkpoint folder or a safetensors file; its files are verified first.
 
     Or a checkpoint of transformers or timm, a folder or its safetensors file, or Google's .npz file.
 
     Raises UsageError if it is none of them, DataError if it is damaged. Of a run, the newest checkpoint
-    whose files are whole is taken.
+    whose files are whole is taken; `weights` is as in `Checkpoint.weights`.
     """
     path = Path(init)
     if path.is_file() and not _is_ours(path) and is_peer(path):
         return _from_peer(path)
     if path.is_file():
+        if weights == "ema":
+            raise UsageError(f"{init}: a file has one set of weights; ema is chosen when it is written")
         return _from_file(path)
-    if (path / "manifest.json").is_file():
-        checkpoint = Checkpoint(path)
-        checkpoint.verify()
-        return _from_checkpoint(checkpoint)
-    if is_peer(path):
+    if is_peer(path) and not (path / "manifest.json").is_file():
         return _from_peer(path)
-    candidates = complete(path / "checkpoints")
-    if not candidates:
-        raise UsageError(
-            f"{init}: not a run with a checkpoint, nor a checkpoint, nor an exported file: check the path"
-        )
-    damage = ""
-    for candidate in candidates:
-        try:
-            checkpoint = Checkpoint(candidate)
-            checkpoint.verify()
-        except DataError as error:
-            damage = damage or str(error)
-            continue
-        if damage:
-            print(f"{damage}; using {candidate.name}")
-        return _from_checkpoint(checkpoint)
-    raise DataError(f"{damage}; no older checkpoint of {init} is whole")
+    return _from_checkpoint(open_checkpoint(path), weights)
 
 
-def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    shapes = {key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")}
+def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> Source:
+    keys = checkpoint.weights(weights)
+    shapes = {name: checkpoint.tensors[key] for name, key in keys.items()}
     facts = {key: checkpoint.state[key] for key in FACTS if key in checkpoint.state}
-    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
+    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
 
 
 def _from_peer(path: Path) -> Source:

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -25,6 +26,7 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     resume: str = "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
+    accept_new_order: bool = False  # go on although batch size, seed or data give another order of images
 
 
 @dataclass
@@ -138,6 +140,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: str = "cosine"  # constant | linear | cosine | rsqrt
     layer_decay: float = 1.0  # each block's rate is this times that of the block above it
+    ema: float = 0.0  # decay of the weights' moving average, which is then evaluated; 0: none
 
 
 @dataclass
@@ -156,6 +159,8 @@ class EngineConfig:
     kind: str = "fsdp"  # ddp | fsdp | deepspeed
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
+    reshard_after_forward: bool = True  # fsdp: False keeps blocks whole until their backward
+    offload: str = "none"  # to host memory: none | optimizer (deepspeed) | all (fsdp; deepspeed stage 3)
     precision: str = "bf16"  # bf16 | fp32
     activation_checkpointing: str = "none"  # none | full | selective (matrix products and attention stay)
     compile: bool = False  # each block by torch.compile
@@ -165,7 +170,10 @@ class EngineConfig:
 class CheckpointConfig:
     every: int = 1000
     keep: int = 3  # newest ones that stay; 0: all
+    keep_every: int = 0  # those whose step is a multiple of it stay as well; 0: none
+    keep_best: bool = False  # save at each new best top-1 on data.val, and let that one stay as well
     background: bool = True
+    on_error: str = "stop"  # when one cannot be written: stop | continue without it
 
 
 @dataclass
@@ -208,8 +216,10 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
     "engine.kind": ("ddp", "fsdp", "deepspeed"),
     "engine.zero_stage": (1, 2, 3),
+    "engine.offload": ("none", "optimizer", "all"),
     "engine.precision": ("bf16", "fp32"),
     "engine.activation_checkpointing": ("none", "full", "selective"),
+    "checkpoint.on_error": ("stop", "continue"),
     "tracking.wandb": ("offline", "online", "disabled"),
 }
 
@@ -241,6 +251,7 @@ NOT_NEGATIVE = (
     "train.eval_every",
     "engine.shard_size",
     "checkpoint.keep",
+    "checkpoint.keep_every",
 )
 
 
@@ -287,16 +298,21 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def check(config: Config) -> None:
     """Refuse values that no run can have."""
     for key, choices in CHOICES.items():
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value = attrgetter(key)(config)
         if value not in choices:
             words = [str(choice) for choice in choices]
             raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{_nearest(value, words)}")
     for key in POSITIVE + NOT_NEGATIVE:
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value = attrgetter(key)(config)
         if value < 0 or (value == 0 and key in POSITIVE):
             raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
     if not 0 < config.optim.layer_decay <= 1:
         raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
+    if not 0 <= config.optim.ema < 1:
+        raise UsageError(f"optim.ema={config.optim.ema}: it must be at least 0 and below 1")
+    if config.checkpoint.keep_best and not config.data.val:
+        raise UsageError("checkpoint.keep_best=true needs data.val: its top-1 decides which is the best")
+    _check_offload(config.engine)
     if not 0 <= config.data.max_bad_fraction <= 1:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
@@ -321,6 +337,17 @@ def _check_sequential(config: Config) -> None:
         raise UsageError("data.sequential=true: set train.steps, as the length of an epoch is not known")
     if config.data.trace:
         raise UsageError("data.sequential=true: data.trace needs indexed shards, whose samples have a place")
+
+
+def _check_offload(engine: EngineConfig) -> None:
+    offered = {"ddp": (), "fsdp": ("all",), "deepspeed": ("optimizer", "all")}[engine.kind]
+    if engine.offload not in ("none", *offered):
+        alternative = f"it offers {' and '.join(offered)}" if offered else "it offers none"
+        raise UsageError(
+            f"engine.offload={engine.offload}: not with engine.kind={engine.kind}; {alternative}"
+        )
+    if engine.kind == "deepspeed" and engine.offload == "all" and engine.zero_stage < 3:
+        raise UsageError("engine.offload=all: with engine.kind=deepspeed it needs engine.zero_stage=3")
 
 
 def training_sources(data: DataConfig) -> list[tuple[str, float]]:

@@ -6,6 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
-from data_tools.errors import DataError, DivergedError, UsageError
+from data_tools.errors import DataError, DivergedError
 from data_tools.stream import BatchStream, checksum
 
 from .config import Config
-from .engine import ENGINES
 from .engine.base import InitialValue
-from .engine.checkpoint import Checkpoint, Saver, newest, remove_incomplete
+from .engine.kinds import ENGINES
+from .engine.saver import Retention, Saver
 from .engine.world import World
 from .evaluate import Example, Interrupted, evaluate
 from .inputs import Inputs
@@ -33,6 +34,7 @@ from .objective import build_measure, build_objective
 from .optim import schedule
 from .progress import progress_bar
 from .report import write_report
+from .resume import newest_checkpoint, resume
 from .run_folder import RunFolder, log, read_rows
 from .split import BatchSplit
 from .stop import EXIT_CODE, StopFlag
@@ -51,6 +53,16 @@ def build_model(config: Config, num_classes: int) -> Classifier:
     if config.objective.name == "masked_patches":
         return MaskedPatches(config.model, **pixels, seed=config.run.seed)
     return Classifier(config.model, num_classes=num_classes, **pixels)
+
+
+def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
+    """What a model's weights are of no use without."""
+    return {
+        "model": asdict(config.model),
+        "num_classes": num_classes,
+        "objective": config.objective.name,
+        "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
+    }
 
 
 def model_text(config: Config) -> str:
@@ -92,16 +104,17 @@ class Trainer:
         counts = range(1, config.data.max_tiles + 1)
         self.flops = {n: training_flops(config.model, **sizes, tiles=n) for n in counts}
         parameters = sum(p.numel() for p in model.parameters())
-        found = self._newest_checkpoint()
+        found = newest_checkpoint(folder, world)
         if starting_values is None or found:
             starting_values = partial(random_values, seed=config.run.seed)
         self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
-        self.step = self._resume(found) if found else 0
+        self.step = resume(found, self.engine, inputs, config, world) if found else 0
         self.saver = Saver(
             folder.checkpoints,
             world,
-            keep=config.checkpoint.keep,
             background=config.checkpoint.background,
+            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+            on_error=config.checkpoint.on_error,
         )
         self.saved = self.step if found else -1
         known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
@@ -148,7 +161,7 @@ class Trainer:
                     last = micro == self.split.accumulation - 1
                     batch = self._next(stream)
                     loss += self.engine.train_micro_batch(batch, self.objective, self.step, micro, last)
-                norm = self.engine.update(rate)
+                norm = self.engine.update(rate, self.step)
                 self.step += 1
                 advance(self.step)
                 stopping = self._step_boundary()
@@ -162,6 +175,8 @@ class Trainer:
         if stopping:
             self._save()
         self.saver.finish()
+        if self.saver.error:
+            raise self.saver.error  # there is nothing to go on with
         if world.rank == 0:
             write_report(self.folder, config, self.inputs.classes, self.examples)
         self.tracker.finish()
@@ -184,7 +199,7 @@ class Trainer:
         stopping, written, new_bad = self.world.sum(values)
         self._new_bad = 0
         if self.saver.pending and written == self.world.size:
-            self.saver.publish()
+            self.saver.advance()
         self.bad += int(new_bad)
         share, samples = self.config.data.max_bad_fraction, self.inputs.training_samples(self.step)
         if self.bad > (max(1, int(share * samples)) if share else 0):
@@ -237,17 +252,23 @@ class Trainer:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
         stream = self._noting_bad(self.inputs.eval_stream(self.world))
-        try:
+        found = None
+        with self.engine.averaged(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
-        except Interrupted:
+        if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
         row = {"step": self.step, "split": "val", **found.row()}
+        if self.engine.ema:
+            row["weights"] = "ema"
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)
             self.examples = found.examples
         self.tracker.log(row)
+        if self.config.checkpoint.keep_best and found.top1 > self.saver.best_top1:
+            self.saver.mark_best(self.step, found.top1)
+            self._save()
         self.meter.since += time.perf_counter() - began
         return False
 
@@ -279,10 +300,7 @@ class Trainer:
             "seed": config.run.seed,
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
-            "num_classes": self.inputs.num_classes,
-            "objective": config.objective.name,
-            "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
-            "model": asdict(config.model),
+            **model_facts(config, self.inputs.num_classes),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),
             "engine": asdict(config.engine),
@@ -290,31 +308,6 @@ class Trainer:
             "wandb_id": self.folder.status().get("wandb_id"),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        root = self.folder.checkpoints
-        self.world.rank0_first(
-            lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
-        )
-        found, damaged = newest(root, self.world)
-        for text in damaged:
-            log.warning("%s; using %s", text, found.path.name if found else "none")
-        return found
-
-    def _resume(self, found: Checkpoint) -> int:
-        wanted, saved = self.inputs.order_constants(), found.state["order"]
-        for key, value in wanted.items():
-            if saved.get(key) != value:
-                raise UsageError(
-                    f"{found.path}: it was trained with {key}={saved.get(key)}, this run has {key}={value}, "
-                    f"which is another order of images: set it back, or set another run.name",
-                    shared=True,
-                )
-        found.load_into(self.engine.ranges())
-        self.engine.set_optimizer_steps(found.state["optimizer_steps"])
-        self.engine.loaded()
-        log.info("resumed from %s: step %d", found.path, found.step)
-        return found.step
 
     def _noting_bad(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
         for batch in batches:

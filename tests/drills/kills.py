@@ -29,8 +29,8 @@ ENGINES = ("engine.kind=fsdp", "engine.kind=ddp", "engine.kind=deepspeed")
 def drill(folder: Path, kills: int, seed: int, steps: int) -> None:
     """Kill a run of `steps` steps under `folder` so often, then let it end."""
     recipe = write_recipe(folder, pack(folder))
-    settings = (f"run.dir={folder}", f"train.steps={steps}", "checkpoint.every=1", "train.eval_every=0")
-    succeed("pretrain", recipe, *settings, "run.name=whole", "checkpoint.background=false", processes=2)
+    settings = (f"run.dir={folder}", f"train.steps={steps}", "checkpoint.every=1", "optim.ema=0.9")
+    succeed("pretrain", recipe, *settings, "run.name=whole", f"checkpoint.every={steps}", processes=2)
     random_moment = random.Random(seed)
     run = folder / "killed"
     published = 0
@@ -86,7 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         drill(Path(folder), given.kills, given.seed, given.steps)
