@@ -92,16 +92,23 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m finetune export", description="The weights of a run as one file."
+        prog="python -m finetune export", description="The weights of a run for other programs."
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
-    parser.add_argument("destination", metavar="DST", help="the file to write")
-    parser.add_argument("--format", choices=["safetensors"], required=True)
+    parser.add_argument("destination", metavar="DST", help="the file to write; for hf and timm a new folder")
+    parser.add_argument(
+        "--format",
+        choices=["safetensors", "hf", "timm"],
+        required=True,
+        help="safetensors: one file for this program; hf: transformers; timm: timm's hub form",
+    )
     given = parser.parse_args(arguments)
 
-    from .export import export_safetensors
+    from .export import export_peer, export_safetensors
 
-    return export_safetensors(given.run, given.destination)
+    if given.format == "safetensors":
+        return export_safetensors(given.run, given.destination)
+    return export_peer(given.run, given.destination, given.format)
 
 
 if __name__ == "__main__":

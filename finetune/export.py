@@ -1,4 +1,4 @@
-"""The weights of a run as one file that needs no process group to read."""
+"""The weights of a run as files that need no process group to read, ours or a peer's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from data_tools.errors import UsageError
 from pretrain.engine.checkpoint import write_tensors
 
+from .peers import write_peer
 from .source import METADATA_KEY, open_source
 
 
@@ -23,4 +26,13 @@ def export_safetensors(run: str, destination: str) -> int:
     write_tensors(temporary, tensors, {METADATA_KEY: json.dumps(source.facts)})
     os.replace(temporary, target)
     print(f"{len(tensors)} tensors of {source.name} -> {target}")
+    return 0
+
+
+def export_peer(run: str, destination: str, peer: str) -> int:
+    """Write a folder that hf (transformers) or timm reads. Returns the exit code."""
+    source = open_source(run)
+    model = source.load(torch.device("cpu"))
+    tensors = write_peer(source.name, model, source.facts, peer, Path(destination))
+    print(f"{len(tensors)} tensors of {source.name} -> {destination} for {peer}")
     return 0

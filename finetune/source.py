@@ -18,6 +18,8 @@ from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.model.classifier import Classifier
 from pretrain.train import build_model
 
+from .peers import is_peer, read_peer
+
 # What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
 FACTS = ("step", "model", "num_classes", "classes", "objective", "preprocessing")
 METADATA_KEY = "vit-pretrain"
@@ -68,16 +70,22 @@ class Source:
 def open_source(init: str) -> Source:
     """Open a run folder, a checkpoint folder or a safetensors file; its files are verified first.
 
+    Or a checkpoint of transformers or timm, a folder or its safetensors file, or Google's .npz file.
+
     Raises UsageError if it is none of them, DataError if it is damaged. Of a run, the newest checkpoint
     whose files are whole is taken.
     """
     path = Path(init)
+    if path.is_file() and not _is_ours(path) and is_peer(path):
+        return _from_peer(path)
     if path.is_file():
         return _from_file(path)
     if (path / "manifest.json").is_file():
         checkpoint = Checkpoint(path)
         checkpoint.verify()
         return _from_checkpoint(checkpoint)
+    if is_peer(path):
+        return _from_peer(path)
     candidates = complete(path / "checkpoints")
     if not candidates:
         raise UsageError(
@@ -103,13 +111,30 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
     return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
 
 
+def _from_peer(path: Path) -> Source:
+    model, facts = read_peer(path)
+    state = dict(model.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    return Source(str(path), facts, shapes, lambda name: state[name].detach().float())
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return METADATA_KEY in (safe_open(path, "pt").metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def _from_file(path: Path) -> Source:
     try:
         file = safe_open(path, "pt")
         facts = json.loads((file.metadata() or {})[METADATA_KEY])
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except KeyError:
-        raise UsageError(f"{path}: not a file that `python -m finetune export` wrote") from None
+        raise UsageError(
+            f"{path}: not a file that `python -m finetune export` wrote, and without a config.json of "
+            "transformers or timm beside it"
+        ) from None
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file: {error}") from None
     return Source(str(path), facts, shapes, lambda name: file.get_tensor(name).float())

@@ -101,6 +101,42 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, give(model, list(_entries(model)))
 
 
+def infer_config(weights: Weights) -> dict[str, Any]:
+    """The configuration of a published file from its arrays: square images, a class token if it has one.
+
+    ValueError if an array that tells of it is missing.
+    """
+    weights = _published(weights)
+    first = "Transformer/encoderblock_0/"
+    query = f"{first}MultiHeadDotProductAttention_1/query/kernel"
+    telling = ("embedding/kernel", query, f"{first}MlpBlock_3/Dense_0/kernel", POSITIONS)
+    for name in telling:
+        if name not in weights:
+            raise ValueError(f"the weights lack {name!r}: not a Vision Transformer of Google's")
+    kernel, query, dense, _ = (tensor(weights[name]) for name in telling)
+    blocks = {name.split("/")[1] for name in weights if name.startswith("Transformer/encoderblock_")}
+    config = {
+        "num_classes": len(weights["head/bias"]) if "head/bias" in weights else None,
+        "patches": list(kernel.shape[:2]),
+        "hidden_size": kernel.shape[-1],
+        "transformer": {
+            "mlp_dim": dense.shape[1],
+            "num_heads": query.shape[1],
+            "num_layers": len(blocks),
+        },
+        "classifier": "token" if "cls" in weights else "gap",
+        "representation_size": len(weights["pre_logits/bias"]) if "pre_logits/bias" in weights else None,
+    }
+    if "conv_root/kernel" in weights:
+        units = [re.match(r"block(\d+)/unit(\d+)/", name) for name in weights]
+        found = {(int(unit[1]), int(unit[2])) for unit in units if unit}
+        stages = sorted({stage for stage, _ in found})
+        depths = [sum(stage == other for other, _ in found) for stage in stages]
+        width = tensor(weights["conv_root/kernel"]).shape[-1]
+        config["resnet"] = {"num_layers": depths, "width_factor": width / 64}
+    return config
+
+
 def _published(weights: Weights) -> dict[str, Any]:
     """The weights by the names of the published files, vectors as vectors."""
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -117,7 +118,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "embed_dim": arch.embed_dim,
         "depth": arch.num_layers,
         "num_heads": arch.num_heads,
-        "mlp_ratio": arch.mlp_dim / arch.embed_dim,
+        "mlp_ratio": _ratio(arch.mlp_dim, arch.embed_dim),
         "qkv_bias": arch.qkv_bias,
         "qk_norm": arch.qk_norm,
         "init_values": fields.layer_scale,
@@ -139,6 +140,12 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         places = table.new_zeros(1, registers, table.shape[2])
         weights["pos_embed"] = torch.cat([table[:, :first], places, table[:, first:]], 1)
     return config, weights
+
+
+def _ratio(mlp: int, width: int) -> float:
+    """The mlp_ratio that timm, which cuts off, turns into `mlp`."""
+    ratio = mlp / width
+    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
 
 def _build(config: dict[str, Any], weights: Weights) -> Classifier:
