@@ -1,6 +1,7 @@
 """The classifier from pixels to logits."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,6 +204,12 @@ def test_wrong_images_are_refused(small, tile_batch):
     model = small()
     with pytest.raises(ValueError, match="must be 32x32"):
         model(torch.randn(2, 3, 40, 32))
+    with pytest.raises(ValueError, match=r"must be \(T, C, height, width\), got \(3, 32, 32\)"):
+        model(torch.randn(3, 32, 32))
+    with pytest.raises(ValueError, match="1 channels, but must have 3"):
+        model(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    with pytest.raises(ValueError, match="3 tiles do not fit a grid of 4"):
+        small(max_tiles=4)(replace(tile_batch((3, 1)), grid=torch.tensor([[2, 2]])))
     with pytest.raises(ValueError, match="3 tiles, but this model is for at most 2"):
         small(max_tiles=2)(tile_batch((3, 1)))
     with pytest.raises(ValueError, match="at most 1"):
@@ -228,3 +235,26 @@ def test_wrong_configurations_are_refused(fields, message):
     config = ModelConfig(**({"name": "vit_s16"} | fields))
     with pytest.raises(UsageError, match=message), torch.device("meta"):
         Classifier(config, **PLAIN, **PIXELS)
+
+
+def test_images_need_not_be_square(small):
+    model = small(noise=0.1, tile_size=(24, 40))
+    assert model.geometry.grid == (3, 5)
+    assert model(torch.randn(2, 3, 24, 40)).shape == (2, 5)
+    with pytest.raises(ValueError, match="40x24, but must be 24x40"):
+        model(torch.randn(2, 3, 40, 24))
+
+
+def test_the_class_token_may_stand_beside_another_pool(small, tile_batch):
+    model = small(noise=0.1, pool="mean", class_token=True, final_norm="pooled", max_tiles=1)
+    batch = tile_batch((1, 1), (1, 1))
+    tokens = model.inspect(batch).tokens
+    assert tokens.shape == (2, 17, 32)
+    expected = model.head(model.pool_norm(tokens[:, 1:].mean(1)))
+    torch.testing.assert_close(model(batch), expected)
+
+
+def test_float64_stays(small):
+    model = small(noise=0.1).double()
+    logits = model(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    assert logits.dtype == torch.float64
