@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import Config, known_keys, load, read, save
+from pretrain.config import Config, load, read, save
+from pretrain.keys import known_keys
 
 
 @pytest.fixture
