@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -383,8 +383,9 @@ def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
         name, kind = prefix + item.name, hints[item.name]
         group = is_dataclass(kind)
         keys[name] = group
-        if group:
-            keys.update(known_keys(kind, name + "."))  # type: ignore[arg-type]
+        for inner in (kind, *get_args(kind)):  # a group that may be null is a key too
+            if is_dataclass(inner):
+                keys.update(known_keys(inner, name + "."))  # type: ignore[arg-type]
     return keys
 
 
