@@ -5,19 +5,20 @@ Nothing here imports torch, so that a wrong key is answered within a moment and 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_tools.errors import UsageError
+
+from .keys import check_key, known_keys, leaf_keys, nearest
 
 
 @dataclass
@@ -301,7 +302,7 @@ def check(config: Config) -> None:
         value = attrgetter(key)(config)
         if value not in choices:
             words = [str(choice) for choice in choices]
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{_nearest(value, words)}")
+            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{nearest(value, words)}")
     for key in POSITIVE + NOT_NEGATIVE:
         value = attrgetter(key)(config)
         if value < 0 or (value == 0 and key in POSITIVE):
@@ -382,15 +383,15 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     if not isinstance(recipe, DictConfig):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values")
     keys = known_keys(schema)
-    for key in _leaves(recipe):
-        _check_key(key, keys, path)
+    for key in leaf_keys(recipe):
+        check_key(key, keys, path)
     dotlist = []
     for item in overrides:
         item = item.removeprefix("--")
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
-        _check_key(key, keys, "command line")
+        check_key(key, keys, "command line")
         dotlist.append(item if value else f"{key}=''")  # nothing behind the sign is the empty text, not null
     try:
         merged = OmegaConf.merge(merged, recipe)
@@ -413,50 +414,6 @@ def _to_object(merged: DictConfig, path: str) -> Any:
     except OmegaConfBaseException as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
     return config
-
-
-def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
-    """Every key of the schema, dotted; True where it is a group."""
-    keys: dict[str, bool] = {}
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        name, kind = prefix + item.name, hints[item.name]
-        group = is_dataclass(kind)
-        keys[name] = group
-        if group:
-            keys.update(known_keys(kind, name + "."))  # type: ignore[arg-type]
-    return keys
-
-
-def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
-    leaves = []
-    for key in node:
-        name = f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            leaves += _leaves(child, name + ".") or [name]
-        else:
-            leaves.append(name)
-    return leaves
-
-
-def _check_key(key: str, keys: dict[str, bool], where: str) -> None:
-    if keys.get(key) is False:
-        return
-    if keys.get(key):
-        inside = ", ".join(k for k in keys if k.startswith(key + "."))
-        raise UsageError(f"{where}: {key} is a group of keys; set one of {inside}")
-    leaves = [k for k, group in keys.items() if not group]
-    raise UsageError(f"{where}: unknown key {key}{_nearest(key, leaves)}")
-
-
-def _nearest(word: object, words: Iterable[str]) -> str:
-    words = list(words)
-    last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
-    close = difflib.get_close_matches(str(word), words, 1, 0.5) or [
-        last[w] for w in difflib.get_close_matches(str(word).rsplit(".", 1)[-1], list(last), 1, 0.6)
-    ]
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from pretrain.model.heads import LinearHead, MlpHead, Pooler
 from pretrain.model.hybrid import HybridEmbedding, ResNetV2
 from pretrain.model.inspection import Inspection, in_full, inspect
 from pretrain.model.pool import AttentionPool
-from pretrain.model.resize import Geometry
+from pretrain.model.resize import Geometry, adapt_positions, is_position_table
 from pretrain.model.variants import Architecture, resolve
 from pretrain.model.vit import VisionTransformer
 
@@ -107,6 +107,33 @@ class Classifier(nn.Module):
     ) -> Inspection:
         """What the model computes on the way to its logits; see `inspection.inspect`."""
         return inspect(self, batch, mask, head_mask)
+
+    def resized(self, tile_size: int | tuple[int, int], mode: str = "bilinear") -> Classifier:
+        """The same classifier for images of another size.
+
+        mode: how position tables are interpolated, of `resize.resize_grid`. All other parameters are
+        shared with this one.
+        """
+        with torch.device("meta"):
+            other = Classifier(
+                self.config,
+                tile_size=tile_size,
+                max_tiles=self.geometry.max_tiles,
+                num_classes=self.num_classes,
+                mean=self.mean,
+                std=self.std,
+                in_channels=self.encoder.in_channels,
+                mask_token=self.encoder.mask_token is not None,
+                pooler=self.pooler is not None,
+            )
+        state = {
+            name: adapt_positions(name, value.detach(), self.geometry, other.geometry, mode)
+            if is_position_table(name)
+            else value
+            for name, value in self.named_parameters()
+        }
+        other.load_state_dict(state, assign=True)
+        return other.train(self.training)
 
     def represent(self, batch: TileBatch | Tensor) -> Tensor:
         """What the head sees: (B, D)."""

@@ -67,6 +67,13 @@ CHOICES = {
 }
 
 
+BACKBONE_CHOICES = {
+    "unit": ("bottleneck", "preactivation"),
+    "padding": ("same", "symmetric"),
+    "standardize": ("var", "std"),
+    "activation": CHOICES["activation"],
+}
+
 T = TypeVar("T")
 
 
@@ -202,7 +209,27 @@ def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
     return match[1], int(match[2]), None
 
 
+def _check_backbone(backbone: BackboneConfig) -> None:
+    for key, choices in BACKBONE_CHOICES.items():
+        if getattr(backbone, key) not in choices:
+            value = getattr(backbone, key)
+            raise UsageError(f"model.backbone.{key} is {value!r}: choose {' | '.join(choices)}")
+    if len(backbone.depths) != len(backbone.widths):
+        raise UsageError(
+            f"model.backbone has {len(backbone.depths)} depths and {len(backbone.widths)} widths: "
+            "give one of each for every stage"
+        )
+    channels = (backbone.stem, *backbone.widths, *map(middle_width, backbone.widths))
+    for count in channels:
+        if backbone.groups < 1 or count < 1 or count % backbone.groups:
+            raise UsageError(
+                f"model.backbone has norms of {count} channels, which are not {backbone.groups} equal groups"
+            )
+
+
 def _check(config: ModelConfig, arch: Architecture) -> None:
+    if arch.backbone is not None:
+        _check_backbone(arch.backbone)
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UsageError(f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}")

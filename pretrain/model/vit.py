@@ -233,7 +233,9 @@ class VisionTransformer(nn.Module):
         grid = aspect_ratio.flatten(0, 1).cpu()
         packing = self.packing(grid, images.device)
         if grid.prod(1).max() > n_tiles:
-            raise ValueError(f"aspect_ratio asks for more than the {n_tiles} tiles of each image")
+            raise ValueError(
+                f"aspect_ratio asks for {grid.prod(1).max()} tiles, more than the {n_tiles} tiles of an image"
+            )
 
         real = (torch.arange(n_tiles) < grid.prod(1)[:, None]).flatten().nonzero()[:, 0]
         real = to_device(real, images.device)

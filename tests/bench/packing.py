@@ -69,10 +69,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for title, side in runs:
         seconds[title, side].append(timed(sides[title][side], device))
     print(f"{config.name}, tiles of {given.tile_size}, {given.images} images, {device.type}")
-    print(
-        f"{'tiles':9}{'packed s':>10}{'padded s':>10}{'ratio':>7}"
-        f"{'packed MB':>11}{'padded MB':>11}{'ratio':>7}"
-    )
+    titles = ("packed s", "padded s", "ratio", "packed MB", "padded MB", "ratio")
+    print("tiles".ljust(9) + "".join(map(str.rjust, titles, (10, 10, 7, 11, 11, 7))))
     ratios = {}
     for title, both in sides.items():
         packed, padded = (statistics.median(seconds[title, side]) for side in (0, 1))

@@ -5,11 +5,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import ModelConfig
+from data_tools.errors import UsageError
+from pretrain.config import BackboneConfig, ModelConfig
 from pretrain.model import Classifier
 from pretrain.model.flops import forward_flops
-from pretrain.model.hybrid import StandardizedConv, pad_same
+from pretrain.model.hybrid import ResNetV2, StandardizedConv, pad_same
 from pretrain.model.init import initialize
+from pretrain.model.variants import feature_side, resolve
 
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -79,3 +81,58 @@ def test_same_padding_is_tensorflows(side, kernel_size, stride, expected):
     assert padded[0, 0, side // 2].tolist() == (
         [0.0] * (added // 2) + [1.0] * side + [0.0] * (added - added // 2)
     )
+
+
+@pytest.mark.parametrize("side", [(70, 90), (64, 33)])
+def test_any_resolution_has_features(small_config, side):
+    backbone = BackboneConfig(depths=[1, 1], stem=8, widths=[16, 24], groups=4)
+    config = small_config(name="hybrid_r50_b16", patch_size=1, backbone=backbone)
+    model = Classifier(config, tile_size=side, max_tiles=1, num_classes=3, **PIXELS)
+    features = model.encoder.patch_embed.backbone(torch.randn(1, 3, *side))
+    assert features.shape[1:] == (24, *model.geometry.grid)
+    assert model(torch.randn(2, 3, *side)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize("unit", ["bottleneck", "preactivation"])
+@pytest.mark.parametrize("output_stride", [32, 8])
+def test_features_are_where_the_plan_says_and_every_parameter_learns(unit, padding, output_stride):
+    backbone = BackboneConfig(
+        depths=[1, 2, 1],
+        stem=8,
+        widths=[16, 24, 40],
+        groups=4,
+        unit=unit,
+        padding=padding,
+        output_stride=output_stride,
+    )
+    model = ResNetV2(backbone)
+    initialize(model, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    features = model(torch.randn(2, 3, 45, 64))
+    assert features.shape == (2, 40, feature_side(backbone, 45), feature_side(backbone, 64))
+    features.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_googles_standardisation_adds_epsilon_to_the_deviation():
+    conv = StandardizedConv(3, 4, 3, standardize="std")
+    weight = conv.standardized()
+    std = conv.weight.std((1, 2, 3), correction=0)
+    torch.testing.assert_close(weight.std((1, 2, 3), correction=0), std / (std + 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"unit": "basic"}, r"model\.backbone\.unit is 'basic': choose bottleneck \| preactivation"),
+        ({"widths": [16]}, "2 depths and 1 widths"),
+        ({"groups": 7}, "norms of 8 channels, which are not 7 equal groups"),
+    ],
+)
+def test_wrong_backbones_are_refused(small_config, changed, message):
+    backbone = BackboneConfig(**({"depths": [1, 1], "stem": 8, "widths": [16, 24], "groups": 4} | changed))
+    with pytest.raises(UsageError, match=message):
+        resolve(small_config(name="hybrid_r50_b16", backbone=backbone))

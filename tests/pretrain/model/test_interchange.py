@@ -224,6 +224,10 @@ def test_positions_follow_the_image_size_of_the_configuration(built):
     assert model(torch.randn(1, 3, 48, 64)).shape == (1, 5)
     with pytest.raises(ValueError, match="32x32, but must be 48x64"):
         model(torch.randn(1, 3, 32, 32))
+    original = load_peer("timm", config, weights)
+    resized = original.resized((48, 64), "bicubic")
+    same_parameters(resized, model)
+    assert resized.head.weight is original.head.weight
 
 
 def test_timms_registers_may_have_positions(built):
