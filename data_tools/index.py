@@ -89,6 +89,7 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
         ],
         "samples": len(tables.rows),
         "num_classes": count_classes(tables, classes),
+        "left_out": sum(len(scan.problems) for scan in scans),
         "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
     }
     if _write_table(folder / LABELS_NAME, tables.labels):

@@ -14,6 +14,7 @@ from typing import Any
 from data_tools.errors import DataError
 
 NO_LABEL = -1
+MAX_CLASSES = 1_000_000
 _MAX_LABELS = 1024  # of one sample: its row of labels is as wide as the longest
 _MAX_NUMBER = 3e38  # they are kept in 32 bits
 _DIGITS = re.compile(rb"[0-9]{1,18}")
@@ -24,7 +25,7 @@ def parse_cls(data: bytes) -> tuple[int, ...]:
     digits = data.strip(b" \t\r\n")
     if not _DIGITS.fullmatch(digits):  # int() alone would take +1, 1_0 and Arabic digits
         raise ValueError(f"label {digits[:40]!r} is not an integer of 0 or more")
-    return (int(digits),)
+    return (_class(int(digits)),)
 
 
 def parse_json(data: bytes) -> tuple[int, ...] | tuple[float, ...] | None:
@@ -49,9 +50,16 @@ def parse_json(data: bytes) -> tuple[int, ...] | tuple[float, ...] | None:
     for one in labels:
         if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < 10**18:
             raise ValueError(f"label {str(one)[:40]!r} is not an integer of 0 or more")
+        _class(one)
     if len(set(labels)) < len(labels):
         raise ValueError("a label is listed twice")
     return labels
+
+
+def _class(label: int) -> int:
+    if label >= MAX_CLASSES:
+        raise ValueError(f"label {label} is more than {MAX_CLASSES:,} classes: labels count them from 0")
+    return label
 
 
 def _numbers(labels: tuple[Any, ...]) -> tuple[float, ...]:

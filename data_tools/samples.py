@@ -74,12 +74,14 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
     size, shown = storage.size(name), storage.shown(name)
     file = storage.open(name, size)
     samples, problems, ignored = _group(file, name, shown)
+    named = {problem.key for problem in problems}
     rows, several, numbers, unlabelled = [], {}, {}, {}
     for key, sample in samples.items():
         try:
             image, labels = _image(sample.images), _labels(sample.labels, classes)
         except ValueError as error:
-            problems.append(Problem(name, key, str(error)))
+            if key not in named:
+                problems.append(Problem(name, key, str(error)))
             continue
         if labels is None:
             unlabelled[len(rows)] = key

@@ -57,6 +57,7 @@ class ShardSet:
     ) -> None:
         self.folder, self.classes, self.num_classes = folder, load_classes(folder), num_classes
         self.index_sha256, self.problems = index_sha256, problems
+        self.left_out = len(problems)
         self.table, self.label_table = tables.rows, tables.labels
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
@@ -78,7 +79,9 @@ class ShardSet:
             if not is_url(entry["url"]) and (problem := size_problem(storage, entry)):
                 raise DataError(f"{folder / entry['url']}: {problem}.")
         listed = [(entry["url"], entry["filesize"]) for entry in index["shardlist"]]
-        return cls(folder, listed, _open_tables(folder, index), index["num_classes"], sha256)
+        shards = cls(folder, listed, _open_tables(folder, index), index["num_classes"], sha256)
+        shards.left_out = index.get("left_out", 0)
+        return shards
 
     @classmethod
     def scan(cls, folder: Path) -> ShardSet:

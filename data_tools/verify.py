@@ -73,7 +73,7 @@ def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
             f"{samples} ranks, or more data"
         )
     if shards.remote and mean < _READ_BYTES:
-        return False, (
+        return True, (
             f"balanced, but slow: {size} cannot be read in pieces of {_READ_BYTES >> 20} MiB: pack them "
             "again with --shard-size 100MB or more"
         )

@@ -331,6 +331,7 @@ class Trainer:
                 {
                     "step": self.step + 1,
                     "position": p,
+                    "shard": self.inputs.train.shard_name(s),
                     "key": self.inputs.train.key(s),
                     "crc32": crc,
                 }
