@@ -2,8 +2,8 @@
 
     python tests/drills/starts.py [--rounds 20]
 
-Odd rounds are stopped by SIGTERM to one of the two processes: status.json says 75, torchrun exits with 1. Even
-rounds end by themselves, after two more steps: both say 0. Losses must be those of a run never stopped.
+Odd rounds are stopped by SIGTERM to one of the two processes: status.json says 75, torchrun exits with 1.
+Even rounds end by themselves, after two more steps: both say 0. Losses must be those of a run never stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run by torchrun: how far each process's memory rises while CONFIG is trained under several engines in turn.
 
 memory.py CONFIG OUTPUT RUNS [key=value ...]; RUNS: JSON, {run name: [key=value, ...]}. Writes OUTPUT: JSON,
-{run name: [bytes of each process]}.
+{run name: [[bytes before the first step, most bytes until the end] of each process]}.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ def resident(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def train(recipe: str, settings: list[str], world: processes.World) -> None:
-    config = load(recipe, settings)
-    folder = RunFolder(config.folder, world.rank)
-    folder.create()
-    world.barrier()
-    split = split_batch(config.train, world.size)
-    Trainer(config, open_inputs(config), split, world, folder, StopFlag()).run()
-
-
 recipe, output, runs, *common = sys.argv[1:]
 world = processes.start(100)
 rises = {}
 for name, settings in json.loads(runs).items():
+    config = load(recipe, [*common, f"run.name={name}", *settings])
+    folder = RunFolder(config.folder, world.rank)
+    folder.create()
+    world.barrier()
+    inputs, split = open_inputs(config), split_batch(config.train, world.size)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
-    train(recipe, [*common, f"run.name={name}", *settings], world)
-    rises[name] = world.gather(resident("VmHWM") - before)
+    trainer = Trainer(config, inputs, split, world, folder, StopFlag())
+    at_rest = resident("VmRSS") - before
+    trainer.run()
+    rises[name] = world.gather((at_rest, resident("VmHWM") - before))
+    del trainer
 if world.rank == 0:
     Path(output).write_text(json.dumps(rises))
 processes.leave(world, 0)
