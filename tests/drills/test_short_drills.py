@@ -11,7 +11,7 @@ from jobs import Data
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    kills.drill(tmp_path, kills=3, seed=1, steps=150)
+    kills.drill(tmp_path, kills=3, seed=1)
 
 
 def test_two_starts_and_stops(data: Data, tmp_path: Path) -> None:
