@@ -40,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_tools.batch import TileBatch
 from pretrain.config import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
-from pretrain.engine import ENGINES, blocks
+from pretrain.engine import blocks
+from pretrain.engine.kinds import ENGINES
 from pretrain.engine.world import World, start
 from pretrain.metrics import peak_flops
 from pretrain.model.attention import Packing, attention

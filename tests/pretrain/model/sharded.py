@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from pretrain.config import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
-from pretrain.engine import ENGINES
+from pretrain.engine.kinds import ENGINES
 from pretrain.engine.world import start
 from pretrain.model.init import initialize
 from pretrain.model.resize import Geometry, adapt_positions, is_position_table, stretch_positions
