@@ -9,25 +9,30 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from data_tools.errors import UserError
-from pretrain.job import fail, run_job
 from pretrain.stop import StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"evaluate": _evaluate, "predict": _predict, "export": _export}
+    stop = StopFlag()
+    if not given or given[0] not in commands:
+        stop.install()  # first of all: what follows takes seconds to import
+
+    from pretrain.job import fail
+    from pretrain.rendezvous import adopt_slurm
+
+    adopt_slurm()
     rank = int(os.environ.get("RANK", 0))
     try:
         if given and given[0] in commands:
             sys.exit(commands[given[0]](given[1:]))
-        _finetune(given)
+        _finetune(given, stop)
     except UserError as error:
         fail(error, rank, first_only=True)
 
 
-def _finetune(arguments: list[str]) -> NoReturn:
-    stop = StopFlag()
-    stop.install()
+def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
@@ -39,6 +44,7 @@ def _finetune(arguments: list[str]) -> NoReturn:
     )
     given = parser.parse_args(arguments)
 
+    from pretrain.job import run_job
     from pretrain.run_folder import log, write_json
     from pretrain.train import StartingValues
 

@@ -8,16 +8,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from data_tools.errors import UsageError
-
-from .config import load
-from .job import fail, run_job
 from .stop import StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop = StopFlag()
-    stop.install()
+    stop.install()  # first of all: what follows takes seconds to import
+
+    from data_tools.errors import UsageError
+
+    from .config import load
+    from .job import fail, run_job
+    from .rendezvous import adopt_slurm
+
+    adopt_slurm()
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",

@@ -89,7 +89,7 @@ def ls(run: str) -> int:
             continue
         state = found.state
         kinds = sorted({key.partition("/")[0] for key in found.tensors})
-        notes = [f"best: top1 {best['top1']:.2%}"] if best.get("checkpoint") == path.name else []
+        notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
         engine = f"{state['engine']['kind']} x {state['processes']}"
         print("  ".join([path.name, f"{size / 2**20:.1f} MiB", engine, f"holds {', '.join(kinds)}", *notes]))
     for path in sorted(root.glob("*.tmp")):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,8 @@ from yaml import YAMLError
 
 from data_tools.errors import UsageError
 
-from .keys import check_key, known_keys, leaf_keys, nearest
+from .checks import check
+from .keys import check_key, known_keys, leaf_keys
 
 
 @dataclass
@@ -152,7 +152,9 @@ class TrainConfig:
     micro_batch_size: int = 0  # images of one process at a time; 0: all of its share
     log_every: int = 50
     eval_every: int = 0  # 0: only after the last step
-    step_timeout: int = 1800  # seconds after which a hanging collective ends the job
+    step_timeout: int = 1800  # seconds without progress after which the job ends and names who hangs
+    max_nonfinite: int = 10  # steps in a row whose loss or gradient is not finite, then exit 4
+    skip: list[list[int]] = field(default_factory=list)  # [[first, last], ...] steps to pass over
 
 
 @dataclass
@@ -184,6 +186,12 @@ class TrackingConfig:
 
 
 @dataclass
+class LaunchConfig:
+    max_restarts: int = 3  # restarts in a row without a newer checkpoint, then the job is not requeued
+    join_timeout: int = 60  # seconds for the processes of a SLURM job to find each other
+
+
+@dataclass
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -194,6 +202,8 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    fault: str = ""  # a drill: something to break on purpose, such as kill:rank=1:step=5 (docs/survive.md)
 
     @property
     def folder(self) -> Path:
@@ -202,58 +212,6 @@ class Config:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-
-CHOICES: dict[str, tuple[object, ...]] = {
-    "run.resume": ("auto", "never"),
-    "data.eval_resample": ("bicubic", "bilinear"),
-    "model.head": ("mlp", "linear"),
-    "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
-    "model.pool": ("cls", "mean", "map"),
-    "model.final_norm": ("tokens", "pooled"),
-    "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
-    "model.position": ("learned", "sincos2d"),
-    "objective.name": ("softmax", "sigmoid", "regression", "masked_patches"),
-    "optim.name": ("adamw", "sgd"),
-    "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "engine.kind": ("ddp", "fsdp", "deepspeed"),
-    "engine.zero_stage": (1, 2, 3),
-    "engine.offload": ("none", "optimizer", "all"),
-    "engine.precision": ("bf16", "fp32"),
-    "engine.activation_checkpointing": ("none", "full", "selective"),
-    "checkpoint.on_error": ("stop", "continue"),
-    "tracking.wandb": ("offline", "online", "disabled"),
-}
-
-POSITIVE = (
-    "data.max_pixels",
-    "data.tile_size",
-    "data.max_tiles",
-    "optim.lr",
-    "train.batch_size",
-    "train.log_every",
-    "train.step_timeout",
-    "checkpoint.every",
-)
-
-NOT_NEGATIVE = (
-    "run.seed",
-    "data.workers",
-    "data.lanes",
-    "data.chunk",
-    "data.window",
-    "data.eval_resize",
-    "model.registers",
-    "optim.weight_decay",
-    "optim.clip_norm",
-    "optim.warmup_steps",
-    "train.steps",
-    "train.epochs",
-    "train.micro_batch_size",
-    "train.eval_every",
-    "engine.shard_size",
-    "checkpoint.keep",
-    "checkpoint.keep_every",
-)
 
 
 def load(
@@ -294,78 +252,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def check(config: Config) -> None:
-    """Refuse values that no run can have."""
-    for key, choices in CHOICES.items():
-        value = attrgetter(key)(config)
-        if value not in choices:
-            words = [str(choice) for choice in choices]
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{nearest(value, words)}")
-    for key in POSITIVE + NOT_NEGATIVE:
-        value = attrgetter(key)(config)
-        if value < 0 or (value == 0 and key in POSITIVE):
-            raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
-    if not 0 < config.optim.layer_decay <= 1:
-        raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
-    if not 0 <= config.optim.ema < 1:
-        raise UsageError(f"optim.ema={config.optim.ema}: it must be at least 0 and below 1")
-    if config.checkpoint.keep_best and not config.data.val:
-        raise UsageError("checkpoint.keep_best=true needs data.val: its top-1 decides which is the best")
-    _check_offload(config.engine)
-    if not 0 <= config.data.max_bad_fraction <= 1:
-        raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
-    if bool(config.train.steps) == bool(config.train.epochs):
-        raise UsageError("set one of train.steps and train.epochs to a number above 0")
-    if config.objective.label_smoothing and config.objective.name not in ("softmax", "sigmoid"):
-        raise UsageError(
-            f"objective.label_smoothing={config.objective.label_smoothing}: objective.name="
-            f"{config.objective.name} has no classes to smooth"
-        )
-    training_sources(config.data)
-    if config.data.sequential:
-        _check_sequential(config)
-    low, high = config.data.augment.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
-
-
-def _check_sequential(config: Config) -> None:
-    if not isinstance(config.data.train, str):
-        raise UsageError("data.sequential=true: data.train is one URL, not a mixture")
-    if config.train.epochs:
-        raise UsageError("data.sequential=true: set train.steps, as the length of an epoch is not known")
-    if config.data.trace:
-        raise UsageError("data.sequential=true: data.trace needs indexed shards, whose samples have a place")
-
-
-def _check_offload(engine: EngineConfig) -> None:
-    offered = {"ddp": (), "fsdp": ("all",), "deepspeed": ("optimizer", "all")}[engine.kind]
-    if engine.offload not in ("none", *offered):
-        alternative = f"it offers {' and '.join(offered)}" if offered else "it offers none"
-        raise UsageError(
-            f"engine.offload={engine.offload}: not with engine.kind={engine.kind}; {alternative}"
-        )
-    if engine.kind == "deepspeed" and engine.offload == "all" and engine.zero_stage < 3:
-        raise UsageError("engine.offload=all: with engine.kind=deepspeed it needs engine.zero_stage=3")
-
-
-def training_sources(data: DataConfig) -> list[tuple[str, float]]:
-    """(shards, weight) of each source of data.train."""
-    if not data.train:
-        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
-    entries = data.train if isinstance(data.train, list) else [{"shards": data.train}]
-    sources = []
-    for entry in entries:
-        known = isinstance(entry, dict) and {"shards"} <= entry.keys() <= {"shards", "weight"}
-        weight = entry.get("weight", 1.0) if known else None
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
-            raise UsageError(
-                f"data.train: {entry} is not a source; each is written {{shards: FOLDER, weight: NUMBER}}"
-            )
-        sources.append((str(entry["shards"]), float(weight)))
-    return sources
 
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:

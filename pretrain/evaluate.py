@@ -37,6 +37,11 @@ class Evaluation:
     bad: int
     examples: list[Example]
 
+    @property
+    def score(self) -> float:
+        """The higher the better: top1, or the loss with its sign turned where there are no classes."""
+        return self.means.get("top1", -self.means["loss"])
+
     def row(self) -> dict[str, Any]:
         return {"n": self.n, **self.means, "bad": self.bad}
 

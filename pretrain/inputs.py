@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from data_tools.augment import EvalTransform, TrainTransform
 from data_tools.errors import UsageError
 from data_tools.mix import Mix
@@ -15,7 +17,8 @@ from data_tools.sequential import SequentialShards, SequentialStream
 from data_tools.shards import ShardSet
 from data_tools.stream import BatchStream, EvalStream, TrainStream
 
-from .config import Config, DataConfig, training_sources
+from .checks import training_sources
+from .config import Config, DataConfig
 from .engine.world import World
 from .model.variants import COLOURS
 from .split import BatchSplit
@@ -65,6 +68,16 @@ class Inputs:
         if isinstance(self.train, SequentialShards):
             return steps * self.config.train.batch_size
         return self.train.num_samples
+
+    def samples_of_step(self, step: int) -> dict[str, Any]:
+        """Positions and, where they are known, keys of the images of step `step` (from 1)."""
+        size = self.config.train.batch_size
+        first = (step - 1) * size
+        row: dict[str, Any] = {"positions": [first, first + size - 1]}
+        if isinstance(self.train, Mixture):
+            samples = self.train.locate(np.arange(first, first + size))[0]
+            row["keys"] = [self.train.key(sample) for sample in samples.tolist()]
+        return row
 
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
         data, seed = self.config.data, self.config.run.seed

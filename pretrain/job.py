@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, NoReturn
 from data_tools.errors import UsageError, UserError
 
 from . import config as configuration
+from . import watchdog
 from .config import Config
 from .model.variants import resolve
+from .rendezvous import Stopped, life, started_by_srun
 from .run_folder import RunFolder, log, write_json
 from .stop import EXIT_CODE, StopFlag
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from .inputs import Inputs
     from .train import StartingValues
 
 
@@ -58,10 +63,12 @@ def run_job(
     except UserError as error:
         fail(error, rank, first_only=True)
 
-    world = processes.start(config.train.step_timeout)
     try:
+        world = processes.start(config.train.step_timeout, config.launch.join_timeout, stop)
         folder.create()
-        world.rank0_first(folder.lock)
+        world.rank0_first(lambda: (folder.lock(), watchdog.clear(folder.path)))
+    except Stopped:
+        os._exit(EXIT_CODE)  # nothing has begun: the checkpoint is that of the life before
     except UserError as error:
         fail(error, rank, first_only=error.shared)
     before = folder.status()
@@ -70,27 +77,32 @@ def run_job(
         if rank == 0:
             folder.set_status(
                 "starting",
+                anew=True,
+                **life(),
                 wandb_id=folder.wandb_id(),
                 pid=os.getpid(),
                 steps=inputs.steps,
                 processes=size,
             )
-        from .train import Trainer
+        world.barrier()  # from here on status.json speaks of this life
+        with Watchdog(folder, rank, size, config.train.step_timeout, stop) as watch:
+            from .train import Trainer
 
-        trainer = Trainer(config, inputs, split, world, folder, stop, starting_values)
-        if trainer.finished:
+            if started_by_srun():
+                from .cpus import share_out
+
+                share_out(config.data.workers)
+            trainer = Trainer(config, inputs, split, world, folder, stop, watch, starting_values)
+            already = trainer.finished
+            if not already:
+                _note_settings(config, inputs, folder, changed)
+                code = trainer.run()
+        if already:
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 done = {"state": "done", "step": trainer.step, "exit_code": 0}
                 write_json(folder.status_file, before if before.get("state") == "done" else before | done)
             processes.leave(world, 0)
-        for key, values in changed.items():
-            log.info("changed since the last start: %s %s", key, values)
-        if rank == 0:
-            configuration.save(config, folder.path / "config.yaml")
-            if inputs.classes is not None:
-                write_json(folder.classes, inputs.classes)
-        code = trainer.run()
         if code == EXIT_CODE:
             log.info(
                 "stopped by %s at step %d, checkpoint saved",
@@ -112,13 +124,34 @@ def run_job(
         folder.set_status("failed", exit_code=1, reason="interrupted twice", rank=rank)
         os._exit(1)
     except Exception as error:
-        # A typed failure of another process ends this one too: it must not cover that one's status.
-        if folder.status().get("state") != "failed":
-            folder.set_status("failed", exit_code=1, reason=f"{type(error).__name__}: {error}", rank=rank)
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        _fail_unexpectedly(folder, rank, error)
     processes.leave(world, code)
+
+
+def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
+    for key, values in changed.items():
+        log.info("changed since the last start: %s %s", key, values)
+    if folder.rank == 0:
+        configuration.save(config, folder.path / "config.yaml")
+        if inputs.classes is not None:
+            write_json(folder.classes, inputs.classes)
+
+
+def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoReturn:
+    """End this process. The first one to fail says why; the others fail because of it: in their logs."""
+    text = traceback.format_exc()
+    reason = f"{type(error).__name__}: {error}"
+    log.error("rank %d on %s failed: %s", rank, socket.gethostname(), text)
+    if folder.set_failed(exit_code=1, reason=reason, rank=rank, traceback=text):
+        print(
+            f"{text}error: rank {rank} on {socket.gethostname()} failed: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
+    os._exit(1)
 
 
 def _changed_settings(config: Config) -> dict[str, str]:

@@ -60,14 +60,16 @@ def console_line(row: dict[str, Any], steps: int, seconds_left: float) -> str:
     """A row as one line for people."""
     parts = [
         f"step {row['step']}/{steps}",
-        f"loss {row['loss']:.4f}",
-        f"grad_norm {row['grad_norm']:.3f}",
+        "loss not finite" if row["loss"] is None else f"loss {row['loss']:.4f}",
+        "grad_norm not finite" if row["grad_norm"] is None else f"grad_norm {row['grad_norm']:.3f}",
         f"lr {row['lr']:.1e}",
         f"img/s {row['images_per_s']:.0f}",
         f"data_wait {row['data_wait']:.1%}",
     ]
     if row["mfu"] is not None:
         parts.append(f"mfu {row['mfu']:.1%}")
+    if row["nonfinite"]:
+        parts.append(f"steps left out {row['nonfinite']}")
     if row["bad_samples"]:
         parts.append(f"bad_samples {row['bad_samples']}")
     minutes, seconds = divmod(int(seconds_left), 60)

@@ -43,8 +43,28 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     if config.name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     else:
-        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum)
     return optimizer
+
+
+class SGD(torch.optim.SGD):
+    """torch's, heeding `found_inf` (a step where it is 1 changes nothing) as the fused AdamW does."""
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        kept = []
+        found, self.found_inf = self.found_inf, None  # torch's own refuses what it would not heed
+        if found is not None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    for tensor in (parameter, self.state[parameter]["momentum_buffer"]):
+                        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                        kept.append((local, local.clone()))
+        super().step()
+        for tensor, before in kept:
+            tensor.copy_(torch.where(found.bool(), before, tensor))
 
 
 def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer) -> None:

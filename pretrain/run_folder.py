@@ -6,16 +6,21 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError
 
 LOCK_PATIENCE = 30.0
+
+GOING_ON = ("starting", "running", "stopping")
 
 log = logging.getLogger("pretrain")
 
@@ -24,7 +29,8 @@ class RunFolder:
     """The folder `path` of a run.
 
     metrics.jsonl holds a row per logged step and per evaluation, in order, each step once. status.json tells
-    how the run stands: {"state": starting | running | done | stopped | failed, "exit_code", "step", ...}.
+    how the run stands: {"state": starting | running | stopping | done | stopped | failed, "exit_code",
+    "step", "step_time", "time", ...}; the times are seconds since 1970, of the last step and the last word.
     """
 
     def __init__(self, path: Path, rank: int = 0) -> None:
@@ -33,6 +39,7 @@ class RunFolder:
         self.status_file = path / "status.json"
         self.checkpoints = path / "checkpoints"
         self.bad_samples = path / "bad_samples.jsonl"
+        self.nonfinite = path / "nonfinite.jsonl"
         self.classes = path / "classes.json"
         self.report = path / "report.html"
         self.trace = path / "trace"
@@ -58,6 +65,7 @@ class RunFolder:
                 if not told:
                     print(f"{self.path} is in use by {owner}: waiting up to {patience:.0f} s", flush=True)
                     told = True
+                _end_earlier_life(owner)
                 if time.monotonic() > limit:
                     raise UsageError(
                         f"{self.path} is in use by {owner}: end that job first, or set another run.name",
@@ -68,7 +76,9 @@ class RunFolder:
                 log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        job = os.environ.get("SLURM_JOB_ID")
+        of_job = f" of SLURM job {job}" if job else ""
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}{of_job}\n")
         self._lock.flush()
 
     def log_to_file_and_console(self) -> None:
@@ -89,13 +99,40 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
 
-    def set_status(self, state: str, **facts: Any) -> None:
-        """Update status.json; facts that are not named stay."""
-        status = self.status() | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
-        if state in ("starting", "running"):
-            for fact in ("exit_code", "reason", "rank"):
-                status.pop(fact, None)
-        write_json(self.status_file, status)
+    def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
+        """Update status.json; facts that are not named stay.
+
+        What a process says while it goes on does not cover how the job ended, unless the job starts anew.
+        """
+        going_on = state in GOING_ON
+        with self._status_lock():
+            before = self.status()
+            if going_on and not anew:
+                if before.get("state") not in GOING_ON:
+                    return
+                state = "stopping" if before["state"] == "stopping" else state
+            status = before | {"state": state, "time": time.time(), "host": socket.gethostname()} | facts
+            if going_on:
+                for fact in ("exit_code", "reason", "rank", "traceback", *(["signal"] if anew else [])):
+                    status.pop(fact, None)
+            write_json(self.status_file, status)
+
+    def set_failed(self, **facts: Any) -> bool:
+        """Update status.json with a failure; False where another process was first, whose word stays."""
+        with self._status_lock():
+            before = self.status()
+            if before.get("state") == "failed":
+                return False
+            now = {"state": "failed", "time": time.time(), "host": socket.gethostname()}
+            write_json(self.status_file, before | now | facts)
+        return True
+
+    @contextmanager
+    def _status_lock(self) -> Iterator[None]:
+        with (self.path / ".status.lock").open("a") as stream:
+            with suppress(OSError):  # on a file system without locks the last word wins
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
     def wandb_id(self) -> str:
         """The W&B id of this run: made at its first start, the same ever after."""
@@ -112,6 +149,12 @@ class RunFolder:
                 kept = [row for row in read_rows(file) if row["step"] <= step]
                 replace(file, "".join(json.dumps(row) + "\n" for row in kept))
 
+    def add_nonfinite(self, row: dict[str, Any]) -> None:
+        """Note a step that was left out, once in the life of the run."""
+        if all(old["step"] != row["step"] for old in read_rows(self.nonfinite)):
+            with self.nonfinite.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
         """Note an unreadable sample unless it is noted already; returns whether it was new."""
         same = {key: row[key] for key in ("split", "shard", "key")}
@@ -125,6 +168,19 @@ class RunFolder:
         self.trace.mkdir(exist_ok=True)
         with (self.trace / f"rank-{self.rank}.jsonl").open("a") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _end_earlier_life(owner: str) -> None:
+    """Kill the process that holds the lock if it is left over from an earlier life of this very SLURM job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    match = re.fullmatch(r"process (\d+) on (\S+) of SLURM job (\d+)", owner)
+    if match and match[2] == socket.gethostname() and match[3] == job:
+        try:
+            environment = Path(f"/proc/{match[1]}/environ").read_bytes().split(b"\0")
+            if f"SLURM_JOB_ID={job}".encode() in environment:
+                os.kill(int(match[1]), signal.SIGKILL)
+        except OSError:  # it is gone
+            return
 
 
 class _Printer(logging.Handler):

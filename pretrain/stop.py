@@ -7,6 +7,7 @@ import signal
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopFlag:
@@ -20,7 +21,7 @@ class StopFlag:
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._set)
 
     def _set(self, number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
-from data_tools.errors import DataError, DivergedError
+from data_tools.errors import DataError
 from data_tools.stream import BatchStream, checksum
 
 from .config import Config
@@ -24,21 +23,25 @@ from .engine.kinds import ENGINES
 from .engine.saver import Retention, Saver
 from .engine.world import World
 from .evaluate import Example, Interrupted, evaluate
+from .fault import STEP_PHASES, Injector, parse_fault
 from .inputs import Inputs
 from .metrics import Meter, console_line, peak_flops, speed_row
 from .model.classifier import Classifier
 from .model.flops import training_flops
 from .model.init import initial_value
 from .model.masked import MaskedPatches
+from .nonfinite import NonFinite, finite
 from .objective import build_measure, build_objective
 from .optim import schedule
 from .progress import progress_bar
 from .report import write_report
 from .resume import newest_checkpoint, resume
 from .run_folder import RunFolder, log, read_rows
+from .skip import SkippingStream
 from .split import BatchSplit
 from .stop import EXIT_CODE, StopFlag
 from .tracking import start_tracking
+from .watchdog import Watchdog
 
 StartingValues = Callable[[nn.Module], InitialValue]
 
@@ -88,10 +91,13 @@ class Trainer:
         world: World,
         folder: RunFolder,
         stop: StopFlag,
+        watchdog: Watchdog,
         starting_values: StartingValues | None = None,
     ) -> None:
         self.config, self.inputs, self.split = config, inputs, split
-        self.world, self.folder, self.stop = world, folder, stop
+        self.world, self.folder, self.stop, self.watchdog = world, folder, stop, watchdog
+        self.fault = Injector(parse_fault(config.fault), world.rank, folder.path / ".fault")
+        self.nonfinite = NonFinite(config.train.max_nonfinite)
         self.objective = build_objective(config.objective)
         self.measure = build_measure(config.objective.name)
         with torch.device("meta"):
@@ -119,6 +125,7 @@ class Trainer:
         self.saved = self.step if found else -1
         known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
         self.bad = world.gather(known)[0]
+        self.nonfinite.total = sum(row["step"] <= self.step for row in read_rows(folder.nonfinite))
         self._new_bad = 0
         self._noted: set[tuple[str, str, str]] = set()
         self.examples: list[Example] = []
@@ -147,30 +154,35 @@ class Trainer:
         """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
         config, world, steps = self.config, self.world, self.inputs.steps
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
-        pin = world.device.type == "cuda"
         stopping = self._catch_up()
         self.meter.reset()
         with (
-            self.inputs.train_stream(self.split, world.rank, self.step, pin) as stream,
+            SkippingStream(config.train.skip, self._open_stream) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
         ):
             while self.step < steps and not stopping:
+                self.step = stream.seek(self.step)
                 rate = schedule(config.optim, self.step, steps)
+                objective = self.fault.objective(self.step + 1, self.objective)
                 loss = torch.zeros((), device=world.device)
                 for micro in range(self.split.accumulation):
                     last = micro == self.split.accumulation - 1
                     batch = self._next(stream)
-                    loss += self.engine.train_micro_batch(batch, self.objective, self.step, micro, last)
+                    self._enter("compute")
+                    loss += self.engine.train_micro_batch(batch, objective, self.step, micro, last)
+                self._enter("update")
                 norm = self.engine.update(rate, self.step)
+                self._enter("agree")
                 self.step += 1
+                self.nonfinite.add(self.step, norm)
                 advance(self.step)
                 stopping = self._step_boundary()
                 if self.step == 1 or self.step % config.train.log_every == 0 or self.step == steps:
-                    self._log(self._finite(loss), norm, rate)
+                    self._look_back()
+                    self._log(self.world.sum([loss.item()])[0] / self.split.batch_size, norm, rate)
                 if self._evaluation_due():
                     stopping |= self._evaluate()
                 if self.step % config.checkpoint.every == 0 or self.step == steps or stopping:
-                    self._finite(loss)
                     self._save()
         if stopping:
             self._save()
@@ -180,9 +192,19 @@ class Trainer:
         if world.rank == 0:
             write_report(self.folder, config, self.inputs.classes, self.examples)
         self.tracker.finish()
-        return EXIT_CODE if stopping and self.step < steps else 0
+        return EXIT_CODE if stopping and not self.finished else 0
 
-    def _next(self, stream: BatchStream) -> TileBatch:
+    def _enter(self, phase: str) -> None:
+        """Say where this process is: to the watchdog, and to a fault that waits for it."""
+        self.watchdog.enter(self.step, phase)
+        self.fault.enter(self.step + (phase in STEP_PHASES), phase)
+
+    def _open_stream(self, step: int) -> BatchStream:
+        pin = self.world.device.type == "cuda"
+        return self.inputs.train_stream(self.split, self.world.rank, step, pin)
+
+    def _next(self, stream: SkippingStream) -> TileBatch:
+        self._enter("data")
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
@@ -210,16 +232,18 @@ class Trainer:
             )
         return stopping > 0
 
-    def _finite(self, loss: Tensor) -> float:
-        """The loss of the step over all processes. Raises DivergedError when it is not a number."""
-        value = self.world.sum([loss.item()])[0] / self.split.batch_size
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"step {self.step}: the loss is {value}; the checkpoints before it are whole: lower optim.lr "
-                f"or lengthen optim.warmup_steps",
-                shared=True,
+    def _look_back(self) -> None:
+        """Note the steps left out since the last look. Raises DivergedError for too many in a row."""
+        for step in self.nonfinite.look():
+            if self.world.rank == 0:
+                row = self.inputs.samples_of_step(step)
+                self.folder.add_nonfinite({"step": step, **row})
+            log.warning(
+                "step %d: the loss or gradient is not finite, the step is left out; its samples stand in %s",
+                step,
+                self.folder.nonfinite,
             )
-        return value
+        self.nonfinite.check()
 
     def _log(self, loss: float, norm: Tensor, rate: float) -> None:
         meter = self.meter
@@ -230,17 +254,19 @@ class Trainer:
             "step": self.step,
             "images": self.step * self.split.batch_size,
             "epoch": self.inputs.epochs(self.step),
-            "loss": loss,
+            "loss": finite(loss),
             "lr": rate,
-            "grad_norm": norm.item(),
+            "grad_norm": finite(norm.item()),
             **speed_row(sums, seconds, self.world.size, self.peak),
             "bad_samples": self.bad,
+            "nonfinite": self.nonfinite.total,
         }
         if self.world.rank == 0:
             left = (self.inputs.steps - self.step) * self.split.batch_size / row["images_per_s"]
             log.info(console_line(row, self.inputs.steps, left))
             self.folder.add_metrics(row)
-            self.folder.set_status("running", step=self.step, loss=loss, steps=self.inputs.steps)
+            facts = {"loss": row["loss"], "images_per_s": row["images_per_s"], "seconds_left": left}
+            self.folder.set_status("running", step=self.step, steps=self.inputs.steps, **facts)
         self.tracker.log(row)
 
     def _evaluation_due(self) -> bool:
@@ -251,6 +277,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
+        self._enter("evaluation")
         stream = self._noting_bad(self.inputs.eval_stream(self.world))
         found = None
         with self.engine.averaged(), suppress(Interrupted):
@@ -266,8 +293,8 @@ class Trainer:
             self.folder.add_metrics(row)
             self.examples = found.examples
         self.tracker.log(row)
-        if self.config.checkpoint.keep_best and found.top1 > self.saver.best_top1:
-            self.saver.mark_best(self.step, found.top1)
+        if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
+            self.saver.mark_best(self.step, found.score)
             self._save()
         self.meter.since += time.perf_counter() - began
         return False
@@ -287,6 +314,11 @@ class Trainer:
 
     def _save(self) -> None:
         if self.saved == self.step:
+            return
+        self._enter("save")
+        self._look_back()
+        if self.nonfinite.streak and self.step < self.inputs.steps:
+            log.warning("step %d: not saved, as the last steps were left out", self.step)
             return
         self.saver.save(self.step, self.engine.ranges(), self._state() if self.world.rank == 0 else {})
         self.saved = self.step
@@ -313,6 +345,7 @@ class Trainer:
         for batch in batches:
             self._note_bad(batch, "val")
             yield batch
+            self._enter("evaluation")
 
     def _note_bad(self, batch: TileBatch, split: str) -> int:
         """Write unreadable samples to bad_samples.jsonl; returns how many were not in it."""

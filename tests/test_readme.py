@@ -33,11 +33,20 @@ def test_the_commands_for_your_own_images_run_as_written(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "mine.safetensors").is_file()
     assert '"top1"' in done.stdout and "red" in done.stdout
+    assert "#SBATCH --nodes=1" in done.stdout and "runs/mine: done  step 100/100" in done.stdout
 
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/order.md", "docs/checkpoints.md", "docs/tiles.md", "docs/data.md", "docs/peers.md"],
+    [
+        "README.md",
+        "docs/order.md",
+        "docs/checkpoints.md",
+        "docs/tiles.md",
+        "docs/data.md",
+        "docs/peers.md",
+        "docs/survive.md",
+    ],
 )
 def test_files_that_are_named_exist(page: str) -> None:
     text = (ROOT / page).read_text()

@@ -85,12 +85,17 @@ class Engine(ABC):
         batch = batch.to(self.world.device)
         with self.synchronize(last), self.autocast():
             total = loss(self.forward_module(batch), batch).sum()
-            # Engines average gradients over the processes; the objective is a sum over them.
-            self.backward(total * (self.world.size / self.config.train.batch_size))
+            # Engines average gradients over the processes; the objective is a sum over them. A loss that is
+            # not finite makes every gradient NaN (0 * inf), so that their norm tells all processes.
+            scale = self.world.size / self.config.train.batch_size
+            self.backward(total * (scale + 0.0 * total.detach()))
         return total.detach()
 
     def update(self, learning_rate: float, step: int) -> Tensor:
-        """Optimizer step `step` (from 0). Returns the whole gradient norm before clipping, on the device."""
+        """Optimizer step `step` (from 0). Returns the whole gradient norm before clipping, on the device.
+
+        Where the norm is not finite the step changes nothing; the device alone knows (`found_inf`).
+        """
         norm = self.clip_and_step(learning_rate)
         if self.ema:
             self.ema.update(step)
@@ -100,10 +105,12 @@ class Engine(ABC):
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.config.optim.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return norm
 
     @torch.no_grad()
     def logits(self, batch: TileBatch) -> Tensor:

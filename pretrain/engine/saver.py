@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -53,7 +54,7 @@ class Retention:
 
 
 def read_best(root: Path) -> dict[str, Any]:
-    """The file `best`: checkpoint, step and top1. Empty if there is none, or its folder is gone."""
+    """The file `best`: checkpoint, step and score (top1, or the loss, negative). Empty if there is none, or its folder is gone."""
     try:
         best = json.loads((root / "best").read_bytes())
         return best if (root / best["checkpoint"]).is_dir() else {}
@@ -81,7 +82,7 @@ class Saver:
         self.root, self.world, self.background = root, world, background
         self.retention, self.on_error = retention or Retention(), on_error
         self.error: UserError | None = None
-        self.best_top1: float = world.gather(read_best(root).get("top1", -1.0))[0]
+        self.best_score: float = world.gather(read_best(root).get("score", -math.inf))[0]
         self._best: dict[str, Any] = {}
         self._step: int | None = None
         self._publishing = False
@@ -112,11 +113,11 @@ class Saver:
         if not self.background:
             self.finish()
 
-    def mark_best(self, step: int, top1: float) -> None:
+    def mark_best(self, step: int, score: float) -> None:
         """Let the file `best` name checkpoint `step`, now or when it is published."""
-        self.best_top1 = top1
+        self.best_score = score
         final = step_folder(self.root, step)
-        self._best = {"checkpoint": final.name, "step": step, "top1": top1}
+        self._best = {"checkpoint": final.name, "step": step, "score": score}
         self.world.rank0_first(lambda: final.is_dir() and _point(self.root / "best", json.dumps(self._best)))
 
     @property

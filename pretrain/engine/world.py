@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from ..rendezvous import join, started_by_srun
+from ..stop import StopFlag
+
 
 @dataclass(frozen=True)
 class World:
@@ -58,17 +61,24 @@ def ranks_from_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(timeout: int) -> World:
-    """Join the job. `timeout`: seconds after which a collective that hangs raises an error."""
+def start(timeout: int, join_timeout: int, stop: StopFlag) -> World:
+    """Join the job. `timeout`: seconds after which a collective that hangs raises an error; join_timeout:
+    seconds for srun's processes to find each other. Raises as `rendezvous.join` does."""
     rank, size = ranks_from_environment()
     device = torch.device("cpu")
     backend = "gloo"
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        # A site may show each task its own GPU only.
+        local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    alone = {} if size > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
+    meeting = {}  # torchrun's, from the environment
+    if size == 1:
+        meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    elif started_by_srun():
+        meeting = {"store": join(rank, size, join_timeout, stop), "rank": rank, "world_size": size}
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
     return World(rank, size, device)
 
 

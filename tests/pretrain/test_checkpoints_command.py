@@ -48,7 +48,7 @@ def best_row(run: Path) -> dict:
 def test_the_newest_every_tenth_and_the_best_stay(run: Path) -> None:
     best = json.loads((run / "checkpoints/best").read_bytes())
     wanted = best_row(run)
-    assert (best["step"], best["top1"]) == (wanted["step"], wanted["top1"])
+    assert (best["step"], best["score"]) == (wanted["step"], wanted["top1"])
     steps = {int(path.name[5:]) for path in complete(run / "checkpoints")}
     assert steps == {10, 20, 30, 34, best["step"]}
 
@@ -69,7 +69,7 @@ def test_ls_shows_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step-00000034")
     assert "ddp x 1  holds ema, exp_avg, exp_avg_sq, model" in lines[0]
-    (line,) = [line for line in lines if "best: top1" in line]
+    (line,) = [line for line in lines if "best: score" in line]
     assert line.startswith(f"step-{best_row(run)['step']:08d}")
 
 

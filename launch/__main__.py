@@ -1,0 +1,39 @@
+"""python -m launch slurm CONFIG ... | status RUN"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from data_tools.errors import UserError
+
+USAGE = """usage: python -m launch COMMAND ...
+
+  slurm CONFIG --nodes N --gpus-per-node G [key=value ...]   check a job, write its batch script, queue it
+  status RUN [--follow]                                      how a run stands, wherever it runs
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    rest = rest[:-1] if rest else []
+    try:
+        if command == "slurm":
+            from .slurm import main as slurm
+
+            return slurm(rest)
+        if command == "status":
+            from .status import main as status
+
+            return status(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
+    return 0 if command in ("-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

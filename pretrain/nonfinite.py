@@ -1,0 +1,60 @@
+"""Steps whose loss or gradient is not finite: their update is left out on the device, and they are counted
+without waiting for it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from data_tools.errors import DivergedError
+
+
+class NonFinite:
+    """limit: so many in a row end the run.
+
+    The flag of a step stays on the device until `look` fetches all of them at once, where the loop waits for
+    the device anyway.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.streak = 0
+        self.total = 0
+        self._longest = 0
+        self._flags: list[tuple[int, Tensor]] = []
+
+    def add(self, step: int, norm: Tensor) -> None:
+        """norm: the norm of the whole gradient; not finite where the loss of any image was not."""
+        self._flags.append((step, torch.isfinite(norm)))
+
+    def look(self) -> list[int]:
+        """The steps since the last look whose update was left out."""
+        if not self._flags:
+            return []
+        finite = torch.stack([flag for _, flag in self._flags]).tolist()
+        steps = [step for (step, _), good in zip(self._flags, finite, strict=True) if not good]
+        longest = 0
+        for good in finite:
+            self.streak = 0 if good else self.streak + 1
+            longest = max(longest, self.streak)
+        self._flags.clear()
+        self.total += len(steps)
+        self._longest = longest
+        return steps
+
+    def check(self) -> None:
+        """Raises DivergedError where, up to the last look, too many came in a row."""
+        if self._longest >= self.limit:
+            raise DivergedError(
+                f"the loss is not finite in {self._longest} steps in a row (train.max_nonfinite="
+                f"{self.limit}); the checkpoints before them are whole: lower optim.lr, lengthen "
+                f"optim.warmup_steps, or pass over the steps with train.skip",
+                shared=True,
+            )
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None, as JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else None

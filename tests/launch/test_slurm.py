@@ -1,0 +1,253 @@
+"""`python -m launch slurm` and `status`: what is checked, what the script says, and what becomes of a job."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Data, losses, run, status, succeed, write_recipe
+from slurm_box import QueuedJob, Unavailable, call, cluster
+
+from launch.__main__ import main
+from launch.address import LOW, free_port
+from launch.status import describe
+from launch.verdict import decide, judge, seconds
+from pretrain.run_folder import RunFolder
+
+
+@pytest.fixture
+def recipe(data: Data, tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, data)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    try:
+        with cluster():
+            yield
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def launch(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([*map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_the_script_is_valid_bash_short_and_without_secrets(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    site = recipe.parent / "site.yaml"
+    site.write_text("{account: vision, modules: [cuda/12.8], environment: [NCCL_DEBUG=WARN], interface: ib0}")
+    sizes = ("--nodes", "1-2", "--gpus-per-node", 2, "--cpus-per-task", 4, "--time", "1-00:00:00")
+    settings = (f"run.dir={recipe.parent}", "run.name=a-run", "--cluster", site)
+    for launcher in ("srun", "torchrun"):
+        code, script, _ = launch(
+            capsys, "slurm", recipe, *sizes, *settings, "--launcher", launcher, "--print", "data.val=''"
+        )
+        assert code == 0
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+        if shutil.which("shellcheck"):
+            checked = subprocess.run(["shellcheck", "-"], input=script, text=True, capture_output=True)
+            assert checked.returncode == 0, checked.stdout
+        assert "very-secret" not in script and len(script.splitlines()) < 55
+        for line in ("#SBATCH --nodes=1-2", "#SBATCH --account=vision", "export GLOO_SOCKET_IFNAME=ib0"):
+            assert line in script.splitlines()
+        assert "data.val=" in script and "run.name=a-run" in script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--nodes", 5, "--gpus-per-node", 1), "does not divide by 5"),
+        (("--nodes", "4-", "--gpus-per-node", 1), "--nodes 4-"),
+        (("--nodes", 1, "--gpus-per-node", 0), "--tasks-per-node"),
+        (("--nodes", 1, "--gpus-per-node", 1, "optim.lrr=1"), "did you mean optim.lr"),
+        (("--nodes", 1, "--gpus-per-node", 1, "data.train=/no/such"), "/no/such"),
+        (("--nodes", 1, "--gpus-per-node", 1, "--cluster", "moon"), "moon.yaml"),
+        (("--nodes", 1, "--gpus-per-node", 1, "run.name=a b"), "run.name"),
+    ],
+)
+def test_what_the_job_would_be_refused_for_is_said_before_it_is_queued(
+    recipe: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], says: str
+) -> None:
+    code, _, error = launch(capsys, "slurm", recipe, *arguments, f"run.dir={recipe.parent}/runs")
+    assert code == 2 and says in error and error.count("\n") == 1
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_without_slurm_the_script_is_written_and_one_sentence_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(recipe.parent))
+    code, _, error = launch(
+        capsys, "slurm", recipe, "--nodes", 1, "--gpus-per-node", 2, f"run.dir={recipe.parent}"
+    )
+    assert code == 2 and error.count("\n") == 1 and "sbatch is not on this machine" in error
+    assert (recipe.parent / "tiny/slurm/job.sh").exists()
+
+
+def test_a_secret_in_the_site_settings_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = recipe.parent / "site.yaml"
+    site.write_text("environment: [WANDB_API_KEY=abc]")
+    code, _, error = launch(capsys, "slurm", recipe, "--nodes", 1, "--gpus-per-node", 1, "--cluster", site)
+    assert code == 2 and "WANDB_API_KEY" in error and "abc" not in error
+
+
+def life(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "job": "7",
+        "restart": 0,
+        "code": 1,
+        "state": "failed",
+        "signal": None,
+        "checkpoint": 10,
+        "reason": "",
+    }
+    return usual | changes
+
+
+STOPPED_BY_TERM = {"code": 75, "state": "stopped", "signal": "SIGTERM"}
+STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
+
+
+@pytest.mark.parametrize(
+    ("lives", "code"),
+    [
+        ([life(state="done", code=0)], 0),
+        ([life(**STOPPED_BY_TERM)], 75),
+        ([life(**STOPPED_BY_USR1)], 75),
+        ([life()], 75),
+        ([life(code=2)], 2),
+        ([life(code=3)], 3),
+        ([life(code=4)], 4),
+        ([life()] * 3, 75),
+        ([life()] * 4, 1),
+        ([life(**STOPPED_BY_USR1)] * 4, 1),
+        ([life(**STOPPED_BY_TERM)] * 20, 75),
+        ([life(), life(), life(**STOPPED_BY_TERM), life(), life()], 1),
+        ([life(), life(), life(), life(checkpoint=11), life(checkpoint=11)], 75),
+        ([life(job="6")] * 4 + [life()], 75),
+    ],
+)
+def test_a_job_is_requeued_unless_it_is_over_would_repeat_or_gets_nowhere(
+    lives: list[dict[str, Any]], code: int
+) -> None:
+    assert decide(lives, 3, False)[0] == code
+
+
+def test_a_cancelled_job_is_not_brought_back() -> None:
+    assert decide([life(**STOPPED_BY_TERM)], 3, True)[0] not in (0, 75)
+
+
+@pytest.mark.parametrize(
+    ("known", "srun", "state", "code"),
+    [
+        ({"state": "failed", "exit_code": 4, "reason": "x"}, 143, "failed", 4),
+        ({"state": "stopped", "exit_code": 75, "signal": "SIGUSR1"}, 1, "stopped", 75),
+        ({"state": "running"}, 137, "failed", 1),
+        ({}, 2, "failed", 2),
+        ({}, 143, "stopped", 75),
+        ({}, 0, "done", 0),
+        ({}, 139, "failed", 1),
+    ],
+)
+def test_what_the_run_says_goes_before_the_exit_code(
+    known: dict[str, Any], srun: int, state: str, code: int
+) -> None:
+    found = judge(known, srun, "7", 0, 0)
+    assert (found.state, found.code) == (state, code)
+
+
+def test_the_port_follows_from_the_job_and_moves_while_it_is_taken() -> None:
+    import socket
+
+    first = free_port(4321)
+    with socket.socket() as taken:
+        taken.bind(("", first))
+        taken.listen()
+        assert free_port(4321) != first
+    assert LOW <= first < LOW + 10000
+
+
+def test_times_of_slurm() -> None:
+    assert [seconds(text) for text in ("00:01:30", "1-00:00:00")] == [90, 86400]
+
+
+@pytest.mark.parametrize(
+    ("facts", "says", "good"),
+    [
+        ({"state": "running"}, "running  step 40/100  loss 1.5000  img/s 80  eta 0:01:00", True),
+        ({"state": "running", "time": 900.0}, "gone: no sign of life for 0:01:40", False),
+        ({"state": "running", "step_time": 800.0}, "stalled: no step for 0:03:20, in phase data", False),
+        ({"state": "stopping"}, "stopping", True),
+        ({"state": "stopped", "time": 0.0}, "stopped", True),
+        (
+            {"state": "failed", "rank": 3, "reason": "why", "exit_code": 1},
+            "failed, exit code 1 (rank 3): why",
+            False,
+        ),
+        ({"state": "done", "time": 0.0}, "done", True),
+    ],
+)
+def test_status_tells_how_a_run_stands(tmp_path: Path, facts: dict[str, Any], says: str, good: bool) -> None:
+    usual = {
+        "step": 40,
+        "steps": 100,
+        "loss": 1.5,
+        "images_per_s": 80.0,
+        "seconds_left": 60.0,
+        "phase": "data",
+    }
+    found = {"time": 999.0, "step_time": 999.0, **usual, **facts}
+    text, well = describe(RunFolder(tmp_path), found, 1000.0)
+    assert says in text and well == good
+
+
+def test_status_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = launch(capsys, "status", tmp_path)
+    assert code == 2 and "not a run folder" in error
+
+
+def test_a_job_is_preempted_told_of_its_limit_and_loses_a_node_and_nothing_is_lost(
+    slurm: None, recipe: Path
+) -> None:
+    """2 nodes × 2 processes; the last life has one node only. The long form: tests/drills/survive.py."""
+    settings = ("train.steps=40", "checkpoint.every=5", "engine.kind=fsdp", "data.trace=false")
+    succeed("pretrain", recipe, f"run.dir={recipe.parent}", "run.name=whole", *settings)
+    folder = recipe.parent / "job"
+    sizes = ("--nodes", "1-2", "--gpus-per-node", 2, "--time", 10, "--partition", "preempt")
+    more = ("fault=slow:rank=0:seconds=0.2", f"run.dir={recipe.parent}", "run.name=job")
+    job = QueuedJob(folder, recipe, *sizes, *settings, *more)
+    try:
+        job.wait_for_step(4)
+        job.preempt()
+        job.wait_for_restart(1)
+        assert "stopped by SIGTERM at step" in job.output and "requeued" in job.output
+        job.wait_for_step(12)
+        call("scancel", "--signal=USR1", job.id)  # what --signal sends before the time limit
+        job.wait_for_restart(2)
+        assert "stopped by SIGUSR1 at step" in job.output
+        job.wait_for_step(22)
+        call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+        job.wait_until(lambda: job.state == "COMPLETED")
+    finally:
+        job.cancel()
+        subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], capture_output=True)
+    assert job.field("ExitCode") == "0:0" and job.restarts == 3
+    assert "4 ranks × 3" in job.output and "2 ranks × 6" in job.output
+    assert losses(folder) == pytest.approx(losses(recipe.parent / "whole"), abs=1e-5)
+    stopped = [
+        int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+), checkpoint saved;", job.output)
+    ]
+    resumed = [int(step) for step in re.findall(r"resumed from .*: step (\d+)", job.output)]
+    assert resumed[:2] == stopped[:2], "a step was lost"
+    found = status(folder)
+    assert (found["state"], found["job"], found["restart"]) == ("done", job.id, 3)
+    assert "SLURM job" in run("launch", "status", folder).stdout
