@@ -54,7 +54,7 @@ class Retention:
 
 
 def read_best(root: Path) -> dict[str, Any]:
-    """The file `best`: checkpoint, step and score (top1, or the loss, negative). Empty if there is none, or its folder is gone."""
+    """The file `best`: checkpoint, step and `Evaluation.score`. Empty without one, or without its folder."""
     try:
         best = json.loads((root / "best").read_bytes())
         return best if (root / best["checkpoint"]).is_dir() else {}
