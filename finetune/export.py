@@ -20,7 +20,7 @@ def export_safetensors(run: str, destination: str, weights: str) -> int:
     return 0
 
 
-def export_peer(run: str, destination: str, peer: str, weights: str) -> int:
+def export_peer(run: str, destination: str, peer: str, weights: str = "auto") -> int:
     """Write a folder that hf (transformers) or timm reads. Returns the exit code."""
     source = open_source(run, weights)
     model = source.load(torch.device("cpu"))

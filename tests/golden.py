@@ -1,4 +1,4 @@
-"""Every array of the reference files beside ours; tests/bench/golden.py prints the differences."""
+"""Every array of the reference files beside ours; tests/bench/golden_table.py prints the differences."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The numbers of torchtune, transformers, timm, Google's code and scipy, array by array.
 
-`python tests/bench/golden.py FOLDER` prints the differences.
+`python tests/bench/golden_table.py FOLDER` prints the differences.
 """
 
 import pytest

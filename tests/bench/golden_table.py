@@ -1,6 +1,6 @@
 """How far our numbers are from the peers': one row for each reference file.
 
-    python tests/bench/golden.py [--all] FOLDER
+    python tests/bench/golden_table.py [--all] FOLDER
 
 FOLDER holds the reference files; --all prints every array.
 """
