@@ -61,7 +61,7 @@ def ranks_from_environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(timeout: int, join_timeout: int, stop: StopFlag) -> World:
+def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) -> World:
     """Join the job. `timeout`: seconds after which a collective that hangs raises an error; join_timeout:
     seconds for srun's processes to find each other. Raises as `rendezvous.join` does."""
     rank, size = ranks_from_environment()
