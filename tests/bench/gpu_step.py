@@ -179,7 +179,7 @@ def train(world: World, step: Step, quick: bool) -> dict[str, Any]:
 
     def run() -> None:
         engine.train_micro_batch(images, objective, 0, 0, last=True)
-        engine.update(1e-4)
+        engine.update(1e-4, 0)
 
     torch._dynamo.utils.counters.clear()
     if world.device.type == "cuda":
