@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("dst", metavar="DST", help="a new or empty folder, or one to go on with")
     command.add_argument(
-        "--csv", metavar="FILE", help="labels: columns file,label (a|b for two); SRC may be flat"
+        "--csv",
+        metavar="FILE",
+        help="labels: columns file (path inside SRC), label (a|b for two); SRC may be flat",
     )
     command.add_argument(
         "--shard-size", type=_size, default="1GB", metavar="BYTES", help="e.g. 100MB (default: 1GB)"

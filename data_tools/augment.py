@@ -14,7 +14,7 @@ from data_tools.errors import UsageError
 from data_tools.images import Decoded, Picture, Pixels
 from data_tools.order import AUGMENT, hash64, uniform
 from data_tools.randaugment import RandAugment
-from data_tools.tiles import choose_canvas, cut_tiles, fitted_size, resize
+from data_tools.tiles import Resample, choose_canvas, cut_tiles, fitted_size, resize
 
 Tiles = tuple[NDArray[np.uint8], int, int]  # (n, 3, S, S), rows, columns
 
@@ -90,11 +90,19 @@ class TrainTransform:
 class EvalTransform:
     """(image, position) -> (tiles, rows, columns) for evaluation; nothing is random.
 
-    With one tile: the short side resized to eval_resize (0: the tile size), then a centre crop.
-    With several: as in training, without crop and flip.
+    With one tile: the short side resized to eval_resize (0: the tile size), then a centre crop; or,
+    with crop False, the whole image resized to the tile, whatever its ratio. resample: how; bicubic or
+    bilinear, antialiased. With several: as in training, without crop and flip.
     """
 
-    def __init__(self, tile_size: int, max_tiles: int, eval_resize: int = 0) -> None:
+    def __init__(
+        self,
+        tile_size: int,
+        max_tiles: int,
+        eval_resize: int = 0,
+        crop: bool = True,
+        resample: Resample = "bicubic",
+    ) -> None:
         _check_sizes(tile_size, max_tiles)
         if eval_resize and eval_resize < tile_size:
             raise UsageError(
@@ -103,17 +111,21 @@ class EvalTransform:
             )
         self.tile_size, self.max_tiles = tile_size, max_tiles
         self.short_side = eval_resize or tile_size
+        self.crop, self.resample = crop, resample
 
     def __call__(self, image: Picture | Pixels, position: int) -> Tiles:
         picture = _as_picture(image)
         sides = picture.height, picture.width
         if self.max_tiles > 1:
-            resized, rows, columns = fit(picture.region(0, 0, *sides), self.tile_size, self.max_tiles)
+            pixels = picture.region(0, 0, *sides)
+            resized, rows, columns = fit(pixels, self.tile_size, self.max_tiles, self.resample)
             return cut_tiles(resized, rows, columns, self.tile_size), rows, columns
+        if not self.crop:
+            return fit(picture.region(0, 0, *sides), self.tile_size, 1, self.resample)[0][None], 1, 1
         short = min(sides)
         pixels = picture.region(*_centre(*sides, *(min(side, _MAX_RATIO * short) for side in sides)))
         height, width = (max(self.short_side, self.short_side * n // short) for n in pixels.shape[:2])
-        resized = resize(_channels_first(pixels), height, width).numpy()
+        resized = resize(_channels_first(pixels), height, width, self.resample).numpy()
         top, left, high, wide = _centre(height, width, self.tile_size, self.tile_size)
         return resized[None, :, top : top + high, left : left + wide], 1, 1
 
@@ -143,14 +155,14 @@ def crop_box(
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def fit(pixels: Pixels, tile_size: int, max_tiles: int) -> Tiles:
+def fit(pixels: Pixels, tile_size: int, max_tiles: int, resample: Resample = "bicubic") -> Tiles:
     """The image (3, h, w) resized to lie on its canvas of (rows, columns) tiles."""
     if max_tiles == 1:
-        return resize(_channels_first(pixels), tile_size, tile_size).numpy(), 1, 1
+        return resize(_channels_first(pixels), tile_size, tile_size, resample).numpy(), 1, 1
     height, width = pixels.shape[:2]
     rows, columns = choose_canvas(height, width, tile_size, max_tiles)
     size = fitted_size(height, width, (rows * tile_size, columns * tile_size), max_size=tile_size)
-    return resize(_channels_first(pixels), *size).numpy(), rows, columns
+    return resize(_channels_first(pixels), *size, resample).numpy(), rows, columns
 
 
 def _as_picture(image: Picture | Pixels) -> Picture:
@@ -190,7 +202,7 @@ def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: in
 
 def _centre(height: int, width: int, high: int, wide: int) -> tuple[int, int, int, int]:
     """The box (top, left, high, wide) in the middle of height x width."""
-    return round((height - high) / 2), round((width - wide) / 2), high, wide
+    return (height - high) // 2, (width - wide) // 2, high, wide
 
 
 def _check_sizes(tile_size: int, max_tiles: int) -> None:

@@ -24,7 +24,8 @@ class TileBatch:
 
     tiles: uint8 (T, C, S, S); tiles_per_image: int64 (B,), its sum is T; grid: int64 (B, 2), rows
     and columns; labels: int64 (B,), -1 for none, or (B, N) where images have several, the rows
-    filled up with -1; weight: float32 (B,), 0 for an image that only fills an evaluation batch;
+    filled up with -1, or float32 (B, N), numbers to predict; weight: float32 (B,), 0 for an image
+    that only fills an evaluation batch;
     position: int64 (B,), the position in the endless stream of images (the sample's number in
     evaluation); sample: int64 (B,), the sample's number in the shards; partner_labels: as labels, of
     the image that mixup or CutMix mixed in; mix: float32 (B,), the weight of the image's own

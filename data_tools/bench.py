@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from data_tools.augment import Tiles, TrainTransform, fit
 from data_tools.errors import UsageError
-from data_tools.images import Picture, Pixels, open_image
+from data_tools.images import DecodeError, Picture, Pixels, open_image
 from data_tools.jpeg import read_header
 from data_tools.mix import Mix
 from data_tools.order import Order
@@ -132,7 +132,7 @@ def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict
         for name in STAGES
     }
     samples = range(min(_COMPARED, len(shards)))
-    distances = [distance_from_pillow(shards.read(i), transform, i) for i in samples]
+    distances = [distance_from_pillow(shards.read(i), transform, i, recipe.max_pixels) for i in samples]
     distances = [distance for distance in distances if distance is not None]
     return {
         "images": images,
@@ -144,17 +144,23 @@ def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict
     }
 
 
-def distance_from_pillow(data: bytes, transform: TrainTransform, position: int) -> float | None:
+def distance_from_pillow(
+    data: bytes, transform: TrainTransform, position: int, max_pixels: int = sys.maxsize
+) -> float | None:
     """Mean absolute difference in grey levels between our resized crop and Pillow's.
 
     Pillow's: the whole image decoded, turned upright, cropped and resized with its antialiased bicubic
-    filter. None for anything but a plain JPEG: that is Pillow's own decoding.
+    filter. None for anything but a plain JPEG, which is Pillow's own decoding, and for unreadable ones.
     """
     if read_header(data) is None:
         return None
-    picture = open_image(data, sys.maxsize)
-    box = transform.box(picture.height, picture.width, transform.draws(position))
-    ours = fit(picture.region(*box), transform.tile_size, transform.max_tiles)[0].transpose(1, 2, 0)
+    try:
+        picture = open_image(data, max_pixels)
+        box = transform.box(picture.height, picture.width, transform.draws(position))
+        pixels = picture.region(*box)
+    except DecodeError:
+        return None
+    ours = fit(pixels, transform.tile_size, transform.max_tiles)[0].transpose(1, 2, 0)
     top, left, height, width = box
     with Image.open(io.BytesIO(data)) as image:
         cropped = ImageOps.exif_transpose(image.convert("RGB")).crop((left, top, left + width, top + height))

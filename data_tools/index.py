@@ -4,6 +4,7 @@ shardindex.json          valid for the `wids` reader, our keys beside; has the s
 shardindex.offsets.npy   one ROW a sample, memory-mappable
 shardindex.labels.npy    only where samples have several labels: int64, first samples + 1 numbers,
                          where the labels of each sample begin and end among those that follow
+shardindex.numbers.npy   only where labels are fractions: float32 (samples, numbers of a sample)
 classes.json             class names in the order of the labels; written by pack, or by hand
 
 A set in which no sample has a label is an unlabelled one (-1). The shards lie beside the index, or
@@ -33,6 +34,7 @@ from data_tools.storage import Storage
 INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
 LABELS_NAME = "shardindex.labels.npy"
+NUMBERS_NAME = "shardindex.numbers.npy"
 CLASSES_NAME = "classes.json"
 _COMPRESSED = re.compile(r".*\.(tar\.[a-z0-9]+|tgz|tbz2?|txz)", re.IGNORECASE)
 _SHOWN_DAMAGES = 10
@@ -40,11 +42,13 @@ _SHOWN_DAMAGES = 10
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of an index: rows, ROW (N,); labels, int64 as in the file, or None for one each."""
+    """The tables of an index: rows, ROW (N,); labels, int64 as in the file, or None for one each; numbers,
+    float32 (N, n), or None where labels are classes."""
 
     rows: NDArray[np.void]
     labels: NDArray[np.int64] | None = None
     max_labels: int = 1  # the most that a sample has
+    numbers: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,14 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
         ],
         "samples": len(tables.rows),
         "num_classes": count_classes(tables, classes),
+        "left_out": sum(len(scan.problems) for scan in scans),
         "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
     }
-    labels = folder / LABELS_NAME
-    if tables.labels is None:
-        labels.unlink(missing_ok=True)
-    else:
-        _write_atomically(labels, lambda file: np.save(file, tables.labels, allow_pickle=False))
-        index["labels"] = {"file": LABELS_NAME, "sha256": _sha256_of(labels), "max": tables.max_labels}
+    if _write_table(folder / LABELS_NAME, tables.labels):
+        sha256 = _sha256_of(folder / LABELS_NAME)
+        index["labels"] = {"file": LABELS_NAME, "sha256": sha256, "max": tables.max_labels}
+    if _write_table(folder / NUMBERS_NAME, tables.numbers):
+        index["numbers"] = {"file": NUMBERS_NAME, "sha256": _sha256_of(folder / NUMBERS_NAME)}
     write_json(folder / INDEX_NAME, index)
     problems = tuple(problem for scan in scans for problem in scan.problems)
     ignored = sum(scan.ignored for scan in scans)
@@ -139,9 +143,11 @@ def scan_shards(
 
 def merge(scans: list[Scan]) -> Tables:
     """The tables of all shards. In a labelled set, samples without a label become problems."""
-    if any((scan.rows["label"] != NO_LABEL).any() or scan.several for scan in scans):
+    if any((scan.rows["label"] != NO_LABEL).any() or scan.several or scan.numbers for scan in scans):
         for scan in scans:
             _leave_out_unlabelled(scan)
+    if any(scan.numbers for scan in scans):
+        return _merge_numbers(scans)
     rows = np.concatenate([scan.rows for scan in scans])
     if not any(scan.several for scan in scans):
         return Tables(rows)
@@ -159,8 +165,28 @@ def merge(scans: list[Scan]) -> Tables:
     return Tables(rows, np.concatenate([starts, values]), int(counts.max()))
 
 
+def _merge_numbers(scans: list[Scan]) -> Tables:
+    """The tables of a set in which labels are numbers, whole ones too."""
+    numbers, width = [], None
+    for scan in scans:
+        for row, label in enumerate(scan.rows["label"].tolist()):
+            values = scan.numbers.get(row) or scan.several.get(row, (label,))
+            width = len(values) if width is None else width
+            if len(values) != width or not values:
+                raise DataError(
+                    f"{scan.name} has a sample with {len(values)} numbers as its label where others have "
+                    f"{width}: give every sample the same number of them."
+                )
+            numbers.append(values)
+    rows = np.concatenate([scan.rows for scan in scans])
+    rows["label"] = NO_LABEL
+    return Tables(rows, numbers=np.array(numbers, np.float32))
+
+
 def count_classes(tables: Tables, classes: list[str] | None) -> int:
-    """The number of class names, or the highest label + 1."""
+    """The number of class names, or the highest label + 1; of numbers, how many a sample has."""
+    if tables.numbers is not None:
+        return tables.numbers.shape[1]
     if classes:
         return len(classes)
     values = tables.rows["label"] if tables.labels is None else tables.labels[len(tables.rows) + 1 :]
@@ -174,6 +200,7 @@ def _leave_out_unlabelled(scan: Scan) -> None:
     kept[list(scan.unlabelled)] = False
     moved = kept.cumsum() - 1
     scan.several = {int(moved[row]): labels for row, labels in scan.several.items()}
+    scan.numbers = {int(moved[row]): labels for row, labels in scan.numbers.items()}
     scan.rows, scan.unlabelled = scan.rows[kept], {}
     if not len(scan.rows):
         raise DataError(f"{scan.name} holds no labelled sample while other shards do.")
@@ -200,6 +227,15 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON in ASCII with a newline at the end, through a temporary name."""
     data = (json.dumps(content, indent=1) + "\n").encode()
     _write_atomically(path, lambda file: file.write(data))
+
+
+def _write_table(path: Path, table: NDArray[Any] | None) -> bool:
+    """Write a table, or remove the file where there is none; returns whether there is."""
+    if table is None:
+        path.unlink(missing_ok=True)
+        return False
+    _write_atomically(path, lambda file: np.save(file, table, allow_pickle=False))
+    return True
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

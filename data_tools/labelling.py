@@ -9,20 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
+from data_tools.labels import MAX_CLASSES
 from data_tools.sources import ShardSource, Source, extension
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
-_MAX_CLASSES = 1_000_000
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _SEPARATORS = re.compile(r"[|;]")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be packed: its path in the source, with slashes, its size, its label or labels."""
+    """One image to be packed: its path in the source, with slashes, its size, its label or labels.
+
+    label: None where the shards that it came from have none.
+    """
 
     path: str
     size: int
-    label: int | tuple[int, ...]
+    label: float | tuple[float, ...] | None  # classes are int, numbers to predict float
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,31 @@ def label_by_folder(source: Source) -> Labelled:
 def label_by_csv(source: Source, table: str | Path) -> Labelled:
     """Labels from a csv with the columns file and label; images that it does not list are ignored.
 
-    Several labels are separated by | or ;. Labels that are all numbers are taken as they are,
-    otherwise they are class names, numbered in plain byte order.
+    Several labels are separated by | or ;. Labels that are all whole numbers are taken as they are. If
+    they are all numbers and some are fractions, they are no classes but what a regression predicts.
+    Otherwise they are class names, numbered in plain byte order.
     """
     images, ignored = _images(source)
     names: dict[str, list[str]] = {}
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"{table} must have the columns file and label in its first line.")
+            columns = reader.fieldnames or []
+            if columns.count("file") != 1 or columns.count("label") != 1:
+                raise UsageError(f"{table} must have the columns file and label, once, in its first line.")
             for row in reader:
-                path = row["file"]
+                if None in row:
+                    raise DataError(
+                        f"{table}:{reader.line_num}: more cells than columns: several labels of an image "
+                        "are separated by |, and a name with a comma stands in quotes."
+                    )
+                path = (row["file"] or "").removeprefix("./")
                 labels = [label.strip() for label in _SEPARATORS.split(row["label"] or "")]
                 if path not in images:
-                    raise DataError(f"{table}:{reader.line_num}: {source.name} has no image {path!r}.")
+                    raise DataError(
+                        f"{table}:{reader.line_num}: {source.name} has no image {path!r}: "
+                        "files are named by their path inside of it."
+                    )
                 if what := _wrong(path, labels, names):
                     raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")
                 names[path] = labels
@@ -92,17 +106,19 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
 def label_by_shards(source: ShardSource) -> Labelled:
     """The labels that samples of shards have; class names are numbers where the shards have none."""
     shards = source.shards
-    if not shards.num_classes:
-        raise UsageError(
-            f"{source.name} holds shards without labels: give each sample a KEY.cls, or pack the images "
-            "from a folder for each class."
-        )
+    ignored = [str(problem) for problem in shards.problems]
+    if shards.left_out and not ignored:
+        advice = f"python -m data_tools verify {source.name} names them"
+        ignored = [f"a sample that the index leaves out: {advice}"] * shards.left_out
     entries = []
     for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
         labels = shards.labels_of(source.number(path))
-        entries.append(Entry(path, size, labels if shards.multilabel else labels[0]))
+        several = len(labels) > 1 or shards.multilabel
+        entries.append(Entry(path, size, labels if several else next(iter(labels), None)))
+    if shards.numeric:
+        return Labelled(entries, [], ignored)
     classes = shards.classes or [str(label) for label in range(shards.num_classes)]
-    return Labelled(entries, classes, [str(problem) for problem in shards.problems])
+    return Labelled(entries, classes, ignored)
 
 
 def _wrong(path: str, labels: list[str], names: dict[str, list[str]]) -> str | None:
@@ -110,15 +126,18 @@ def _wrong(path: str, labels: list[str], names: dict[str, list[str]]) -> str | N
         return "is listed twice"
     if not all(labels):
         return "has no label" if len(labels) == 1 else "has an empty label"
-    return "has a label twice" if len(set(labels)) < len(labels) else None
+    numbers = all(map(_NUMBER.fullmatch, labels)) and not all(label.isdigit() for label in labels)
+    return "has a label twice" if len(set(labels)) < len(labels) and not numbers else None
 
 
-def _number(labels: set[str], table: str) -> tuple[dict[str, int], list[str]]:
+def _number(labels: set[str], table: str) -> tuple[dict[str, int] | dict[str, float], list[str]]:
     if all(re.fullmatch("[0-9]+", label) for label in labels):
         count = max(map(int, labels)) + 1
-        if count > _MAX_CLASSES:
+        if count > MAX_CLASSES:
             raise UsageError(f"{table} has a label of {count - 1}: labels count the classes from 0.")
         return {label: int(label) for label in labels}, [str(label) for label in range(count)]
+    if all(_NUMBER.fullmatch(label) for label in labels):
+        return {label: float(label) for label in labels}, []
     classes = sorted(labels, key=os.fsencode)
     return {name: label for label, name in enumerate(classes)}, classes
 

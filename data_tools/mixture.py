@@ -61,6 +61,12 @@ class Mixture:
                     f"{shards.folder} and {first.folder} have different class names (classes.json): "
                     "the same label would mean two things; pack both with the same classes."
                 )
+            numbers = [s.num_classes if s.numeric else 0 for s in (shards, first)]
+            if numbers[0] != numbers[1]:
+                raise UsageError(
+                    f"{shards.folder} has {numbers[0]} numbers as the label of an image and {first.folder} "
+                    f"has {numbers[1]} (0: classes): mix sources with the same labels."
+                )
 
     # As an Order
 
@@ -163,6 +169,10 @@ class Mixture:
         return any(shards.multilabel for shards in self.sources)
 
     @property
+    def numeric(self) -> bool:
+        return self.sources[0].numeric
+
+    @property
     def max_labels(self) -> int:
         return max(shards.max_labels for shards in self.sources)
 
@@ -200,14 +210,16 @@ class Mixture:
         shards, inside = self._find(i)
         return shards.label(inside)
 
-    def labels_of(self, i: int) -> tuple[int, ...]:
+    def labels_of(self, i: int) -> tuple[int, ...] | tuple[float, ...]:
         shards, inside = self._find(i)
         return shards.labels_of(inside)
 
-    def label_row(self, i: int) -> NDArray[np.int64]:
+    def label_row(self, i: int) -> NDArray[np.int64] | NDArray[np.float32]:
         """As ShardSet.label_row(), as wide as the widest source."""
         shards, inside = self._find(i)
         row = shards.label_row(inside)
+        if shards.numeric:
+            return row
         return np.pad(row, (0, self.max_labels - len(row)), constant_values=-1)
 
     def key(self, i: int) -> str:

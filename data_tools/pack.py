@@ -12,6 +12,7 @@ it is complete.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -76,6 +77,7 @@ class _Plan:
     shuffle: bool
     shard_size: int
     recode: Recode
+    max_pixels: int | None  # where images are written anew
     sha256: str  # of the paths, sizes, labels and class names
 
 
@@ -116,15 +118,17 @@ def pack(
         if shuffle:
             order = permute(np.arange(len(entries)), len(entries), hash64(seed, _SHUFFLE))
             entries = [entries[i] for i in order]
-        plan = _plan(entries, labelled.classes, seed, shuffle, shard_size, recode)
-        _begin(folder, plan, labelled.classes)
+        content = _content(entries, labelled.classes)
+        limit = max_pixels if recode else None
+        plan = _Plan(len(entries), seed, shuffle, shard_size, recode, limit, content)
         unreadable: list[str] = []
 
         def prepare(entry: Entry, unreadable: list[str] = unreadable) -> _Image:
             return _prepare(source, entry, recode, max_pixels, unreadable)
 
-        _write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
-        packed.append(_finish(folder, labelled, sorted(unreadable)))
+        with _begun(folder, plan, labelled.classes):
+            _write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
+            packed.append(_finish(folder, labelled, len(entries), sorted(unreadable)))
     return packed
 
 
@@ -145,13 +149,11 @@ def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry],
     return [e for e, out in pairs if not out], [e for e, out in pairs if out]
 
 
-def _plan(
-    entries: list[Entry], classes: list[str], seed: int, shuffle: bool, shard_size: int, recode: Recode
-) -> _Plan:
+def _content(entries: list[Entry], classes: list[str]) -> str:
     content = hashlib.sha256(json.dumps(classes).encode())
     for entry in entries:
         content.update(_metadata(entry) + b"%d\n" % entry.size)
-    return _Plan(len(entries), seed, shuffle, shard_size, recode, content.hexdigest())
+    return content.hexdigest()
 
 
 def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
@@ -160,6 +162,24 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if other := [name for name in names if not allowed(name)]:
         raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
+
+
+@contextmanager
+def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
+    """`folder` with its plan, for this process alone; without one where no shard came about."""
+    _begin(folder, plan, classes)
+    with open(folder / PLAN_NAME) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being written by another pack: wait for it.") from None
+        try:
+            yield
+        except DataError:
+            if not any(folder.glob("shard-*.tar")):
+                for path in folder.iterdir():
+                    path.unlink()
+            raise
 
 
 def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
@@ -178,10 +198,15 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
     write_json(folder / CLASSES_NAME, classes)
 
 
-def _finish(folder: Path, labelled: Labelled, unreadable: list[str]) -> Packed:
+def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]) -> Packed:
     for left in folder.glob("*.tmp"):
         left.unlink()
     summary = build_index(folder)
+    if summary.samples != images:
+        raise DataError(
+            f"{folder} has {summary.samples} readable samples for {images} images, first "
+            f"{next(iter(summary.problems), 'none')}: this is a fault of pack."
+        )
     return Packed(
         folder,
         summary.samples,
@@ -288,4 +313,5 @@ def _new_shard(path: Path) -> Iterator[Any]:
 
 
 def _metadata(entry: Entry) -> bytes:
-    return json.dumps({"label": entry.label, "path": entry.path}).encode()
+    label = {} if entry.label is None else {"label": entry.label}
+    return json.dumps(label | {"path": entry.path}).encode()

@@ -73,6 +73,8 @@ def _cell(shards: ShardSet, i: int, tile_size: int, max_tiles: int, max_pixels: 
 
 def _title(shards: ShardSet, i: int) -> str:
     labels = shards.labels_of(i)
+    if shards.numeric:
+        return ", ".join(f"{number:.4g}" for number in labels)
     names = []
     for label in labels:
         name = shards.classes[label] if shards.classes else str(label)

@@ -63,5 +63,7 @@ AS_IT_IS = Recode()
 def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not a JPEG, PNG or WebP image") from None
     except Exception as error:  # hostile bytes make a decoder raise almost anything
         raise DecodeError(f"{type(error).__name__}: {error}") from error

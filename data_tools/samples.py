@@ -3,7 +3,7 @@
 A sample is all members of a shard with one key: the path up to the first dot of the base name, as
 in the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg,
 png, webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json, an
-integer or a list of them. Nothing is extracted and nothing unpickled.
+integer or a list of them, or a fraction or a list with one. Nothing is extracted and nothing unpickled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Scan:
     """What a pass over one shard found.
 
     rows: ROWs in the order of the file; the label is the first one, NO_LABEL for none. several: row
-    to labels, for samples with a list of other than one. keys: of the rows without any label.
+    to labels, for samples with a list of other than one. numbers: row to labels, for samples with
+    fractions; their rows say NO_LABEL. keys: of the rows without any label.
     ignored: files that are neither image, cls nor json.
     """
 
@@ -53,6 +54,7 @@ class Scan:
     sha256: str
     rows: NDArray[np.void]
     several: dict[int, tuple[int, ...]]
+    numbers: dict[int, tuple[float, ...]]
     unlabelled: dict[int, str]
     problems: list[Problem]
     ignored: int
@@ -61,7 +63,7 @@ class Scan:
 @dataclass
 class _Sample:
     images: list[Member] = field(default_factory=list)
-    labels: dict[str, tuple[int, ...] | str | None] = field(default_factory=dict)  # str: what is wrong
+    labels: dict[str, tuple[float, ...] | str | None] = field(default_factory=dict)  # str: what is wrong
 
 
 def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | None) -> Scan:
@@ -72,15 +74,20 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
     size, shown = storage.size(name), storage.shown(name)
     file = storage.open(name, size)
     samples, problems, ignored = _group(file, name, shown)
-    rows, several, unlabelled = [], {}, {}
+    named = {problem.key for problem in problems}
+    rows, several, numbers, unlabelled = [], {}, {}, {}
     for key, sample in samples.items():
         try:
             image, labels = _image(sample.images), _labels(sample.labels, classes)
         except ValueError as error:
-            problems.append(Problem(name, key, str(error)))
+            if key not in named:
+                problems.append(Problem(name, key, str(error)))
             continue
         if labels is None:
             unlabelled[len(rows)] = key
+        elif labels and isinstance(labels[0], float):
+            numbers[len(rows)] = labels
+            labels = ()
         elif len(labels) != 1:
             several[len(rows)] = labels
         label = labels[0] if labels else NO_LABEL
@@ -90,7 +97,9 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
             f" (the first of {len(problems)}: {problems[0].key}: {problems[0].reason})" if problems else ""
         )
         raise DataError(f"{shown} holds no usable sample{first}: remove it or write it again.")
-    return Scan(name, size, file.sha256(), np.array(rows, ROW), several, unlabelled, problems, ignored)
+    return Scan(
+        name, size, file.sha256(), np.array(rows, ROW), several, numbers, unlabelled, problems, ignored
+    )
 
 
 def _group(file: WindowedFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
@@ -137,7 +146,7 @@ def unusable(member: Member, extension: str) -> str | None:
     return None
 
 
-def parse_label(file: WindowedFile, member: Member, extension: str) -> tuple[int, ...] | str | None:
+def parse_label(file: WindowedFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
     """The labels in a cls or json member, None for none, or what is wrong with it."""
     if member.size > _MAX_LABEL_FILE:
         return f"a {extension} member of {member.size} bytes"
@@ -157,13 +166,13 @@ def _image(images: list[Member]) -> Member:
 
 
 def _labels(
-    found: dict[str, tuple[int, ...] | str | None], classes: list[str] | None
-) -> tuple[int, ...] | None:
+    found: dict[str, tuple[float, ...] | str | None], classes: list[str] | None
+) -> tuple[float, ...] | None:
     """The labels of a sample: from its cls member, else its json member, else None."""
     labels = found["cls"] if "cls" in found else found.get("json")
     if isinstance(labels, str):
         raise ValueError(labels)
     for label in labels or ():
-        if classes is not None and label >= len(classes):
+        if classes is not None and isinstance(label, int) and label >= len(classes):
             raise ValueError(f"label {label}, but classes.json has {len(classes)} classes")
     return labels

@@ -43,7 +43,7 @@ class _Sample:
     key: str
     shard: str
     images: list[bytes] = field(default_factory=list)
-    labels: dict[str, tuple[int, ...] | str | None] = field(default_factory=dict)
+    labels: dict[str, tuple[int, ...] | tuple[float, ...] | str | None] = field(default_factory=dict)
     problem: str = ""
 
     def label(self, num_classes: int) -> int:
@@ -53,6 +53,8 @@ class _Sample:
             raise DecodeError(self.problem or f"{len(self.images)} images under one key")
         if found is None or isinstance(found, str) or len(found) != 1:
             raise DecodeError(found if isinstance(found, str) else "not one label")
+        if isinstance(found[0], float):
+            raise DecodeError(f"label {found[0]} is not a class")
         if found[0] >= num_classes:
             raise DecodeError(f"label {found[0]}, but there are {num_classes} classes")
         return found[0]
@@ -64,7 +66,7 @@ class SequentialShards:
     urls: with {000..127} spelled out; classes: their names, or None; num_classes: their number.
     """
 
-    multilabel = False
+    multilabel = numeric = False
 
     def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:
         if not pattern.lower().startswith(("http://", "https://")) or "*" in pattern or pattern.endswith("/"):

@@ -15,6 +15,7 @@ from data_tools.errors import DataError, UsageError
 from data_tools.index import (
     INDEX_NAME,
     LABELS_NAME,
+    NUMBERS_NAME,
     OFFSETS_NAME,
     Tables,
     count_classes,
@@ -40,6 +41,7 @@ class ShardSet:
 
     classes: class names in the order of the labels, or None; num_classes: their number, or the
     highest label + 1; multilabel: whether samples have lists of labels, of up to max_labels;
+    numeric: whether labels are numbers to predict, num_classes of them for each sample;
     remote: whether any shard is read by URL; index_sha256: changes with any change of the shards or
     the tables; problems: what was left out, if the set was scanned and not opened.
     """
@@ -55,8 +57,10 @@ class ShardSet:
     ) -> None:
         self.folder, self.classes, self.num_classes = folder, load_classes(folder), num_classes
         self.index_sha256, self.problems = index_sha256, problems
+        self.left_out = len(problems)
         self.table, self.label_table = tables.rows, tables.labels
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
+        self.numbers, self.numeric = tables.numbers, tables.numbers is not None
         self._shards = shards  # name or URL, and size in bytes
         self.remote = any(is_url(name) for name, _ in shards)
         self._storage = Storage(folder)
@@ -75,7 +79,9 @@ class ShardSet:
             if not is_url(entry["url"]) and (problem := size_problem(storage, entry)):
                 raise DataError(f"{folder / entry['url']}: {problem}.")
         listed = [(entry["url"], entry["filesize"]) for entry in index["shardlist"]]
-        return cls(folder, listed, _open_tables(folder, index), index["num_classes"], sha256)
+        shards = cls(folder, listed, _open_tables(folder, index), index["num_classes"], sha256)
+        shards.left_out = index.get("left_out", 0)
+        return shards
 
     @classmethod
     def scan(cls, folder: Path) -> ShardSet:
@@ -139,16 +145,20 @@ class ShardSet:
         """The label() of several samples, in their shape."""
         return self.table["label"][np.asarray(ids)].astype(np.int64)
 
-    def labels_of(self, i: int) -> tuple[int, ...]:
+    def labels_of(self, i: int) -> tuple[int, ...] | tuple[float, ...]:
         """All labels of sample i."""
+        if self.numbers is not None:
+            return tuple(self.numbers[i].tolist())
         if self.label_table is None:
             return (self.label(i),) if self.label(i) != NO_LABEL else ()
         base = len(self.table) + 1
         first, last = self.label_table[i], self.label_table[i + 1]
         return tuple(self.label_table[base + first : base + last].tolist())
 
-    def label_row(self, i: int) -> NDArray[np.int64]:
-        """All labels of sample i, int64 (max_labels,), filled up with -1."""
+    def label_row(self, i: int) -> NDArray[np.int64] | NDArray[np.float32]:
+        """All labels of sample i, int64 (max_labels,), filled up with -1; numbers, float32."""
+        if self.numbers is not None:
+            return np.array(self.numbers[i])
         row = np.full(self.max_labels, NO_LABEL, np.int64)
         labels = self.labels_of(i)
         row[: len(labels)] = labels
@@ -255,6 +265,11 @@ def _open_tables(folder: Path, index: dict[str, Any]) -> Tables:
     rows, size = _open_table(folder, OFFSETS_NAME), index["samples"]
     if rows.dtype != ROW or rows.shape != (size,):
         raise DataError(_misfit(folder, OFFSETS_NAME))
+    if "numbers" in index:
+        numbers = _open_table(folder, NUMBERS_NAME)
+        if numbers.dtype != np.float32 or numbers.shape != (size, index["num_classes"]):
+            raise DataError(_misfit(folder, NUMBERS_NAME))
+        return Tables(rows, numbers=numbers)
     if "labels" not in index:
         return Tables(rows)
     labels = _open_table(folder, LABELS_NAME)

@@ -142,10 +142,16 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     if path.suffix == ".json" or (path / "shardindex.json").is_file():
         return ShardSource(ShardSet.open(path), str(path))
-    if path.is_dir() and any(path.glob("*.tar")):
-        return ShardSource(ShardSet.scan(path), str(path))
     if path.is_dir():
-        return FolderSource(path)
+        folder, tar = FolderSource(path), next(path.glob("*.tar"), None)
+        if tar is None:
+            return folder
+        if image := next((name for name, _ in folder.files() if extension(name)), None):
+            raise UsageError(
+                f"{path} holds images ({image}) and a tar ({tar.name}), which would be packed as a shard: "
+                "move one of them away."
+            )
+        return ShardSource(ShardSet.scan(path), str(path))
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipSource(path)
     if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
@@ -155,8 +161,8 @@ def open_source(path: str | Path) -> Source:
 
 def extension(path: str) -> str | None:
     """The extension of a path in lower case, if it is that of an image."""
-    found = path.rpartition("/")[2].rpartition(".")[2].lower()
-    return found if found in IMAGE_EXTENSIONS else None
+    stem, _, found = path.rpartition("/")[2].rpartition(".")
+    return found.lower() if stem and found.lower() in IMAGE_EXTENSIONS else None
 
 
 def _common_folder(names: list[str], archive: str) -> str:

@@ -37,7 +37,7 @@ class Item:
     tiles: NDArray[np.uint8]
     rows: int
     columns: int
-    label: int | NDArray[np.int64]  # one, or a row of several
+    label: int | NDArray[np.int64] | NDArray[np.float32]  # one, or a row of several, or numbers
     position: int
     sample: int
     weight: float = 1.0
@@ -211,8 +211,10 @@ def checksum(batch: TileBatch) -> list[int]:
     return [zlib.crc32(image.contiguous().numpy()) for image in images]
 
 
-def _label(shards: ShardSet, sample: int) -> int | NDArray[np.int64]:
-    return shards.label_row(sample) if shards.multilabel else shards.label(sample)
+def _label(shards: ShardSet, sample: int) -> int | NDArray[np.int64] | NDArray[np.float32]:
+    if shards.multilabel or shards.numeric:
+        return shards.label_row(sample)
+    return shards.label(sample)
 
 
 def _bad_sample(shards: ShardSet, sample: int, error: DecodeError) -> BadSample:
@@ -237,7 +239,7 @@ def assemble(
         tiles=tiles,
         tiles_per_image=torch.tensor(counts),
         grid=torch.tensor([(item.rows, item.columns) for item in items]),
-        labels=torch.tensor(np.array([item.label for item in items], np.int64), pin_memory=pin),
+        labels=torch.tensor(np.array([item.label for item in items]), pin_memory=pin),
         weight=torch.tensor([item.weight for item in items], pin_memory=pin),
         position=torch.tensor([item.position for item in items]),
         sample=torch.tensor([item.sample for item in items]),

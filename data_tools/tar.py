@@ -17,6 +17,7 @@ from data_tools.errors import DataError
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20  # bytes of one PAX or long-name record; real ones hold a path
+_MAX_DIGITS = 20  # of a size
 _REGULAR = (b"0", b"\0", b"7")
 
 
@@ -164,7 +165,9 @@ def _records(content: bytes, shard: str, position: int) -> dict[str, str]:
             raise DataError(f"{shard} has a damaged extended header at byte {position}.")
         if key.startswith(b"GNU.sparse"):
             raise DataError(f"{shard} holds a sparse file at byte {position}: write it as plain tar.")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"size" and not (value.isdigit() and len(value) < _MAX_DIGITS):
+            raise DataError(f"{shard} has a member of impossible size at byte {position}.")
+        if key in (b"path", b"size"):
             found[key.decode()] = value.decode("utf-8", "surrogateescape")
         start = end
     return found

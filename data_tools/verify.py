@@ -10,7 +10,7 @@ import numpy as np
 
 from data_tools.errors import DataError
 from data_tools.images import DecodeError, decode
-from data_tools.index import LABELS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
+from data_tools.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
 from data_tools.samples import Problem, Scan
 from data_tools.shards import ShardSet, load_index, size_problem
 from data_tools.storage import Storage
@@ -52,6 +52,8 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
         yield Problem(OFFSETS_NAME, "", "does not fit the shards: run python -m data_tools index")
     elif not np.array_equal(tables.labels, shards.label_table):
         yield Problem(LABELS_NAME, "", "does not fit the shards: run python -m data_tools index")
+    elif not np.array_equal(tables.numbers, shards.numbers):
+        yield Problem(NUMBERS_NAME, "", "does not fit the shards: run python -m data_tools index")
     elif decode_images:
         yield from _undecodable(shards, max_pixels, threads)
 
@@ -71,7 +73,7 @@ def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
             f"{samples} ranks, or more data"
         )
     if shards.remote and mean < _READ_BYTES:
-        return False, (
+        return True, (
             f"balanced, but slow: {size} cannot be read in pieces of {_READ_BYTES >> 20} MiB: pack them "
             "again with --shard-size 100MB or more"
         )

@@ -74,11 +74,12 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("shards", metavar="SHARDS")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=4, help="decoding threads (default: 4)")
+    _add_weights(parser)
     given = parser.parse_args(arguments)
 
     from .predict import evaluate_run
 
-    return evaluate_run(given.run, given.shards, given.batch_size, given.workers)
+    return evaluate_run(given.run, given.shards, given.batch_size, given.workers, given.weights)
 
 
 def _predict(arguments: list[str]) -> int:
@@ -89,25 +90,39 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--topk", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON line for each image")
+    _add_weights(parser)
     given = parser.parse_args(arguments)
 
     from .predict import predict_images
 
-    return predict_images(given.run, given.images, given.topk, given.json)
+    return predict_images(given.run, given.images, given.topk, given.json, given.weights)
 
 
 def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m finetune export", description="The weights of a run as one file."
+        prog="python -m finetune export", description="The weights of a run for other programs."
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
-    parser.add_argument("destination", metavar="DST", help="the file to write")
-    parser.add_argument("--format", choices=["safetensors"], required=True)
+    parser.add_argument("destination", metavar="DST", help="the file to write; for hf and timm a new folder")
+    parser.add_argument(
+        "--format",
+        choices=["safetensors", "hf", "timm"],
+        required=True,
+        help="safetensors: one file for this program; hf: transformers; timm: timm's hub form",
+    )
+    _add_weights(parser)
     given = parser.parse_args(arguments)
 
-    from .export import export_safetensors
+    from .export import export_peer, export_safetensors
 
-    return export_safetensors(given.run, given.destination)
+    if given.format == "safetensors":
+        return export_safetensors(given.run, given.destination, given.weights)
+    return export_peer(given.run, given.destination, given.format, given.weights)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    text = "auto: averaged if the run kept averages (default); ema: averaged; last: as trained"
+    parser.add_argument("--weights", choices=["auto", "ema", "last"], default="auto", help=text)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
     shapes |= {name: tuple(value.shape) for name, value in adapted.items()}
     origin: dict[str, str] = {}
     for name, parameter in model.named_parameters():
-        if name.startswith("head.") or (name not in shapes and old.max_tiles == 1 < new.max_tiles):
+        new_tables = old.max_tiles == 1 < new.max_tiles
+        new_pool = source.objective == "masked_patches" and name.startswith("pool.")
+        if name.startswith("head.") or (name not in shapes and (new_tables or new_pool)):
             origin[name] = "initialised"
             continue
         if name not in shapes:

@@ -17,6 +17,7 @@ HEAD_FIELDS = {"head", "head_hidden", "head_activation", "head_bias", "num_class
 class FinetuneConfig(Config):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
     init: str = ""  # a run folder, a checkpoint folder, or a file of `finetune export`
+    init_weights: str = "auto"  # auto: averaged if the run kept averages | ema | last: as trained
     init_resize: str = "bilinear"  # bilinear (the paper's) | bicubic (antialiased)
 
 
@@ -29,9 +30,11 @@ def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, 
     config = load(path, overrides, FinetuneConfig)
     if config.init_resize not in ("bilinear", "bicubic"):
         raise UsageError(f"init_resize={config.init_resize}: it is one of bilinear, bicubic")
+    if config.init_weights not in ("auto", "ema", "last"):
+        raise UsageError(f"init_weights={config.init_weights}: it is one of auto, ema, last")
     if not config.init:
         raise UsageError("init is empty: give the pretrained run, init=RUN|CHECKPOINT|FILE")
-    source = open_source(config.init)
+    source = open_source(config.init, config.init_weights)
     body = {item.name for item in fields(ModelConfig)} - HEAD_FIELDS
     defaults = {
         "model": {key: value for key, value in source.facts["model"].items() if key in body},

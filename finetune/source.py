@@ -13,14 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
-from pretrain.config import Config, DataConfig, ModelConfig
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig
+from pretrain.engine.checkpoint import Checkpoint, open_checkpoint
 from pretrain.model.classifier import Classifier
 from pretrain.train import build_model
+from pretrain.weights_file import FACTS, METADATA_KEY
 
-# What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
-FACTS = ("step", "model", "num_classes", "classes", "preprocessing")
-METADATA_KEY = "vit-pretrain"
+from .peers import is_peer, read_peer
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,18 @@ class Source:
         known = self.facts["preprocessing"]
         return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
 
+    @property
+    def objective(self) -> str:
+        """The name of what the weights were trained for."""
+        return self.facts.get("objective", "softmax")
+
     def build(self) -> Classifier:
         """The classifier without its weights, on the current default device."""
-        config = Config(model=ModelConfig(**self.facts["model"]), data=self.data)
+        config = Config(
+            model=ModelConfig(**self.facts["model"]),
+            data=self.data,
+            objective=ObjectiveConfig(name=self.objective),
+        )
         return build_model(config, self.facts["num_classes"])
 
     def load(self, device: torch.device) -> Classifier:
@@ -56,42 +64,45 @@ class Source:
         return classes[label] if classes and label < len(classes) else str(label)
 
 
-def open_source(init: str) -> Source:
+def open_source(init: str, weights: str = "auto") -> Source:
     """Open a run folder, a checkpoint folder or a safetensors file; its files are verified first.
 
+    Or a checkpoint of transformers or timm, a folder or its safetensors file, or Google's .npz file.
+
     Raises UsageError if it is none of them, DataError if it is damaged. Of a run, the newest checkpoint
-    whose files are whole is taken.
+    whose files are whole is taken; `weights` is as in `Checkpoint.weights`.
     """
     path = Path(init)
+    if path.is_file() and not _is_ours(path) and is_peer(path):
+        return _from_peer(path)
     if path.is_file():
+        if weights == "ema":
+            raise UsageError(f"{init}: a file has one set of weights; ema is chosen when it is written")
         return _from_file(path)
-    if (path / "manifest.json").is_file():
-        checkpoint = Checkpoint(path)
-        checkpoint.verify()
-        return _from_checkpoint(checkpoint)
-    candidates = complete(path / "checkpoints")
-    if not candidates:
-        raise UsageError(
-            f"{init}: not a run with a checkpoint, nor a checkpoint, nor an exported file: check the path"
-        )
-    damage = ""
-    for candidate in candidates:
-        try:
-            checkpoint = Checkpoint(candidate)
-            checkpoint.verify()
-        except DataError as error:
-            damage = damage or str(error)
-            continue
-        if damage:
-            print(f"{damage}; using {candidate.name}")
-        return _from_checkpoint(checkpoint)
-    raise DataError(f"{damage}; no older checkpoint of {init} is whole")
+    if is_peer(path) and not (path / "manifest.json").is_file():
+        return _from_peer(path)
+    return _from_checkpoint(open_checkpoint(path), weights)
 
 
-def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    shapes = {key[6:]: shape for key, shape in checkpoint.tensors.items() if key.startswith("model/")}
-    facts = {key: checkpoint.state[key] for key in FACTS}
-    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(f"model/{name}"))
+def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> Source:
+    keys = checkpoint.weights(weights)
+    shapes = {name: checkpoint.tensors[key] for name, key in keys.items()}
+    facts = {key: checkpoint.state[key] for key in FACTS if key in checkpoint.state}
+    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
+
+
+def _from_peer(path: Path) -> Source:
+    model, facts = read_peer(path)
+    state = dict(model.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    return Source(str(path), facts, shapes, lambda name: state[name].detach().float())
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return METADATA_KEY in (safe_open(path, "pt").metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _from_file(path: Path) -> Source:
@@ -100,7 +111,10 @@ def _from_file(path: Path) -> Source:
         facts = json.loads((file.metadata() or {})[METADATA_KEY])
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except KeyError:
-        raise UsageError(f"{path}: not a file that `python -m finetune export` wrote") from None
+        raise UsageError(
+            f"{path}: not a file that `python -m finetune export` wrote, and without a config.json of "
+            "transformers or timm beside it"
+        ) from None
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file: {error}") from None
     return Source(str(path), facts, shapes, lambda name: file.get_tensor(name).float())

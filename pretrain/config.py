@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong key is answered within a moment and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ from yaml import YAMLError
 
 from data_tools.errors import UsageError
 
-from .fault import parse_fault
-from .keys import check_key, first_line, known_keys, leaf_keys, nearest
+from .checks import check
+from .keys import check_key, known_keys, leaf_keys
 
 
 @dataclass
@@ -26,6 +27,7 @@ class RunConfig:
     dir: str = "runs"
     seed: int = 0
     resume: str = "auto"  # auto: go on where the run stopped | never: refuse a folder that holds a run
+    accept_new_order: bool = False  # go on although batch size, seed or data give another order of images
 
 
 @dataclass
@@ -59,10 +61,33 @@ class DataConfig:
     tile_size: int = 224
     max_tiles: int = 1
     eval_resize: int = 0  # short side before the centre crop with one tile; 0: the tile size
+    eval_crop: bool = True  # false: no crop, the whole image is resized to the tile
+    eval_resample: str = "bicubic"  # bicubic | bilinear
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     trace: bool = False  # write every delivered sample's position, key and pixel checksum to trace/
+
+
+@dataclass
+class BackboneConfig:
+    """The ResNet of a hybrid; the defaults are Big Transfer's, as the Vision Transformer uses it."""
+
+    depths: list[int] = field(default_factory=lambda: [3, 4, 9])  # units of each stage
+    widths: list[int] = field(default_factory=list)  # channels behind each stage; empty: 4 · stem, doubling
+    stem: int = 64  # channels of the first convolution
+    groups: int = 32  # of every norm
+    unit: str = "bottleneck"  # bottleneck | preactivation
+    activation: str = "relu"
+    padding: str = "same"  # same | symmetric
+    pool_padding: bool = True  # pad as `same` before the stem's pooling
+    standardize: str = "var"  # var | std: whether epsilon is added to the variance or to its root
+    norm_eps: float = 1e-5
+    output_stride: int = 32  # stages that would pass it keep their resolution and dilate their kernels
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            self.widths = [4 * self.stem * 2**stage for stage in range(len(self.depths))]
 
 
 @dataclass
@@ -72,24 +97,36 @@ class ModelConfig:
     head_hidden: int | None = None  # null: embed_dim
     head_activation: str = "tanh"
     head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
-    pool: str = "cls"  # cls | mean
+    pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
+    class_token: bool | None = None  # null: where the pool is cls
+    pre_norm: bool = False  # a norm before the first block, and patches without a bias
+    final_norm: str = "tokens"  # tokens | pooled: before or behind the pool
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
     num_layers: int | None = None
     num_heads: int | None = None
     mlp_dim: int | None = None
-    activation: str = "gelu"  # gelu | gelu_tanh | relu | silu
-    qkv_bias: bool = True
+    backbone: BackboneConfig | None = None  # of a hybrid; null: as the name says
+    activation: str = "gelu"  # gelu | gelu_tanh | quick_gelu | relu | selu | silu
+    qkv_bias: bool | None = None  # null, as in the next two: as the name says
+    qk_norm: bool | None = None  # norms over the queries and keys of each head
+    parallel: bool | None = None  # attention and MLP side by side
+    layer_scale: float | None = None  # first value of a learned scale of each branch; null: none
+    registers: int = 0  # learned tokens without a position in every tile
     norm_eps: float = 1e-6
     position: str = "learned"  # learned | sincos2d
     dropout: float = 0.0
     drop_path: float = 0.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, dict):
+            self.backbone = BackboneConfig(**self.backbone)
+
 
 @dataclass
 class ObjectiveConfig:
-    name: str = "softmax"  # softmax | sigmoid
+    name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
     label_smoothing: float = 0.0
 
 
@@ -104,6 +141,7 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule: str = "cosine"  # constant | linear | cosine | rsqrt
     layer_decay: float = 1.0  # each block's rate is this times that of the block above it
+    ema: float = 0.0  # decay of the weights' moving average, which is then evaluated; 0: none
 
 
 @dataclass
@@ -124,15 +162,21 @@ class EngineConfig:
     kind: str = "fsdp"  # ddp | fsdp | deepspeed
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
     shard_size: int = 0  # processes that share one copy of the state; 0: all of them
+    reshard_after_forward: bool = True  # fsdp: False keeps blocks whole until their backward
+    offload: str = "none"  # to host memory: none | optimizer (deepspeed) | all (fsdp; deepspeed stage 3)
     precision: str = "bf16"  # bf16 | fp32
-    activation_checkpointing: str = "none"  # none | full
+    activation_checkpointing: str = "none"  # none | full | selective (matrix products and attention stay)
+    compile: bool = False  # each block by torch.compile
 
 
 @dataclass
 class CheckpointConfig:
     every: int = 1000
     keep: int = 3  # newest ones that stay; 0: all
+    keep_every: int = 0  # those whose step is a multiple of it stay as well; 0: none
+    keep_best: bool = False  # save at each new best top-1 on data.val, and let that one stay as well
     background: bool = True
+    on_error: str = "stop"  # when one cannot be written: stop | continue without it
 
 
 @dataclass
@@ -168,55 +212,6 @@ class Config:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-
-CHOICES: dict[str, tuple[object, ...]] = {
-    "run.resume": ("auto", "never"),
-    "model.head": ("mlp", "linear"),
-    "model.head_activation": ("tanh", "relu", "gelu"),
-    "model.pool": ("cls", "mean"),
-    "model.activation": ("gelu", "gelu_tanh", "relu", "silu"),
-    "model.position": ("learned", "sincos2d"),
-    "objective.name": ("softmax", "sigmoid"),
-    "optim.name": ("adamw", "sgd"),
-    "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "engine.kind": ("ddp", "fsdp", "deepspeed"),
-    "engine.zero_stage": (1, 2, 3),
-    "engine.precision": ("bf16", "fp32"),
-    "engine.activation_checkpointing": ("none", "full"),
-    "tracking.wandb": ("offline", "online", "disabled"),
-}
-
-POSITIVE = (
-    "data.max_pixels",
-    "data.tile_size",
-    "data.max_tiles",
-    "optim.lr",
-    "train.batch_size",
-    "train.log_every",
-    "train.step_timeout",
-    "train.max_nonfinite",
-    "checkpoint.every",
-    "launch.max_restarts",
-    "launch.join_timeout",
-)
-
-NOT_NEGATIVE = (
-    "run.seed",
-    "data.workers",
-    "data.lanes",
-    "data.chunk",
-    "data.window",
-    "data.eval_resize",
-    "optim.weight_decay",
-    "optim.clip_norm",
-    "optim.warmup_steps",
-    "train.steps",
-    "train.epochs",
-    "train.micro_batch_size",
-    "train.eval_every",
-    "engine.shard_size",
-    "checkpoint.keep",
-)
 
 
 def load(
@@ -259,67 +254,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check(config: Config) -> None:
-    """Refuse values that no run can have."""
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(OmegaConf.structured(config), key)
-        if value not in choices:
-            words = [str(choice) for choice in choices]
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{nearest(value, words)}")
-    for key in POSITIVE + NOT_NEGATIVE:
-        value = OmegaConf.select(OmegaConf.structured(config), key)
-        if value < 0 or (value == 0 and key in POSITIVE):
-            raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
-    if not 0 < config.optim.layer_decay <= 1:
-        raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
-    if not 0 <= config.data.max_bad_fraction <= 1:
-        raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
-    if bool(config.train.steps) == bool(config.train.epochs):
-        raise UsageError("set one of train.steps and train.epochs to a number above 0")
-    training_sources(config.data)
-    _check_skip(config.train)
-    parse_fault(config.fault)
-    if config.data.sequential:
-        _check_sequential(config)
-    low, high = config.data.augment.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
-
-
-def _check_skip(train: TrainConfig) -> None:
-    for entry in train.skip:
-        if len(entry) != 2 or not 1 <= entry[0] <= entry[1]:
-            raise UsageError(f"train.skip: {entry} is not a range of steps; write [[first, last], ...]")
-        if train.steps and entry[1] >= train.steps:
-            raise UsageError(f"train.skip: {entry} reaches the last step: lower train.steps instead")
-
-
-def _check_sequential(config: Config) -> None:
-    if not isinstance(config.data.train, str):
-        raise UsageError("data.sequential=true: data.train is one URL, not a mixture")
-    if config.train.epochs:
-        raise UsageError("data.sequential=true: set train.steps, as the length of an epoch is not known")
-    if config.data.trace:
-        raise UsageError("data.sequential=true: data.trace needs indexed shards, whose samples have a place")
-
-
-def training_sources(data: DataConfig) -> list[tuple[str, float]]:
-    """(shards, weight) of each source of data.train."""
-    if not data.train:
-        raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
-    entries = data.train if isinstance(data.train, list) else [{"shards": data.train}]
-    sources = []
-    for entry in entries:
-        known = isinstance(entry, dict) and {"shards"} <= entry.keys() <= {"shards", "weight"}
-        weight = entry.get("weight", 1.0) if known else None
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
-            raise UsageError(
-                f"data.train: {entry} is not a source; each is written {{shards: FOLDER, weight: NUMBER}}"
-            )
-        sources.append((str(entry["shards"]), float(weight)))
-    return sources
-
-
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
     merged = OmegaConf.merge(OmegaConf.structured(schema), defaults)
     try:
@@ -348,13 +282,13 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     try:
         merged = OmegaConf.merge(merged, recipe)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{path}: {first_line(error)}") from None
+        raise UsageError(f"{path}: {_first_line(error)}") from None
     for item in dotlist:
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise UsageError(
-                f"{item}: {first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
+                f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
             ) from None
     assert isinstance(merged, DictConfig)
     return merged
@@ -364,5 +298,19 @@ def _to_object(merged: DictConfig, path: str) -> Any:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{path}: {first_line(error)}") from None
+        raise UsageError(f"{path}: {_first_line(error)}") from None
     return config
+
+
+def _first_line(error: Exception) -> str:
+    """What OmegaConf found wrong, in a user's words, with the key unless the caller names it."""
+    text = str(error).strip().splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
+    kind = re.search(r"could not be converted to (\w+)", text[0])
+    first = text[0]
+    if kind and kind[1] in KINDS:
+        first = f"it must be {KINDS[kind[1]]}"
+    return f"{key}: {first}" if key else first
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

@@ -17,8 +17,10 @@ from data_tools.sequential import SequentialShards, SequentialStream
 from data_tools.shards import ShardSet
 from data_tools.stream import BatchStream, EvalStream, TrainStream
 
-from .config import Config, DataConfig, training_sources
+from .checks import training_sources
+from .config import Config, DataConfig
 from .engine.world import World
+from .model.variants import COLOURS
 from .split import BatchSplit
 
 # The same at any number of processes, so that images are evaluated in the same groups.
@@ -103,11 +105,16 @@ class Inputs:
         return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
 
 
+def eval_transform(data: DataConfig) -> EvalTransform:
+    """What happens to an image before it is evaluated."""
+    return EvalTransform(data.tile_size, data.max_tiles, data.eval_resize, data.eval_crop, data.eval_resample)
+
+
 def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: World) -> EvalStream:
     """Every sample of `shards` once, without augmentation, in groups of `batch_size`."""
     return EvalStream(
         shards,
-        EvalTransform(data.tile_size, data.max_tiles, data.eval_resize),
+        eval_transform(data),
         micro_batch_size=batch_size,
         rank=world.rank,
         world_size=world.size,
@@ -121,12 +128,8 @@ def open_inputs(config: Config) -> Inputs:
     """Open what `config.data` names. Raises UsageError or DataError."""
     val = ShardSet.open(config.data.val) if config.data.val else None
     train = _sequential(config, val) if config.data.sequential else _mixture(config)
-    if train.multilabel and config.objective.name != "sigmoid":
-        raise UsageError(
-            f"{train.folder}: its images have several labels, which objective.name=sigmoid takes, and "
-            f"{config.objective.name} does not"
-        )
-    if val is not None:
+    _check_labels(config, train)
+    if val is not None and config.objective.name != "masked_patches":
         _check_same_classes(config, train.classes, val.classes)
     steps = config.train.steps
     if isinstance(train, Mixture) and not steps:
@@ -150,11 +153,33 @@ def _mixture(config: Config) -> Mixture:
 
 def _sequential(config: Config, val: ShardSet | None) -> SequentialShards:
     """Shards without an index: how many classes they have is known from elsewhere."""
+    if config.objective.name not in ("softmax", "sigmoid"):
+        raise UsageError(f"data.sequential=true: objective.name={config.objective.name} needs indexed shards")
     known = val.num_classes if val else 0
     return SequentialShards(config.data.train, config.model.num_classes or known, val and val.classes)
 
 
+def _check_labels(config: Config, train: Mixture | SequentialShards) -> None:
+    """Refuse labels that the objective cannot take."""
+    name = config.objective.name
+    if train.numeric and name in ("softmax", "sigmoid"):
+        raise UsageError(
+            f"{train.folder}: its labels are numbers such as {train.labels_of(0)[0]:.4g}, which "
+            f"objective.name=regression predicts; {name} takes classes"
+        )
+    if train.multilabel and name in ("softmax", "regression"):
+        raise UsageError(
+            f"{train.folder}: its images have several labels, which objective.name=sigmoid takes, and "
+            f"{name} does not"
+        )
+
+
 def _num_classes(config: Config, train: Mixture | SequentialShards, val: ShardSet | None) -> int:
+    """Outputs of the model."""
+    if config.objective.name == "masked_patches":
+        return COLOURS
+    if config.objective.name == "regression":
+        return _num_outputs(config, train, val)
     wanted = config.model.num_classes or train.num_classes
     for shards in (train, val):
         if shards is not None and wanted < shards.num_classes:
@@ -169,6 +194,23 @@ def _num_classes(config: Config, train: Mixture | SequentialShards, val: ShardSe
             else f"{train.folder}: its samples have no labels; pack them with classes"
         )
     return wanted
+
+
+def _num_outputs(config: Config, train: Mixture, val: ShardSet | None) -> int:
+    """Numbers that a regression predicts: those of a label, or one where labels count."""
+    if not train.num_classes:
+        raise UsageError(f"{train.folder}: its samples have no labels; pack them with numbers")
+    outputs = train.num_classes if train.numeric else 1
+    if config.model.num_classes not in (None, outputs):
+        raise UsageError(
+            f"model.num_classes={config.model.num_classes}: {train.folder} has {outputs} number(s) as the "
+            f"label of an image; set it to {outputs}, or leave it out"
+        )
+    if val is not None and (val.num_classes if val.numeric else 1) != outputs:
+        raise UsageError(
+            f"{val.folder}: its labels are not {outputs} number(s) as those of {train.folder} are"
+        )
+    return outputs
 
 
 def _check_same_classes(config: Config, train: list[str] | None, val: list[str] | None) -> None:

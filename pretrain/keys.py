@@ -1,12 +1,11 @@
-"""The keys of a configuration: which there are, and a clear word about one that is wrong."""
+"""The keys that a schema knows, and the nearest right one to a wrong one."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from omegaconf import DictConfig
 
@@ -21,13 +20,14 @@ def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
         name, kind = prefix + item.name, hints[item.name]
         group = is_dataclass(kind)
         keys[name] = group
-        if group:
-            keys.update(known_keys(kind, name + "."))  # type: ignore[arg-type]
+        for inner in (kind, *get_args(kind)):  # a group that may be null is a key too
+            if is_dataclass(inner):
+                keys.update(known_keys(inner, name + "."))  # type: ignore[arg-type]
     return keys
 
 
 def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    """The dotted keys of `node` that hold values."""
+    """Every key of a recipe that is no group, dotted."""
     leaves = []
     for key in node:
         name = f"{prefix}{key}"
@@ -40,7 +40,7 @@ def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def check_key(key: str, keys: dict[str, bool], where: str) -> None:
-    """Raises UsageError unless `key` is one of `keys` and not a group."""
+    """UsageError unless `key` is one of `known_keys` and can be set; `where` it was found."""
     if keys.get(key) is False:
         return
     if keys.get(key):
@@ -51,24 +51,10 @@ def check_key(key: str, keys: dict[str, bool], where: str) -> None:
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
-    """A question with the one of `words` that `word` may stand for; empty where none is near."""
+    """The end of a sentence that asks for the word most like this one; empty if none is."""
     words = list(words)
     last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
     close = difflib.get_close_matches(str(word), words, 1, 0.5) or [
         last[w] for w in difflib.get_close_matches(str(word).rsplit(".", 1)[-1], list(last), 1, 0.6)
     ]
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def first_line(error: Exception) -> str:
-    """What OmegaConf found wrong, in a user's words, with the key unless the caller names it."""
-    text = str(error).strip().splitlines()
-    key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
-    kind = re.search(r"could not be converted to (\w+)", text[0])
-    first = text[0]
-    if kind and kind[1] in KINDS:
-        first = f"it must be {KINDS[kind[1]]}"
-    return f"{key}: {first}" if key else first
-
-
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

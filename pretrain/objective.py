@@ -1,4 +1,4 @@
-"""What is minimised: one loss per image, from logits and labels."""
+"""What is minimised, one loss per image, and what an evaluation measures."""
 
 from __future__ import annotations
 
@@ -37,15 +37,29 @@ def multi_hot(labels: Tensor, classes: int) -> Tensor:
     return hot.scatter_(1, slots, True)[:, :classes]
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"softmax": softmax, "sigmoid": sigmoid}
+def regression(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean over the outputs of the squared errors. labels: numbers (B,) or (B, outputs)."""
+    return (outputs - labels.to(outputs.dtype).view_as(outputs)).square().mean(-1)
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "regression": regression,
+}
+
+Measure = Callable[[Tensor, TileBatch], dict[str, Tensor]]
 
 
 def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Tensor]:
-    """loss(logits (B, classes), batch) -> weighted loss of each image (B,), fp32.
+    """loss(outputs of the model (B, classes), batch) -> weighted loss of each image (B,), fp32.
 
     An image into which another was mixed has the loss of both labels, in the proportion of the mixture
     (mixup, 1710.09412, section 2; CutMix, 1905.04899, eq. 1).
+    A model for masked patches computes its losses itself, from which patches only it knows.
     """
+    if config.name == "masked_patches":
+        return lambda outputs, batch: outputs[:, 0] * batch.weight
     function = OBJECTIVES[config.name]
 
     def loss(logits: Tensor, batch: TileBatch) -> Tensor:
@@ -57,3 +71,31 @@ def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Te
         return own * batch.weight
 
     return loss
+
+
+def build_measure(name: str) -> Measure:
+    """measure(outputs of the model, batch) -> for each image (B,) the loss and what else says how good it is.
+
+    name: of the objective. With classes the loss is the softmax cross-entropy, or with several labels an
+    image the sigmoid's, and a guess is right if it is one of the image's labels.
+    """
+    return {"regression": _errors, "masked_patches": _colours}.get(name, _guesses)
+
+
+def _guesses(logits: Tensor, batch: TileBatch) -> dict[str, Tensor]:
+    """top5 only with more than 5 classes."""
+    logits, classes = logits.float(), logits.shape[-1]
+    function = sigmoid if batch.labels.ndim == 2 else softmax
+    hits = multi_hot(batch.labels, classes).gather(1, logits.topk(min(5, classes)).indices)
+    found = {"loss": function(logits, batch.labels, 0.0), "top1": hits[:, 0]}
+    return found | ({"top5": hits.any(1)} if classes > 5 else {})
+
+
+def _errors(outputs: Tensor, batch: TileBatch) -> dict[str, Tensor]:
+    outputs = outputs.float()
+    error = outputs - batch.labels.to(outputs.dtype).view_as(outputs)
+    return {"loss": error.square().mean(-1), "mae": error.abs().mean(-1)}
+
+
+def _colours(outputs: Tensor, batch: TileBatch) -> dict[str, Tensor]:
+    return {"loss": outputs[:, 0], "colours": outputs[:, 1]}

@@ -48,7 +48,7 @@ def life() -> dict[str, object]:
     return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))} if job else {}
 
 
-def join(rank: int, size: int, timeout: float, stop: StopFlag) -> Store:
+def join(rank: int, size: int, timeout: float, stop: StopFlag | None) -> Store:
     """The store of a job that srun started, when all of its processes are there.
 
     Raises UserError after `timeout` seconds, naming rank, host and address, and Stopped when a signal comes.
@@ -71,7 +71,7 @@ def join(rank: int, size: int, timeout: float, stop: StopFlag) -> Store:
     return store
 
 
-def _connect(rank: int, size: int, address: str, port: int, deadline: float, stop: StopFlag) -> Store:
+def _connect(rank: int, size: int, address: str, port: int, deadline: float, stop: StopFlag | None) -> Store:
     from torch.distributed import TCPStore
 
     here = f"rank {rank} on {socket.gethostname()}"
@@ -97,7 +97,9 @@ def _connect(rank: int, size: int, address: str, port: int, deadline: float, sto
     )
 
 
-def _roll_call(store: Store, rank: int, size: int, address: str, deadline: float, stop: StopFlag) -> None:
+def _roll_call(
+    store: Store, rank: int, size: int, address: str, deadline: float, stop: StopFlag | None
+) -> None:
     """Wait until every rank has said that it is here."""
     store.set(f"here-{rank}", socket.gethostname())
     expected = [f"here-{other}" for other in range(size)]
@@ -126,7 +128,7 @@ def ipv4(name: str) -> str:
     return next((str(item[4][0]) for item in found if item[0] == socket.AF_INET), str(found[0][4][0]))
 
 
-def _leave_if(stop: StopFlag) -> None:
+def _leave_if(stop: StopFlag | None) -> None:
     if stop:
         raise Stopped
 

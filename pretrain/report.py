@@ -26,6 +26,15 @@ CURVES = (
     ("data_wait", "share of time spent waiting for data", "{:.1%}"),
 )
 
+# What evaluations have, if they have it: key, title, form.
+MEASURED = (
+    ("top1", "top-1", "{:.2%}"),
+    ("top5", "top-5", "{:.2%}"),
+    ("mae", "mean absolute error", "{:.4g}"),
+    ("colours", "share of colours guessed", "{:.2%}"),
+    ("loss", "loss", "{:.4f}"),
+)
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -54,13 +63,13 @@ def write_report(
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
     curves = [_figure(steps, *curve) for curve in CURVES]
-    curves += [_figure(evaluations, "top1", "top-1 on held-out images", "{:.2%}")]
+    curves += [_figure(evaluations, key, f"{title}, held-out", form) for key, title, form in MEASURED]
     page = PAGE.format(
         title=html.escape(f"{config.run.name}: {config.model.name}"),
         facts=_facts(config, steps),
         curves="".join(curves),
         evaluations=_table(evaluations),
-        examples="".join(_example(item, classes) for item in examples) or "none",
+        examples="".join(_example(item, config.objective.name, classes) for item in examples) or "none",
     )
     replace(folder.report, page)
 
@@ -102,21 +111,16 @@ def _figure(rows: list[dict[str, Any]], key: str, title: str, form: str) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "<tr><td>data.val is not set</td></tr>"
-    head = "<tr><th>step</th><th>top-1</th><th>top-5</th><th>loss</th><th>images</th></tr>"
-    return head + "".join(
-        f"<tr><td>{row['step']}</td><td>{row['top1']:.2%}</td>"
-        f"<td>{format(row['top5'], '.2%') if 'top5' in row else ''}</td>"
-        f"<td>{row['loss']:.4f}</td><td>{row['n']}</td></tr>"
-        for row in rows
+    shown = [column for column in MEASURED if any(column[0] in row for row in rows)]
+    head = "".join(f"<th>{title}</th>" for _, title, _ in shown)
+    lines = [[row["step"], *(form.format(row[key]) for key, _, form in shown), row["n"]] for row in rows]
+    return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
     )
 
 
-def _example(item: Example, classes: list[str] | None) -> str:
-    best = int(item.probabilities.argmax())
-    name, *truth = (classes[i] if classes else str(i) for i in (best, *item.labels))
-    verdict = ""
-    if best not in item.labels:
-        verdict = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
+def _example(item: Example, objective: str, classes: list[str] | None) -> str:
+    caption = {"regression": _numbers, "masked_patches": _colours}.get(objective, _guess)(item, classes)
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
     # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.
@@ -126,6 +130,26 @@ def _example(item: Example, classes: list[str] | None) -> str:
     Image.fromarray(pixels).save(stream, "PNG")
     data = base64.b64encode(stream.getvalue()).decode()
     return (
-        f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{html.escape(name)} '
-        f"{float(item.probabilities[best]):.0%}{verdict}<br>{rows}×{columns} tiles</figcaption></figure>"
+        f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{caption}<br>'
+        f"{rows}×{columns} tiles</figcaption></figure>"
     )
+
+
+def _guess(item: Example, classes: list[str] | None) -> str:
+    probabilities = item.outputs.softmax(-1)
+    best = int(probabilities.argmax())
+    name, *truth = (classes[int(i)] if classes else str(int(i)) for i in (best, *item.labels))
+    verdict = ""
+    if best not in item.labels:
+        verdict = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
+    return f"{html.escape(name)} {float(probabilities[best]):.0%}{verdict}"
+
+
+def _numbers(item: Example, classes: list[str] | None) -> str:
+    said, true = (", ".join(f"{value:.3g}" for value in x) for x in (item.outputs.tolist(), item.labels))
+    return f"{said} (is {true})"
+
+
+def _colours(item: Example, classes: list[str] | None) -> str:
+    loss, share = item.outputs.tolist()
+    return f"loss {loss:.2f}, {share:.0%} of the colours"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,26 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError
 from data_tools.stream import BatchStream, checksum
 
 from .config import Config
-from .engine import ENGINES
 from .engine.base import InitialValue
-from .engine.checkpoint import Checkpoint, Saver, newest, remove_incomplete
+from .engine.kinds import ENGINES
+from .engine.saver import Retention, Saver
 from .engine.world import World
-from .evaluate import Evaluation, Example, Interrupted, evaluate
+from .evaluate import Example, Interrupted, evaluate
 from .fault import STEP_PHASES, Injector, parse_fault
 from .inputs import Inputs
 from .metrics import Meter, console_line, peak_flops, speed_row
 from .model.classifier import Classifier
 from .model.flops import training_flops
 from .model.init import initial_value
+from .model.masked import MaskedPatches
 from .nonfinite import NonFinite, finite
-from .objective import build_objective
+from .objective import build_measure, build_objective
 from .optim import schedule
 from .progress import progress_bar
 from .report import write_report
+from .resume import newest_checkpoint, resume
 from .run_folder import RunFolder, log, read_rows
 from .skip import SkippingStream
 from .split import BatchSplit
@@ -43,15 +46,26 @@ from .watchdog import Watchdog
 StartingValues = Callable[[nn.Module], InitialValue]
 
 
+# What a user of the weights must do to images as this run did.
+PREPROCESSING = ("tile_size", "max_tiles", "eval_resize", "eval_crop", "eval_resample", "mean", "std")
+
+
 def build_model(config: Config, num_classes: int) -> Classifier:
-    return Classifier(
-        config.model,
-        tile_size=config.data.tile_size,
-        max_tiles=config.data.max_tiles,
-        num_classes=num_classes,
-        mean=config.data.mean,
-        std=config.data.std,
-    )
+    data = config.data
+    pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
+    if config.objective.name == "masked_patches":
+        return MaskedPatches(config.model, **pixels, seed=config.run.seed)
+    return Classifier(config.model, num_classes=num_classes, **pixels)
+
+
+def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
+    """What a model's weights are of no use without."""
+    return {
+        "model": asdict(config.model),
+        "num_classes": num_classes,
+        "objective": config.objective.name,
+        "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
+    }
 
 
 def model_text(config: Config) -> str:
@@ -85,22 +99,28 @@ class Trainer:
         self.fault = Injector(parse_fault(config.fault), world.rank, folder.path / ".fault")
         self.nonfinite = NonFinite(config.train.max_nonfinite)
         self.objective = build_objective(config.objective)
+        self.measure = build_measure(config.objective.name)
         with torch.device("meta"):
             model = build_model(config, inputs.num_classes)
-        sizes = {"tile_size": config.data.tile_size, "num_classes": inputs.num_classes}
+        sizes = {
+            "tile_size": config.data.tile_size,
+            "num_classes": inputs.num_classes,
+            "masked": config.objective.name == "masked_patches",
+        }
         counts = range(1, config.data.max_tiles + 1)
         self.flops = {n: training_flops(config.model, **sizes, tiles=n) for n in counts}
         parameters = sum(p.numel() for p in model.parameters())
-        found = self._newest_checkpoint()
+        found = newest_checkpoint(folder, world)
         if starting_values is None or found:
             starting_values = partial(random_values, seed=config.run.seed)
         self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
-        self.step = self._resume(found) if found else 0
+        self.step = resume(found, self.engine, inputs, config, world) if found else 0
         self.saver = Saver(
             folder.checkpoints,
             world,
-            keep=config.checkpoint.keep,
             background=config.checkpoint.background,
+            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+            on_error=config.checkpoint.on_error,
         )
         self.saved = self.step if found else -1
         known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
@@ -151,7 +171,7 @@ class Trainer:
                     self._enter("compute")
                     loss += self.engine.train_micro_batch(batch, objective, self.step, micro, last)
                 self._enter("update")
-                norm = self.engine.update(rate)
+                norm = self.engine.update(rate, self.step)
                 self._enter("agree")
                 self.step += 1
                 self.nonfinite.add(self.step, norm)
@@ -167,6 +187,8 @@ class Trainer:
         if stopping:
             self._save()
         self.saver.finish()
+        if self.saver.error:
+            raise self.saver.error  # there is nothing to go on with
         if world.rank == 0:
             write_report(self.folder, config, self.inputs.classes, self.examples)
         self.tracker.finish()
@@ -199,7 +221,7 @@ class Trainer:
         stopping, written, new_bad = self.world.sum(values)
         self._new_bad = 0
         if self.saver.pending and written == self.world.size:
-            self.saver.publish()
+            self.saver.advance()
         self.bad += int(new_bad)
         share, samples = self.config.data.max_bad_fraction, self.inputs.training_samples(self.step)
         if self.bad > (max(1, int(share * samples)) if share else 0):
@@ -257,17 +279,23 @@ class Trainer:
         began = time.perf_counter()
         self._enter("evaluation")
         stream = self._noting_bad(self.inputs.eval_stream(self.world))
-        try:
-            found = evaluate(self.engine.logits, stream, self.world, lambda: bool(self.stop))
-        except Interrupted:
+        found = None
+        with self.engine.averaged(), suppress(Interrupted):
+            found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
+        if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
         row = {"step": self.step, "split": "val", **found.row()}
+        if self.engine.ema:
+            row["weights"] = "ema"
         if self.world.rank == 0:
-            log.info("step %d  val %s", self.step, evaluation_text(found))
+            log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)
             self.examples = found.examples
         self.tracker.log(row)
+        if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
+            self.saver.mark_best(self.step, found.score)
+            self._save()
         self.meter.since += time.perf_counter() - began
         return False
 
@@ -304,12 +332,7 @@ class Trainer:
             "seed": config.run.seed,
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
-            "num_classes": self.inputs.num_classes,
-            "preprocessing": {
-                key: asdict(config.data)[key]
-                for key in ("tile_size", "max_tiles", "eval_resize", "mean", "std", "max_pixels")
-            },
-            "model": asdict(config.model),
+            **model_facts(config, self.inputs.num_classes),
             "optimizer": config.optim.name,
             "optimizer_steps": self.engine.optimizer_steps(),
             "engine": asdict(config.engine),
@@ -317,31 +340,6 @@ class Trainer:
             "wandb_id": self.folder.status().get("wandb_id"),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        root = self.folder.checkpoints
-        self.world.rank0_first(
-            lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
-        )
-        found, damaged = newest(root, self.world)
-        for text in damaged:
-            log.warning("%s; using %s", text, found.path.name if found else "none")
-        return found
-
-    def _resume(self, found: Checkpoint) -> int:
-        wanted, saved = self.inputs.order_constants(), found.state["order"]
-        for key, value in wanted.items():
-            if saved.get(key) != value:
-                raise UsageError(
-                    f"{found.path}: it was trained with {key}={saved.get(key)}, this run has {key}={value}, "
-                    f"which is another order of images: set it back, or set another run.name",
-                    shared=True,
-                )
-        found.load_into(self.engine.ranges())
-        self.engine.set_optimizer_steps(found.state["optimizer_steps"])
-        self.engine.loaded()
-        log.info("resumed from %s: step %d", found.path, found.step)
-        return found.step
 
     def _noting_bad(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
         for batch in batches:
@@ -366,16 +364,10 @@ class Trainer:
                 {
                     "step": self.step + 1,
                     "position": p,
+                    "shard": self.inputs.train.shard_name(s),
                     "key": self.inputs.train.key(s),
                     "crc32": crc,
                 }
                 for p, s, crc in rows
             ]
         )
-
-
-def evaluation_text(found: Evaluation) -> str:
-    parts = [f"loss {found.loss:.4f}", f"top1 {found.top1:.2%}"]
-    if found.top5 is not None:
-        parts.append(f"top5 {found.top5:.2%}")
-    return "  ".join([*parts, f"n {found.n}"])

@@ -72,6 +72,26 @@ def succeed(module: str, *arguments: object, processes: int = 0) -> str:
     return done.stdout
 
 
+def script(name: str, *arguments: object, processes: int = 0) -> str:
+    """Run a script of tests/pretrain, under torchrun if `processes` is given; as `succeed`."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            *(launch if processes else ()),
+            str(ROOT / "tests/pretrain" / name),
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 class Job:
     """A command that runs beside the test."""
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone. Arguments go to pytest.
+# The tests, from a fresh clone, two files at a time. Arguments go to pytest; -n 0 for one after the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh
 use_venv test
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadfile "$@"

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from data_tools.batch import TileBatch
 from data_tools.order import hash64
 
 from ..config import Config
 from ..optim import build_optimizer, create_state, set_learning_rate, state_tensors
+from .blocks import prepare_blocks
+from .ema import EMA
 from .ranges import LocalRange, local_range
 from .world import World
 
@@ -34,15 +34,19 @@ class Engine(ABC):
 
     def __init__(self, config: Config, world: World, model: nn.Module, initial_value: InitialValue) -> None:
         self.config, self.world = config, world
-        if config.engine.activation_checkpointing == "full":
-            for block in model.blocks:
-                # Wrapping the forward, not the module, keeps the parameters' names.
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        prepare_blocks(model.blocks, config.engine)
         self.model = model
         self.forward_module = self.place(model)
         self._initialize(initial_value)
         self.optimizer = build_optimizer(config.optim, model)
+        trained = {f"model/{name}" for name, p in model.named_parameters() if p.requires_grad}
         self.prepare_optimizer()
+        self.ema: EMA | None = None
+        if config.optim.ema:
+            self.ema = EMA(
+                config.optim.ema,
+                lambda: (item for item in self.training_ranges() if item.key in trained),
+            )
 
     @abstractmethod
     def place(self, model: nn.Module) -> nn.Module:
@@ -60,7 +64,7 @@ class Engine(ABC):
         loss.backward()
 
     def loaded(self) -> None:  # noqa: B027 (most engines have nothing to do)
-        """Called when the ranges have been loaded."""
+        """Called when the ranges have been given other values."""
 
     @property
     def replica(self) -> tuple[int, int]:
@@ -87,11 +91,17 @@ class Engine(ABC):
             self.backward(total * (scale + 0.0 * total.detach()))
         return total.detach()
 
-    def update(self, learning_rate: float) -> Tensor:
-        """Clip the gradients, step the optimizer. Returns the whole norm before clipping, on the device.
+    def update(self, learning_rate: float, step: int) -> Tensor:
+        """Optimizer step `step` (from 0). Returns the whole gradient norm before clipping, on the device.
 
         Where the norm is not finite the step changes nothing; the device alone knows (`found_inf`).
         """
+        norm = self.clip_and_step(learning_rate)
+        if self.ema:
+            self.ema.update(step)
+        return norm
+
+    def clip_and_step(self, learning_rate: float) -> Tensor:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.config.optim.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
@@ -109,8 +119,26 @@ class Engine(ABC):
         with self.autocast():
             return self.forward_module(batch)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, where they are kept; entered by all processes."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        self.loaded()
+        yield  # after an error there is no training to go back to
+        self.ema.swap()
+        self.loaded()
+
     def ranges(self) -> Iterator[LocalRange]:
         """All of the training state that this process holds, as live views."""
+        yield from self.training_ranges()
+        if self.ema:
+            yield from self.ema.ranges
+
+    def training_ranges(self) -> Iterator[LocalRange]:
+        """The parameters, and the optimizer's tensors of the same shape."""
         for name, parameter in self.model.named_parameters():
             yield local_range(f"model/{name}", parameter, *self.replica)
             for kind, tensor in state_tensors(self.optimizer, parameter):

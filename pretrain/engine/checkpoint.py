@@ -2,8 +2,9 @@
 
     checkpoints/
         latest                      text: the name of the newest complete checkpoint
+        best                        JSON: the one with the highest top-1, where it is kept
         step-00001000/
-            rank-00000.safetensors  flat fp32 ranges, keyed KIND/PARAMETER; KIND: model, exp_avg, ...
+            rank-00000.safetensors  flat fp32 ranges, keyed KIND/PARAMETER; KIND: model, exp_avg, ema, ...
             rank-00000.json         which range each of them is, size and sha256 of the file
             rank-00001.safetensors  ...
             state.json              step, position, seed, order, classes, preprocessing, ...
@@ -18,28 +19,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import threading
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError, UserError
+from data_tools.errors import DataError, UsageError
 
-from .ranges import LocalRange
-from .world import World
+if TYPE_CHECKING:
+    from .ranges import LocalRange
+    from .world import World
 
 FORMAT = "vit-pretrain-checkpoint-v1"
-UMASK = os.umask(0)
-os.umask(UMASK)
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,125 +44,9 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-class Saver:
-    """Writes checkpoints under `root`, in the background if asked, and keeps the newest `keep` of them.
-
-    All methods are called by every process at the same step.
-    """
-
-    def __init__(self, root: Path, world: World, *, keep: int, background: bool) -> None:
-        self.root, self.world, self.keep, self.background = root, world, keep, background
-        self._step: int | None = None
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-
-    def save(self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any]) -> None:
-        """Save `ranges` and `state` as checkpoint `step`. Returns when they are copied to host memory."""
-        self.finish()
-        pieces = {}
-        for item in ranges:
-            offset, data = item.own_part
-            if data.numel():
-                copy = torch.empty(data.shape, dtype=torch.float32)
-                pieces[item.key] = (offset, item.shape, copy.copy_(data))
-        self._step, self._error = step, None
-        temporary = _temporary(step_folder(self.root, step))
-        self.world.rank0_first(lambda: _fresh(temporary))
-        self._thread = threading.Thread(
-            target=self._write, args=(temporary, pieces, state), name="checkpoint"
-        )
-        self._thread.start()
-        if not self.background:
-            self.finish()
-
-    @property
-    def pending(self) -> bool:
-        return self._step is not None
-
-    @property
-    def written(self) -> bool:
-        """Whether this process has nothing left to write."""
-        return self._thread is None or not self._thread.is_alive()
-
-    def publish(self) -> None:
-        """Give the written checkpoint its final name. Called when `written` holds on every process."""
-        assert self._step is not None and self._thread is not None
-        self._thread.join()
-        failed = [error for error in self.world.gather(self._error) if error is not None]
-        step, self._step, self._thread = self._step, None, None
-        if failed:
-            raise failed[0]
-        self.world.rank0_first(lambda: _publish(self.root, step, self.world.size, self.keep))
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one, and publish it."""
-        if self.pending:
-            assert self._thread is not None
-            self._thread.join()
-            self.publish()
-
-    def _write(self, folder: Path, pieces: dict[str, Any], state: dict[str, Any]) -> None:
-        try:
-            name = f"rank-{self.world.rank:05d}"
-            file = folder / f"{name}.safetensors"
-            write_tensors(file, {key: data for key, (_, _, data) in pieces.items()})
-            entries = {
-                key: {"offset": offset, "length": data.numel(), "shape": list(shape)}
-                for key, (offset, shape, data) in pieces.items()
-            }
-            _write_json(folder / f"{name}.json", {"file": _describe(file), "ranges": entries})
-            if self.world.rank == 0:
-                _write_json(folder / "state.json", state)
-        except OSError as error:
-            need = sum(data.numel() * 4 for _, _, data in pieces.values())
-            self._error = UserError(
-                f"{folder}: rank {self.world.rank} could not write its {need} bytes: "
-                f"{error.strerror or error}; the checkpoints before it are whole",
-                shared=True,
-            )
-        except Exception as error:
-            self._error = error
-
-
-def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file down to the disk, as readable for others as any new file."""
-    save_file(tensors, file, metadata=metadata)
-    os.chmod(file, 0o666 & ~UMASK)  # safetensors would keep it to its owner
-    _flush(file)
-
-
-def _publish(root: Path, step: int, size: int, keep: int) -> None:
-    final = step_folder(root, step)
-    temporary = _temporary(final)
-    files: dict[str, Any] = {"state.json": _describe(temporary / "state.json")}
-    tensors: dict[str, Any] = {}
-    for rank in range(size):
-        sidecar = temporary / f"rank-{rank:05d}.json"
-        part = json.loads(sidecar.read_text())
-        name = f"rank-{rank:05d}.safetensors"
-        files[name], files[sidecar.name] = part["file"], _describe(sidecar)
-        for key, entry in part["ranges"].items():
-            tensor = tensors.setdefault(key, {"shape": entry["shape"], "pieces": []})
-            tensor["pieces"].append([entry["offset"], entry["length"], name])
-    for key, tensor in tensors.items():
-        held = sum(length for _, length, _ in tensor["pieces"])
-        if held != prod(tensor["shape"]):
-            raise RuntimeError(f"{temporary}: {held} values were written for {key} {tensor['shape']}")
-    body = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
-    _write_json(temporary / "manifest.json", {"sha256": _digest(body), **body})
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(temporary, final)
-    _flush(root)
-    pointer = root / "latest.tmp"
-    pointer.write_text(final.name + "\n")
-    _flush(pointer)
-    os.replace(pointer, root / "latest")
-    _flush(root)
-    for old in complete(root)[keep:] if keep else []:
-        doomed = _temporary(old)
-        os.rename(old, doomed)
-        shutil.rmtree(doomed)
+def temporary_folder(final: Path) -> Path:
+    """Where a checkpoint lies while it is written, or deleted."""
+    return final.with_name(final.name + ".tmp")
 
 
 def complete(root: Path) -> list[Path]:
@@ -223,23 +104,48 @@ class Checkpoint:
         shape = self.tensors[key]
         return self.read(key, 0, prod(shape)).view(shape)
 
-    def model(self) -> dict[str, Tensor]:
-        """All parameters of the model, whole, by name."""
-        return {key[6:]: self.whole(key) for key in sorted(self.tensors) if key.startswith("model/")}
+    def has(self, kind: str) -> bool:
+        """Whether it holds tensors of `kind`: model, exp_avg, ema, ..."""
+        return any(key.startswith(kind + "/") for key in self.tensors)
 
-    def load_into(self, ranges: Iterable[LocalRange]) -> None:
-        """Copy the saved values into the live ranges.
+    def weights(self, which: str = "auto") -> dict[str, str]:
+        """{parameter: key of its values}.
+
+        which: "ema": averaged, and as trained where a parameter is frozen; "last": as trained; "auto":
+        averaged if the run kept averages. Raises UsageError if "ema" is asked for and there is none.
+        """
+        if which == "ema" and not self.has("ema"):
+            raise UsageError(f"{self.path}: it has no averaged weights: its run had optim.ema=0")
+        kinds = ("model",) if which == "last" else ("model", "ema")
+        found: dict[str, str] = {}
+        for kind in kinds:
+            found |= {key[len(kind) + 1 :]: key for key in self.tensors if key.startswith(kind + "/")}
+        return found
+
+    def model(self, which: str = "last") -> dict[str, Tensor]:
+        """All parameters of the model, whole, by name; `which` as in `weights`."""
+        return {name: self.whole(key) for name, key in sorted(self.weights(which).items())}
+
+    def load_into(self, ranges: Iterable[LocalRange], leave_out: str = "") -> None:
+        """Copy the saved values into the live ranges, but for those of the kind `leave_out`.
 
         Raises UsageError naming the first tensor that only one side has, or whose shape differs.
         """
-        ranges = list(ranges)
+        ranges = [item for item in ranges if not leave_out or not item.key.startswith(leave_out + "/")]
         wanted = {item.key: item.shape for item in ranges}
-        for key in [*wanted, *self.tensors]:
+        saved = [key for key in self.tensors if not leave_out or not key.startswith(leave_out + "/")]
+        for key in [*wanted, *saved]:
             if key not in self.tensors:
-                raise UsageError(f"{self.path}: it lacks {key}, which this configuration has", shared=True)
+                raise UsageError(
+                    f"{self.path}: it lacks {key}, which this configuration has with shape "
+                    f"{list(wanted[key])}",
+                    shared=True,
+                )
             if key not in wanted:
                 raise UsageError(
-                    f"{self.path}: it holds {key}, which this configuration has not", shared=True
+                    f"{self.path}: it holds {key} with shape {list(self.tensors[key])}, which this "
+                    f"configuration has not",
+                    shared=True,
                 )
             if self.tensors[key] != wanted[key]:
                 raise UsageError(
@@ -259,7 +165,7 @@ class Checkpoint:
             raise DataError(
                 f"{self.path}: {name} is damaged: {size} bytes where the manifest says {wanted['size']}"
             )
-        if _describe(file) != wanted:
+        if describe(file) != wanted:
             raise DataError(f"{self.path}: {name} is damaged: its sha256 is not the manifest's")
 
     def _file(self, name: str) -> Any:
@@ -269,6 +175,30 @@ class Checkpoint:
             except (OSError, SafetensorError) as error:
                 raise DataError(f"{self.path}: {name} is damaged: {error}") from None
         return self._open[name]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder `path`, or the newest whole one of the run in folder `path`, verified.
+
+    Prints what is damaged where an older one is taken. Raises UsageError if it is neither, DataError if
+    nothing whole is left.
+    """
+    single = (path / "manifest.json").is_file()
+    candidates = [path] if single else complete(path / "checkpoints")
+    if not candidates:
+        raise UsageError(f"{path}: not a run with a checkpoint, nor a checkpoint: check the path")
+    damage = ""
+    for candidate in candidates:
+        try:
+            found = Checkpoint(candidate)
+            found.verify()
+        except DataError as error:
+            damage = damage or str(error)
+            continue
+        if damage:
+            print(f"{damage}; using {candidate.name}")
+        return found
+    raise DataError(damage if single else f"{damage}; no older checkpoint of {path} is whole")
 
 
 def newest(root: Path, world: World) -> tuple[Checkpoint | None, list[str]]:
@@ -304,7 +234,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a checkpoint: it has no manifest.json") from None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: manifest.json is damaged ({error})") from None
-    if digest != _digest(manifest):
+    if digest != digest_of(manifest):
         raise DataError(f"{path}: manifest.json is damaged: its sha256 does not fit its content")
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path}: written in format {manifest.get('format')}; this version reads {FORMAT}")
@@ -317,34 +247,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest(body: dict[str, Any]) -> str:
+def digest_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _describe(file: Path) -> dict[str, Any]:
+def describe(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"size": file.stat().st_size, "sha256": digest}
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".tmp")
-
-
-def _fresh(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1, sort_keys=True))
-    _flush(file)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
@@ -37,10 +37,13 @@ class FSDP(Engine):
             param_dtype=torch.bfloat16 if self.config.engine.precision == "bf16" else None,
             reduce_dtype=torch.float32,
         )
+        settings = {"mesh": mesh, "mp_policy": policy}
+        if self.config.engine.offload == "all":
+            settings["offload_policy"] = CPUOffloadPolicy(pin_memory=kind == "cuda")
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
-        model.to_empty(device=self.world.device)
+            fully_shard(block, reshard_after_forward=self.config.engine.reshard_after_forward, **settings)
+        fully_shard(model, **settings)
+        model.to_empty(device="cpu" if self.config.engine.offload == "all" else self.world.device)
         return model
 
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
@@ -50,6 +53,8 @@ class FSDP(Engine):
 
     def logits(self, batch: TileBatch) -> Tensor:
         logits = super().logits(batch)
-        # After a forward alone the root stays whole, and its parameters would not be the optimizer's.
-        self.model.reshard()
+        # What stays whole after a forward alone would not have the optimizer's values in the next.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         return logits

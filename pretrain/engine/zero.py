@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,9 @@ class ZeRO(Engine):
         }
         self.names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        if self.config.engine.zero_stage == 3 and self.config.engine.compile:
+            # One gather for a block: hooks on what lies inside it would break its graph.
+            deepspeed.utils.set_z3_leaf_modules(self.model, [type(self.model.blocks[0])])
         self.forward_module, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model,
             optimizer=self.optimizer,
@@ -52,7 +56,7 @@ class ZeRO(Engine):
                 "train_micro_batch_size_per_gpu": micro,
                 "gradient_accumulation_steps": share // micro,
                 "gradient_clipping": self.config.optim.clip_norm,
-                "zero_optimization": {"stage": self.config.engine.zero_stage},
+                "zero_optimization": self._placement(),
                 "bf16": {"enabled": self.config.engine.precision == "bf16"},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
@@ -67,6 +71,15 @@ class ZeRO(Engine):
         if self.config.engine.zero_stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def _placement(self) -> dict[str, Any]:
+        placement: dict[str, Any] = {"stage": self.config.engine.zero_stage}
+        host = {"device": "cpu", "pin_memory": self.world.device.type == "cuda"}
+        if self.config.engine.offload != "none":
+            placement["offload_optimizer"] = host
+        if self.config.engine.offload == "all":
+            placement["offload_param"] = host
+        return placement
+
     def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
         total = super().train_micro_batch(batch, loss, step, micro, last)
         if not last:
@@ -76,12 +89,12 @@ class ZeRO(Engine):
     def backward(self, loss: Tensor) -> None:
         self.forward_module.backward(loss * self.forward_module.gradient_accumulation_steps())
 
-    def update(self, learning_rate: float) -> Tensor:
+    def clip_and_step(self, learning_rate: float) -> Tensor:
         set_learning_rate(self.optimizer, learning_rate)
         self.forward_module.step()
         return torch.as_tensor(self.forward_module.get_global_grad_norm())
 
-    def ranges(self) -> Iterator[LocalRange]:
+    def training_ranges(self) -> Iterator[LocalRange]:
         for parameter in self.model.parameters():
             name = self.names[id(parameter)]
             shape = self.shapes[name]
@@ -104,7 +117,8 @@ class ZeRO(Engine):
         for group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
         persistent = self.optimizer.persistent_parameters
-        if persistent:
+        if persistent:  # these stay whole between steps: give up the old values, then gather the new ones
+            persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
     def optimizer_steps(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AttentionPool": "pool",
     "Block": "block",
     "ClassEmbedding": "embeddings",
     "ClassProjection": "embeddings",

@@ -7,6 +7,7 @@ away from a dense batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,22 +18,27 @@ if torch.cuda.is_available():
     # Not elsewhere, where nothing uses it: it imports the compiler, a third of a process's start-up.
     from torch.nn.attention.varlen import varlen_attn
 
+from pretrain.model.grouped import dense_attention, grouped_attention
+
 
 @dataclass(frozen=True)
 class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
-    uniform: whether all images have the same number of tiles; max_length: tokens of the longest.
+    uniform: whether all images have the same number of tiles; single: whether none can have more
+    than one; max_length: tokens of the longest image that there can be.
     groups: (images, tiles of each), in packed order, tiles ascending.
     order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
     image_inverse: (B,) place in the batch -> packed image; None for the identity.
     image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
-    offsets: int32 (B + 1,) first token of each packed image.
-    Tensors are on the device of the tokens, all else is known to the host.
+    offsets: int32 (B + 1,) first token of each packed image; host_offsets: the same on the CPU.
+    watch: what computes attention instead, for looking at a model (`inspection.AttentionMaps`).
+    Other tensors are on the device of the tokens, all else is known to the host.
     """
 
     tokens_per_tile: int
     uniform: bool
+    single: bool
     max_length: int
     groups: tuple[tuple[int, int], ...]
     order: Tensor | None
@@ -42,12 +48,18 @@ class Packing:
     row: Tensor
     column: Tensor
     offsets: Tensor
+    host_offsets: Tensor
+    watch: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] | None = None
 
     @classmethod
-    def of(cls, grid: Tensor, tokens_per_tile: int, device: torch.device) -> Packing:
+    def of(
+        cls, grid: Tensor, tokens_per_tile: int, device: torch.device, max_tiles: int | None = None
+    ) -> Packing:
         """The packing of images whose tiles lie row by row.
 
-        grid: integer (B, 2), rows and columns, on the CPU. ValueError if an image has no tile.
+        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: what the images of other
+        batches may have: torch.compile makes one graph for all of them. ValueError if an image has
+        no tile.
         """
         if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
             raise ValueError(f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}")
@@ -55,7 +67,8 @@ class Packing:
             raise ValueError("every image needs at least one row and one column of tiles")
         tiles = grid.prod(1)
         tiles, packed = torch.sort(tiles, stable=True)
-        uniform = bool(tiles[0] == tiles[-1])
+        shortest, longest = int(tiles[0]), int(tiles[-1])
+        uniform = shortest == longest
         image = torch.arange(len(grid)).repeat_interleave(tiles)
         within = torch.arange(len(image)) - (tiles.cumsum(0) - tiles)[image]
         columns = grid[packed, 1][image]
@@ -66,7 +79,8 @@ class Packing:
         return cls(
             tokens_per_tile=tokens_per_tile,
             uniform=uniform,
-            max_length=int(tiles[-1]) * tokens_per_tile,
+            single=max(longest, max_tiles or 1) == 1,
+            max_length=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             order=None if uniform else to_device(order, device),
             inverse=None if uniform else to_device(torch.argsort(order), device),
@@ -75,6 +89,7 @@ class Packing:
             row=to_device(within // columns, device),
             column=to_device(within % columns, device),
             offsets=to_device(offsets, device),
+            host_offsets=offsets,
         )
 
     @property
@@ -95,7 +110,11 @@ class Packing:
         means = torch.cat(
             [part.unflatten(0, group).mean(1) for part, group in zip(parts, self.groups, strict=True)]
         )
-        return means if self.image_inverse is None else means.index_select(0, self.image_inverse)
+        return self.unpack_images(means)
+
+    def unpack_images(self, images: Tensor) -> Tensor:
+        """(B, ...) from packed order into the order of the batch."""
+        return images if self.image_inverse is None else images.index_select(0, self.image_inverse)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
@@ -103,22 +122,41 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
     q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
     """
-    if packing.uniform:
-        # A dense batch, for which torch has more kernels to choose from.
-        return _dense(q, k, v, packing.images)
+    if packing.watch is not None:
+        return packing.watch(q, k, v, packing)
+    compiling = torch.compiler.is_compiling()
+    if packing.single or (not compiling and packing.uniform):
+        # A dense batch, for which torch has more kernels to choose from. Compiled, it depends on
+        # what the model takes, not on what this batch holds, so that the graph stays one.
+        return dense_attention(q, k, v, packing.images)
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         longest = packing.max_length
         return varlen_attn(q, k, v, packing.offsets, packing.offsets, longest, longest)
     # varlen_attn knows neither the CPU nor float32: one dense call for each length.
+    if compiling:
+        return grouped_attention(q, k, v, packing.host_offsets)
     lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), packing.groups, strict=True)
-    return torch.cat([_dense(*qkv, count) for *qkv, (count, _) in parts])
+    return torch.cat([dense_attention(*qkv, count) for *qkv, (count, _) in parts])
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:
-    """Attention among `images` images of equal length; shapes as in `attention`."""
-    q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """One query for each image, among the tokens of that image.
+
+    q: (B, heads, d), k, v: (T, n, heads, d) in packed order, n any number of tokens of a tile;
+    returns (B, heads, d).
+    """
+    tokens = k.shape[1]
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    if not packing.uniform and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        queries = torch.arange(packing.images + 1, dtype=torch.int32, device=q.device)
+        keys = packing.offsets // packing.tokens_per_tile * tokens
+        longest = packing.max_length // packing.tokens_per_tile * tokens
+        return varlen_attn(q, k, v, queries, keys, 1, longest)
+    counts = [count for count, _ in packing.groups]
+    lengths = [count * tiles * tokens for count, tiles in packing.groups]
+    parts = zip(q.split(counts), k.split(lengths), v.split(lengths), counts, strict=True)
+    return torch.cat([dense_attention(*qkv, count) for *qkv, count in parts])
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

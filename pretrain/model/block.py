@@ -10,38 +10,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.model.attention import Packing, attention
-from pretrain.model.init import normal, reset, xavier_uniform, zeros
+from pretrain.model.init import constant, normal, reset, xavier_uniform, zeros
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
+    "selu": F.selu,
     "tanh": torch.tanh,
 }
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each image: (T, n, D) -> (T, n, D)."""
+    """Multi-head self-attention within each image: (T, n, D) -> (T, n, D).
 
-    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    qk_norm: a LayerNorm over each head's queries and one over its keys (arXiv 2302.05442, section 2).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        proj_bias: bool = True,
+    ) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} must be divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.q_norm, self.k_norm = (
+            nn.LayerNorm(embed_dim // num_heads, eps=norm_eps) if qk_norm else None for _ in "qk"
+        )
+        self.proj = nn.Linear(embed_dim, embed_dim, bias=proj_bias)
         self.init_rules = {
             "qkv.weight": xavier_uniform(parts=3),
             "proj.weight": xavier_uniform(),
-            "proj.bias": zeros,
-        } | ({"qkv.bias": zeros} if qkv_bias else {})
+        }
+        self.init_rules |= ({"qkv.bias": zeros} if qkv_bias else {}) | (
+            {"proj.bias": zeros} if proj_bias else {}
+        )
         reset(self)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         # unbind, not permute: its backward stacks the three gradients where the projection wants
         # them.
         q, k, v = self.qkv(x.flatten(0, 1)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        if self.q_norm is not None:
+            # Autocast computes a norm in float32, and attention wants one type.
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         return self.proj(attention(q, k, v, packing).flatten(1)).view_as(x)
 
 
@@ -66,11 +87,26 @@ class Mlp(nn.Module):
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(x)))))
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel, `first` to begin with (arXiv 2103.17239, section 2.1)."""
+
+    def __init__(self, embed_dim: int, first: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(embed_dim))
+        self.init_rules = {"gamma": constant(first)}
+        reset(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """x + attention(norm1 x), then x + MLP(norm2 x); x: (T, n, D) in packed order.
 
     drop_path: the share of images that skip a branch in training (stochastic depth, arXiv
-    1603.09382).
+    1603.09382). layer_scale: the first value of a LayerScale at the end of each branch, or None.
+    parallel: x + attention(norm1 x) + MLP(norm1 x), both skipped together (arXiv 2302.05442,
+    section 2). qkv_bias, proj_bias: whether attention's projections have biases.
     """
 
     def __init__(
@@ -84,11 +120,18 @@ class Block(nn.Module):
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        parallel: bool = False,
+        proj_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias)
+        self.norm2 = None if parallel else nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.ls1, self.ls2 = (
+            nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale) for _ in (1, 2)
+        )
         self.mlp = Mlp(embed_dim, mlp_dim, activation, dropout)
         self.dropout = nn.Dropout(dropout)
         self.keep: Tensor | None = None
@@ -101,8 +144,12 @@ class Block(nn.Module):
         self.keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        x = x + self._drop_path(self.dropout(self.attn(self.norm1(x), packing)), packing)
-        return x + self._drop_path(self.mlp(self.norm2(x)), packing)
+        normed = self.norm1(x)
+        attended = self.ls1(self.dropout(self.attn(normed, packing)))
+        if self.norm2 is None:
+            return x + self._drop_path(attended + self.ls2(self.mlp(normed)), packing)
+        x = x + self._drop_path(attended, packing)
+        return x + self._drop_path(self.ls2(self.mlp(self.norm2(x))), packing)
 
     def _drop_path(self, branch: Tensor, packing: Packing) -> Tensor:
         if not self.training or self.keep is None:

@@ -8,17 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
+from data_tools.errors import UsageError
 from pretrain.config import ModelConfig
-from pretrain.model.attention import to_device
+from pretrain.model.attention import Packing, to_device
 from pretrain.model.block import Block
 from pretrain.model.embeddings import (
     TiledTokenPositionalEmbedding,
     TilePositionalEmbedding,
     TokenPositionalEmbedding,
+    sides,
 )
-from pretrain.model.heads import LinearHead, MlpHead
+from pretrain.model.heads import LinearHead, MlpHead, Pooler
 from pretrain.model.hybrid import HybridEmbedding, ResNetV2
-from pretrain.model.resize import Geometry
+from pretrain.model.inspection import Inspection, in_full, inspect
+from pretrain.model.pool import AttentionPool
+from pretrain.model.resize import Geometry, adapt_positions, is_position_table
 from pretrain.model.variants import Architecture, resolve
 from pretrain.model.vit import VisionTransformer
 
@@ -28,20 +32,28 @@ class Classifier(nn.Module):
 
     mean, std: of pixels in [0, 1], for each channel. With max_tiles above 1 an image may consist of
     several tiles, whose places are learned as in torchtune; with one tile it is exactly the paper's
-    model. config.pool: `cls`, the mean over the class tokens of the image's tiles, or `mean`, over
-    all its patches (no class token then). Raises UsageError for a configuration that does not fit
+    model. config.pool: `cls`, the mean over the class tokens of the image's tiles; `mean`, over all
+    its patches; or `map`, an AttentionPool over them (neither has a class token). Registers are left
+    out of every pool. Raises UsageError for a configuration that does not fit
     together.
+
+    in_channels: of the images. num_classes: 0 leaves out the last linear layer, so that logits are
+    what it would see. mask_token: for `inspect` and pretraining with masked patches. pooler: a
+    Pooler beside the head, which only `inspect` looks at.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        tile_size: int,
+        tile_size: int | tuple[int, int],
         max_tiles: int,
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        in_channels: int = 3,
+        mask_token: bool = False,
+        pooler: bool = False,
     ) -> None:
         super().__init__()
         arch = resolve(config)
@@ -51,13 +63,29 @@ class Classifier(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.geometry = Geometry(
-            grid=(arch.grid(tile_size),) * 2,
+            grid=tuple(arch.grid(side) for side in sides(tile_size)),
             max_tiles=max_tiles,
-            prefix=int(config.pool == "cls"),
+            prefix=int(arch.class_token),
         )
-        self.encoder = _encoder(config, arch, tile_size, max_tiles)
+        if max_tiles > 1 and config.final_norm == "pooled":
+            raise UsageError(
+                "model.final_norm=pooled needs data.max_tiles=1: tiles are placed behind the norm"
+            )
+        self.encoder = _encoder(config, arch, tile_size, self.geometry, in_channels, mask_token)
+        self.pool = (
+            AttentionPool(arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps)
+            if config.pool == "map"
+            else None
+        )
+        self.pool_norm = (
+            nn.LayerNorm(arch.embed_dim, eps=config.norm_eps)
+            if config.final_norm == "pooled"
+            else nn.Identity()
+        )
+        self.pooler = Pooler(arch.embed_dim) if pooler else None
         if config.head == "linear":
-            self.head = LinearHead(arch.embed_dim, num_classes, config.head_bias)
+            head = LinearHead(arch.embed_dim, num_classes, config.head_bias) if num_classes else nn.Identity()
+            self.head = head
         else:
             hidden = config.head_hidden or arch.embed_dim
             self.head = MlpHead(arch.embed_dim, hidden, num_classes, config.head_activation, config.head_bias)
@@ -67,30 +95,78 @@ class Classifier(nn.Module):
         return self.encoder.layers
 
     def forward(self, batch: TileBatch | Tensor) -> Tensor:
-        """Logits, float32 (B, num_classes).
+        """Logits, float32 (B, num_classes); float64 from a model in float64.
 
         batch: a TileBatch, or images of one tile (B, C, S, S), S the tile size. uint8 pixels are
-        normalised here; floating ones are taken as normalised. ValueError for another size.
+        normalised here; floating ones are taken as normalised. ValueError for another shape.
         """
-        return self.head(self.represent(batch)).float()
+        return in_full(self.head(self.represent(batch)))
+
+    def inspect(
+        self, batch: TileBatch | Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> Inspection:
+        """What the model computes on the way to its logits; see `inspection.inspect`."""
+        return inspect(self, batch, mask, head_mask)
+
+    def resized(self, tile_size: int | tuple[int, int], mode: str = "bilinear") -> Classifier:
+        """The same classifier for images of another size.
+
+        mode: how position tables are interpolated, of `resize.resize_grid`. All other parameters are
+        shared with this one.
+        """
+        with torch.device("meta"):
+            other = Classifier(
+                self.config,
+                tile_size=tile_size,
+                max_tiles=self.geometry.max_tiles,
+                num_classes=self.num_classes,
+                mean=self.mean,
+                std=self.std,
+                in_channels=self.encoder.in_channels,
+                mask_token=self.encoder.mask_token is not None,
+                pooler=self.pooler is not None,
+            )
+        state = {
+            name: adapt_positions(name, value.detach(), self.geometry, other.geometry, mode)
+            if is_position_table(name)
+            else value
+            for name, value in self.named_parameters()
+        }
+        other.load_state_dict(state, assign=True)
+        return other.train(self.training)
 
     def represent(self, batch: TileBatch | Tensor) -> Tensor:
         """What the head sees: (B, D)."""
+        tiles, packing = self.unpack(batch)
+        x, _ = self.encoder.encode(tiles, packing)
+        return self.pooled(x, packing)
+
+    def unpack(self, batch: TileBatch | Tensor) -> tuple[Tensor, Packing]:
+        """Normalised tiles in packed order, and their packing; ValueError as `forward` says."""
         if isinstance(batch, Tensor):
             tiles, grid = batch, torch.ones(len(batch), 2, dtype=torch.int64, device="cpu")
         else:
             tiles, grid = batch.tiles, batch.grid
+        self.encoder.check(tiles)
         if len(tiles) != grid.prod(1).sum():
-            raise ValueError(f"{len(tiles)} tiles do not fit a grid of {grid.prod(1).sum()}")
+            raise ValueError(f"{len(tiles)} tiles do not fit a grid of {int(grid.prod(1).sum())}")
         if grid.prod(1).max() > self.geometry.max_tiles:
             raise ValueError(
                 f"an image has {grid.prod(1).max()} tiles, "
                 f"but this model is for at most {self.geometry.max_tiles}"
             )
         packing = self.encoder.packing(grid, tiles.device)
-        x, _ = self.encoder.encode(self._normalise(packing.pack(tiles)), packing)
-        per_tile = x[:, 0] if self.config.pool == "cls" else x.mean(1)
-        return packing.image_means(per_tile)
+        return self._normalise(packing.pack(tiles)), packing
+
+    def pooled(self, x: Tensor, packing: Packing) -> Tensor:
+        """Tokens (T, n, D) in packed order -> (B, D) in the order of the batch."""
+        if self.config.pool == "cls":
+            pooled = packing.image_means(x[:, 0])
+        elif self.pool is not None:
+            pooled = packing.unpack_images(self.pool(x[:, self.encoder.prefix :], packing))
+        else:
+            pooled = packing.image_means(x[:, self.encoder.prefix :].mean(1))
+        return self.pool_norm(pooled)
 
     def _normalise(self, tiles: Tensor) -> Tensor:
         """(pixel / 255 - mean) / std of uint8 tiles."""
@@ -103,12 +179,20 @@ class Classifier(nn.Module):
         return (tiles - mean) / std
 
 
-def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles: int) -> VisionTransformer:
+def _encoder(
+    config: ModelConfig,
+    arch: Architecture,
+    tile_size: int | tuple[int, int],
+    geometry: Geometry,
+    in_channels: int,
+    mask_token: bool,
+) -> VisionTransformer:
+    max_tiles = geometry.max_tiles
     positions = {
         "embed_dim": arch.embed_dim,
-        "tile_size": tile_size,
-        "patch_size": arch.stride,
-        "class_token": config.pool == "cls",
+        "tile_size": geometry.grid,
+        "patch_size": 1,
+        "class_token": arch.class_token,
         "sincos": config.position == "sincos2d",
         "std": 0.02,
     }
@@ -123,9 +207,12 @@ def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles:
             arch.num_heads,
             arch.mlp_dim,
             activation=config.activation,
-            qkv_bias=config.qkv_bias,
+            qkv_bias=arch.qkv_bias,
             norm_eps=config.norm_eps,
             dropout=config.dropout,
+            qk_norm=arch.qk_norm,
+            layer_scale=config.layer_scale,
+            parallel=arch.parallel,
         ),
         token_pos_embedding=(
             TiledTokenPositionalEmbedding(max_tiles, **positions)
@@ -134,16 +221,21 @@ def _encoder(config: ModelConfig, arch: Architecture, tile_size: int, max_tiles:
         ),
         pre_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
         post_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
-        class_token=config.pool == "cls",
-        patch_bias=True,
-        pre_norm=False,
+        in_channels=in_channels,
+        class_token=arch.class_token,
+        patch_bias=not config.pre_norm,
+        pre_norm=config.pre_norm,
         norm_eps=config.norm_eps,
         class_token_std=0.0,
         dropout=config.dropout,
         drop_path=config.drop_path,
+        registers=config.registers,
+        mask_token=mask_token,
+        post_norm=config.final_norm == "tokens",
+        grid=geometry.grid,
         patch_embed=(
-            HybridEmbedding(ResNetV2(arch.backbone), arch.patch_size, arch.embed_dim)
-            if arch.backbone
+            HybridEmbedding(ResNetV2(arch.backbone, in_channels), arch.patch_size, arch.embed_dim)
+            if arch.backbone is not None
             else None
         ),
     )

@@ -7,6 +7,7 @@ the Packing, so that every table is read by one gather `table[row, column]`.
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ class ClassEmbedding(nn.Module):
 class TokenPositionalEmbedding(nn.Module):
     """One position table for the tokens of a tile, the same in every tile: local (n, D).
 
+    tile_size: pixels along a side, or rows and columns.
     sincos: a fixed table (see `sincos2d`) instead of a learned one. std: of the learned table's
     first values, by default D^-0.5 as in torchtune.
     """
@@ -68,7 +70,7 @@ class TokenPositionalEmbedding(nn.Module):
     def __init__(
         self,
         embed_dim: int,
-        tile_size: int,
+        tile_size: int | tuple[int, int],
         patch_size: int,
         *,
         class_token: bool = True,
@@ -76,11 +78,11 @@ class TokenPositionalEmbedding(nn.Module):
         std: float | None = None,
     ) -> None:
         super().__init__()
-        self.grid = tile_size // patch_size
+        self.grid = tuple(side // patch_size for side in sides(tile_size))
         self.prefix = int(class_token)
         # A fixed table is a parameter, no buffer: saved, resized and initialised like the others.
         self.local = nn.Parameter(
-            torch.empty(self.prefix + self.grid**2, embed_dim), requires_grad=not sincos
+            torch.empty(self.prefix + prod(self.grid), embed_dim), requires_grad=not sincos
         )
         learned = normal(embed_dim**-0.5 if std is None else std)
         fixed = partial(_fill_sincos2d, grid=self.grid, prefix=self.prefix)
@@ -102,7 +104,7 @@ class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
         self,
         max_num_tiles: int,
         embed_dim: int,
-        tile_size: int,
+        tile_size: int | tuple[int, int],
         patch_size: int,
         *,
         class_token: bool = True,
@@ -153,6 +155,12 @@ class ClassProjection(nn.Module):
         return x[:, 0] @ self.weight
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of something whose size may be one number."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def sincos2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
     """Fixed positions (rows · columns, D): sin x, cos x, sin y, cos y, a quarter of the width each.
 
@@ -165,6 +173,8 @@ def sincos2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
 
-def _fill_sincos2d(values: Tensor, generator: torch.Generator | None, *, grid: int, prefix: int) -> None:
+def _fill_sincos2d(
+    values: Tensor, generator: torch.Generator | None, *, grid: tuple[int, int], prefix: int
+) -> None:
     values[:prefix] = 0
-    values[prefix:] = sincos2d((grid, grid), values.shape[1]).to(values.device)
+    values[prefix:] = sincos2d(grid, values.shape[1]).to(values.device)

@@ -6,54 +6,69 @@ norms or activations. Nothing here imports torch.
 
 from __future__ import annotations
 
-from pretrain.config import ModelConfig
-from pretrain.model.variants import BACKBONE_WIDTH, Architecture, resolve
+from pretrain.config import BackboneConfig, ModelConfig
+from pretrain.model.variants import Architecture, corrupted, middle_width, resolve, stage_strides, stem_sides
 
 
-def forward_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
-    """Operations of one forward pass of one image of `tiles` tiles."""
+def forward_flops(
+    config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
+) -> int:
+    """Operations of one forward pass of one image of `tiles` tiles.
+
+    masked: of `masked.MaskedPatches`, whose linear head sees the corrupted half of the patches.
+    """
     arch = resolve(config)
     width = arch.embed_dim
     patches = tiles * arch.grid(tile_size) ** 2
-    tokens = patches + (tiles if config.pool == "cls" else 0)
+    tokens = patches + tiles * (arch.class_token + config.registers)
     # q, k, v and the output projection; scores and their sum over the values; the MLP.
     block = tokens * (4 * width**2 + 2 * tokens * width + 2 * width * arch.mlp_dim)
-    if config.head == "linear":
+    pool = 0
+    if config.pool == "map" and not masked:
+        # Keys and values, scores and their sum, the output projection, the MLP. The query comes from
+        # the probe alone, once for a whole batch.
+        pool = patches * (2 * width**2 + 2 * width) + width**2 + 2 * width * arch.mlp_dim
+    if masked:
+        head = corrupted(patches) * width * num_classes
+    elif config.head == "linear":
         head = width * num_classes
     else:
         hidden = config.head_hidden or width
         head = width * hidden + hidden * num_classes
     embed = _embedding(arch, tile_size, patches, tiles)
-    return 2 * (embed + arch.num_layers * block + head)
+    return 2 * (embed + arch.num_layers * block + pool + head)
 
 
-def training_flops(config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1) -> int:
+def training_flops(
+    config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
+) -> int:
     """Forward and backward: three times the forward pass, without recomputation."""
-    return 3 * forward_flops(config, tile_size=tile_size, num_classes=num_classes, tiles=tiles)
+    sizes = {"tile_size": tile_size, "num_classes": num_classes, "tiles": tiles}
+    return 3 * forward_flops(config, **sizes, masked=masked)
 
 
 def _embedding(arch: Architecture, tile_size: int, patches: int, tiles: int) -> int:
     """Multiply-adds from pixels to patch tokens."""
     if arch.backbone is None:
         return patches * 3 * arch.patch_size**2 * arch.embed_dim
-    features = 4 * BACKBONE_WIDTH * 2 ** (len(arch.backbone) - 1)
+    features = arch.backbone.widths[-1] if arch.backbone.widths else arch.backbone.stem
     projection = patches * features * arch.patch_size**2 * arch.embed_dim
     return tiles * _backbone(arch.backbone, tile_size) + projection
 
 
-def _backbone(depths: tuple[int, ...], tile_size: int) -> int:
+def _backbone(backbone: BackboneConfig, tile_size: int) -> int:
     """Multiply-adds of the convolutions of `hybrid.ResNetV2` for one tile."""
-    side = tile_size // 2
-    count = side**2 * 3 * 7**2 * BACKBONE_WIDTH
-    side //= 2
-    channels = BACKBONE_WIDTH
-    for stage, depth in enumerate(depths):
-        width = BACKBONE_WIDTH * 2**stage
+    convolved, side = stem_sides(backbone, tile_size)
+    count = convolved**2 * 3 * 7**2 * backbone.stem
+    channels = backbone.stem
+    plan = zip(backbone.depths, backbone.widths, stage_strides(backbone), strict=True)
+    for depth, width, (stride, _) in plan:
+        middle = middle_width(width)
         for unit in range(depth):
-            count += side**2 * channels * width
+            count += side**2 * channels * middle
             if unit == 0:
-                side //= 2 if stage > 0 else 1
-                count += side**2 * channels * 4 * width  # the shortcut
-            count += side**2 * (9 * width**2 + 4 * width**2)
-            channels = 4 * width
+                side = -(-side // stride)
+                count += side**2 * channels * width  # the shortcut
+            count += side**2 * (9 * middle**2 + middle * width)
+            channels = width
     return count

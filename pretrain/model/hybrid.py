@@ -1,56 +1,97 @@
 """A ResNet before the Transformer (arXiv 2010.11929, section 3.1, "Hybrid Architecture").
 
 It is the ResNetV2 of Big Transfer (arXiv 1912.11370) as the Vision Transformer uses it:
-convolutions with standardised weights (arXiv 1903.10520), GroupNorm of 32 groups instead of
-BatchNorm, no bias, norms after convolutions, and padding as TensorFlow's SAME.
+convolutions with standardised weights (arXiv 1903.10520), GroupNorm instead of BatchNorm, no bias,
+norms after convolutions, and padding as TensorFlow's SAME. `BackboneConfig` names what differs
+between its implementations.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.config import BackboneConfig
+from pretrain.model.block import ACTIVATIONS
 from pretrain.model.embeddings import PatchEmbedding
 from pretrain.model.init import lecun_normal, reset, zeros
-from pretrain.model.variants import BACKBONE_WIDTH
-
-GROUPS = 32
+from pretrain.model.variants import middle_width, stage_strides
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution with SAME padding whose weight is standardised in every output channel."""
+    """A convolution whose weight is standardised in every output channel.
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride, bias=False)
+    standardize: `var`, (w - mean) / √(var + 1e-8), or `std`, (w - mean) / (std + 1e-5), Google's.
+    padding: `same`, as TensorFlow's, or `symmetric`, the same at both ends.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        standardize: str = "var",
+        padding: str = "same",
+    ) -> None:
+        border = ((stride - 1) + dilation * (kernel - 1)) // 2 if padding == "symmetric" else 0
+        super().__init__(channels_in, channels_out, kernel, stride, border, dilation, bias=False)
+        self.standardize = standardize
+        self.same = padding == "same"
         self.init_rules = {"weight": lecun_normal}
         reset(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Standardising is a LayerNorm over the inputs of a channel, with statistics in float32.
-        weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
-        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
+        if self.same:
+            x = pad_same(x, self.kernel_size[0], self.stride[0], self.dilation[0])
+        return F.conv2d(
+            x,
+            self.standardized(),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def standardized(self) -> Tensor:
+        if self.standardize == "var":
+            # This is a LayerNorm over the inputs of a channel, with statistics in float32.
+            return F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
+        std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        return (self.weight - mean) / (std + 1e-5)
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last norm begins at scale 0.
 
-    (T, channels_in, h, w) -> (T, 4 · width, h / stride, w / stride), rounded up. The shortcut is a
-    projection in the first unit of a stage (`project`).
+    (T, channels_in, h, w) -> (T, channels_out, h / stride, w / stride), rounded up. The shortcut is
+    a projection in the first unit of a stage (`project`).
     """
 
-    def __init__(self, channels_in: int, width: int, stride: int, project: bool) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        project: bool,
+        config: BackboneConfig,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
-        channels_out = 4 * width
-        self.conv1 = StandardizedConv(channels_in, width, 1)
-        self.norm1 = nn.GroupNorm(GROUPS, width)
-        self.conv2 = StandardizedConv(width, width, 3, stride)
-        self.norm2 = nn.GroupNorm(GROUPS, width)
-        self.conv3 = StandardizedConv(width, channels_out, 1)
-        self.norm3 = nn.GroupNorm(GROUPS, channels_out)
+        middle = middle_width(channels_out)
+        kind = _conv_kind(config)
+        self.activation = ACTIVATIONS[config.activation]
+        self.conv1 = StandardizedConv(channels_in, middle, 1, **kind)
+        self.norm1 = _norm(middle, config)
+        self.conv2 = StandardizedConv(middle, middle, 3, stride, dilation, **kind)
+        self.norm2 = _norm(middle, config)
+        self.conv3 = StandardizedConv(middle, channels_out, 1, **kind)
+        self.norm3 = _norm(channels_out, config)
         self.shortcut = (
             nn.Sequential(
-                StandardizedConv(channels_in, channels_out, 1, stride),
-                nn.GroupNorm(GROUPS, channels_out),
+                StandardizedConv(channels_in, channels_out, 1, stride, **kind), _norm(channels_out, config)
             )
             if project
             else nn.Identity()
@@ -59,43 +100,102 @@ class Bottleneck(nn.Module):
         reset(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = F.relu(self.norm1(self.conv1(x)))
-        branch = F.relu(self.norm2(self.conv2(branch)))
+        branch = self.activation(self.norm1(self.conv1(x)))
+        branch = self.activation(self.norm2(self.conv2(branch)))
         branch = self.norm3(self.conv3(branch))
-        return F.relu(self.shortcut(x) + branch)
+        return self.activation(self.shortcut(x) + branch)
+
+
+class PreactivationBottleneck(nn.Module):
+    """The same convolutions, each behind its norm and activation (arXiv 1603.05027).
+
+    The shortcut's projection sees the input after the first norm and has none of its own.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        project: bool,
+        config: BackboneConfig,
+        dilation: int = 1,  # as in transformers, this unit keeps its kernels whole
+    ) -> None:
+        super().__init__()
+        middle = middle_width(channels_out)
+        kind = _conv_kind(config)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm1 = _norm(channels_in, config)
+        self.conv1 = StandardizedConv(channels_in, middle, 1, **kind)
+        self.norm2 = _norm(middle, config)
+        self.conv2 = StandardizedConv(middle, middle, 3, stride, **kind)
+        self.norm3 = _norm(middle, config)
+        self.conv3 = StandardizedConv(middle, channels_out, 1, **kind)
+        self.shortcut = (
+            nn.Sequential(StandardizedConv(channels_in, channels_out, 1, stride, **kind)) if project else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.activation(self.norm1(x))
+        branch = self.conv1(active)
+        branch = self.conv2(self.activation(self.norm2(branch)))
+        branch = self.conv3(self.activation(self.norm3(branch)))
+        return branch + (x if self.shortcut is None else self.shortcut(active))
 
 
 class ResNetV2(nn.Module):
-    """Tiles (T, C, S, S) -> features (T, 4 · width · 2^(stages - 1), S / stride, S / stride).
+    """Tiles (T, C, H, W) -> features (T, channels, h, w), h and w as `variants.feature_side`."""
 
-    depths: units of each stage; the stride is 4 before the first stage and doubles after it.
-    """
-
-    def __init__(self, depths: tuple[int, ...], width: int = BACKBONE_WIDTH, in_channels: int = 3) -> None:
+    def __init__(self, config: BackboneConfig, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv_root = StandardizedConv(in_channels, width, 7, stride=2)
-        self.norm_root = nn.GroupNorm(GROUPS, width)
+        kind = _conv_kind(config)
+        self.config = config
+        self.activation = ACTIVATIONS[config.activation]
+        self.conv_root = StandardizedConv(in_channels, config.stem, 7, stride=2, **kind)
+        preactivation = config.unit == "preactivation"
+        self.norm_root = None if preactivation else _norm(config.stem, config)
+        unit_type = PreactivationBottleneck if preactivation else Bottleneck
         self.stages = nn.ModuleList()
-        channels = width
-        for stage, depth in enumerate(depths):
+        channels = config.stem
+        plan = zip(config.depths, config.widths, stage_strides(config), strict=True)
+        for depth, width, (stride, dilation) in plan:
+            first = 1 if dilation <= 2 else 2
             units = nn.Sequential()
             for unit in range(depth):
-                stride = 2 if stage > 0 and unit == 0 else 1
-                units.append(Bottleneck(channels, width * 2**stage, stride, project=unit == 0))
-                channels = 4 * width * 2**stage
+                begins = unit == 0
+                units.append(
+                    unit_type(
+                        channels,
+                        width,
+                        stride if begins else 1,
+                        begins,
+                        config,
+                        first if begins else dilation,
+                    )
+                )
+                channels = width
             self.stages.append(units)
         self.channels = channels
 
+    def stem(self, tiles: Tensor) -> Tensor:
+        """(T, C, H, W) -> (T, stem, H / 4, W / 4)."""
+        x = self.conv_root(tiles.to(self.conv_root.weight.dtype))
+        if self.config.padding != "same":
+            x = F.pad(x, (1, 1, 1, 1))
+        if self.norm_root is not None:
+            x = self.activation(self.norm_root(x))
+        # A border of zeros, not of -inf: the same behind ReLU, and transformers' choice otherwise.
+        return F.max_pool2d(pad_same(x, 3, 2) if self.config.pool_padding else x, 3, 2)
+
     def forward(self, tiles: Tensor) -> Tensor:
-        x = F.relu(self.norm_root(self.conv_root(tiles.to(self.conv_root.weight.dtype))))
-        x = F.max_pool2d(pad_same(x, 3, 2), 3, 2)  # x >= 0, so that a border of zeros never wins
+        x = self.stem(tiles)
         for stage in self.stages:
             x = stage(x)
         return x
 
 
 class HybridEmbedding(nn.Module):
-    """Patches of the backbone's features: (T, C, S, S) -> (T, patches, D).
+    """Patches of the backbone's features: (T, C, H, W) -> (T, patches, D).
 
     patch_size counts cells of the last feature map.
     """
@@ -109,10 +209,18 @@ class HybridEmbedding(nn.Module):
         return self.projection(self.backbone(tiles))
 
 
-def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
     """Zeros around (..., h, w), the odd one last: then ceil(side / stride) windows fit."""
     sides = []
     for side in (x.shape[-1], x.shape[-2]):
-        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
         sides += [total // 2, total - total // 2]
     return F.pad(x, sides) if any(sides) else x
+
+
+def _conv_kind(config: BackboneConfig) -> dict[str, str]:
+    return {"standardize": config.standardize, "padding": config.padding}
+
+
+def _norm(channels: int, config: BackboneConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.groups, channels, eps=config.norm_eps)

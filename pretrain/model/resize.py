@@ -4,21 +4,37 @@ Two things can change between a checkpoint and a model. The grid of patches in a
 interpolated, as an image, and the prefix (class token) rows stay. The largest number of tiles:
 tables (M, M, ...) are cropped, or extended by zeros, so that the tile in row r and column c keeps
 its entry; they are never stretched, since a tile is looked up by its absolute place.
+
+A table may be sharded (DTensor): it is gathered, and the result is sharded as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # A plain table and the local one of a tiled model share their name, so that one becomes the other.
 LOCAL = "token_pos_embedding.local"
 GLOBAL = "token_pos_embedding.global_"
 PRE_TILE = "pre_tile_pos_embed.embedding"
 POST_TILE = "post_tile_pos_embed.embedding"
+
+
+# How patches between old ones are found, for `resize_grid`.
+MODES = {
+    "bilinear": {"mode": "bilinear", "align_corners": True},
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "bilinear_centers": {"mode": "bilinear"},
+    "bicubic_centers": {"mode": "bicubic"},
+    "bicubic_offset": {"mode": "bicubic"},
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,22 @@ class Geometry:
     prefix: int
 
 
+def _whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` of a table, for sharded tables too: every process computes the whole result."""
+
+    @wraps(function)
+    def on_whole(*args: Any, **kwargs: Any) -> Tensor:
+        sharded = next((value for value in args if isinstance(value, DTensor)), None)
+        if sharded is None:
+            return function(*args, **kwargs)
+        whole = [value.full_tensor() if value is sharded else value for value in args]
+        result = function(*whole, **kwargs)
+        return distribute_tensor(result, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+    return on_whole
+
+
+@_whole
 def resize_grid(
     table: Tensor,
     old: tuple[int, int],
@@ -43,12 +75,14 @@ def resize_grid(
     """Interpolate a table (prefix + h·w, D) or (h, w, D) from grid `old` (h, w) to `new`.
 
     mode: `bilinear` with aligned corners, which is the paper's scipy.ndimage.zoom(order=1), or
-    `bicubic` with antialiasing (a = -0.5), which is timm's. Computed in float64, returned in the
-    table's dtype; the same table itself if the grid is the same. ValueError for another mode or
-    number of rows.
+    `bicubic` with antialiasing (a = -0.5), which is timm's. For the numbers of peers also
+    `bilinear_centers`, timm's for Google's files; `bicubic_centers` (a = -0.75), transformers';
+    `bicubic_offset`, the same sampled at steps of old / (new + 0.1), transformers' before 4.4x gave
+    it up. Computed in float64, returned in the table's dtype; the same table itself if the grid is
+    the same. ValueError for another mode or number of rows.
     """
-    if mode not in ("bilinear", "bicubic"):
-        raise ValueError(f"mode must be bilinear or bicubic, got {mode!r}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     as_grid = table.ndim == 3
     rows = table.flatten(0, 1) if as_grid else table
     if len(rows) != prefix + old[0] * old[1] or (as_grid and tuple(table.shape[:2]) != tuple(old)):
@@ -58,14 +92,16 @@ def resize_grid(
     if tuple(old) == tuple(new):
         return table
     image = rows[prefix:].double().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
-    if mode == "bilinear":
-        image = F.interpolate(image, size=tuple(new), mode="bilinear", align_corners=True)
+    if mode == "bicubic_offset":
+        scale = tuple((after + 0.1) / before for before, after in zip(old, new, strict=True))
+        image = F.interpolate(image, scale_factor=scale, **MODES[mode])
     else:
-        image = F.interpolate(image, size=tuple(new), mode="bicubic", antialias=True)
+        image = F.interpolate(image, size=tuple(new), **MODES[mode])
     resized = image[0].permute(1, 2, 0).to(table.dtype)
     return resized if as_grid else torch.cat([rows[:prefix], resized.flatten(0, 1)])
 
 
+@_whole
 def resize_tiles(table: Tensor, new_max: int) -> Tensor:
     """Crop a table (M, M, ...) to (new_max, new_max, ...), or extend it by zeros."""
     kept = min(len(table), new_max)
@@ -81,6 +117,7 @@ def is_position_table(name: str) -> bool:
     return name.endswith((LOCAL, GLOBAL, PRE_TILE, POST_TILE))
 
 
+@_whole
 def adapt_positions(
     name: str, value: Tensor, source: Geometry, target: Geometry, mode: str = "bilinear"
 ) -> Tensor:
@@ -110,6 +147,7 @@ def adapt_positions(
     raise ValueError(f"{name} is no position table")
 
 
+@_whole
 def stretch_positions(name: str, value: Tensor, source: Geometry, target: Geometry) -> Tensor:
     """What torchtune makes of the table `name` when it loads a checkpoint.
 
@@ -120,7 +158,9 @@ def stretch_positions(name: str, value: Tensor, source: Geometry, target: Geomet
         return resize_grid(value, source.grid, target.grid, source.prefix)
     tiles, new_tiles = (source.max_tiles,) * 2, (target.max_tiles,) * 2
     split = source.prefix if name.endswith(GLOBAL) else 1
-    prefix = resize_grid(value[:, :, :split].flatten(2), tiles, new_tiles)
+    prefix = value.new_zeros(*new_tiles, 0)
+    if split:
+        prefix = resize_grid(value[:, :, :split].flatten(2), tiles, new_tiles)
     prefix = prefix.unflatten(2, (split, value.shape[-1]))
     if not name.endswith(GLOBAL):
         return prefix

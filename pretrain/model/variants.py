@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
+from typing import TypeVar
 
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig
+from pretrain.config import BackboneConfig, ModelConfig
 
 # Width, depth, MLP, heads.
 # Ti, S: arXiv 2012.12877, 2106.10270. B, L, H: 2010.11929, table 1. g, G: 2106.04560, table 2.
-# So400m: 2305.13035. e: 2209.06794. 22B: 2302.05442, its sizes in our block: that paper's parallel
-# layers and query-key norms are not part of it.
+# So400m: 2305.13035. e: 2209.06794. 22B: 2302.05442.
 SIZES = {
     "ti": (192, 12, 768, 3),
     "s": (384, 12, 1536, 6),
@@ -30,18 +31,21 @@ SIZES = {
     "22b": (6144, 48, 24576, 48),
 }
 
-# Size of the Transformer, units in each stage of the ResNet (arXiv 2010.11929 and 2106.10270). The
-# last number of the name is the stride of the features, which are one patch each.
+# Sizes whose blocks are of another kind. 22B: what is still different from the paper is that its
+# LayerNorms neither centre nor have a bias; and it pools by attention, model.pool=map.
+TRAITS = {"22b": {"parallel": True, "qk_norm": True, "qkv_bias": False}}
 
+# Size of the Transformer, units in each stage of the ResNet, patch size in cells of its features
+# (arXiv 2010.11929 and 2106.10270). The last number of the name is the pixels from one patch to the
+# next, but for R+Ti/16, whose published name says 16 where they are 32: a stem without stages.
 HYBRIDS = {
-    "hybrid_r26_s32": ("s", (2, 2, 2, 2)),
-    "hybrid_r26_b32": ("b", (2, 2, 2, 2)),
-    "hybrid_r50_b16": ("b", (3, 4, 9)),
-    "hybrid_r50_l16": ("l", (3, 4, 9)),
-    "hybrid_r50_l32": ("l", (3, 4, 6, 3)),
+    "hybrid_r_ti16": ("ti", (), 8),
+    "hybrid_r26_s32": ("s", (2, 2, 2, 2), 1),
+    "hybrid_r26_b32": ("b", (2, 2, 2, 2), 1),
+    "hybrid_r50_b16": ("b", (3, 4, 9), 1),
+    "hybrid_r50_l16": ("l", (3, 4, 9), 1),
+    "hybrid_r50_l32": ("l", (3, 4, 6, 3), 1),
 }
-
-BACKBONE_WIDTH = 64  # of the first stage; the others double it
 
 USUAL_NAMES = (
     *("vit_ti16", "vit_s16", "vit_s32", "vit_b8", "vit_b16", "vit_b32", "vit_l16", "vit_l32"),
@@ -49,21 +53,36 @@ USUAL_NAMES = (
     *HYBRIDS,
 )
 
+# What pretraining with masked patches tells apart (arXiv 2010.11929, appendix B.1.2): three bits for
+# each of red, green and blue.
+COLOURS = 512
+
 CHOICES = {
     "head": ("mlp", "linear"),
     "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
-    "pool": ("cls", "mean"),
-    "activation": ("gelu", "gelu_tanh", "relu", "silu"),
+    "pool": ("cls", "mean", "map"),
+    "final_norm": ("tokens", "pooled"),
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
     "position": ("learned", "sincos2d"),
 }
+
+
+BACKBONE_CHOICES = {
+    "unit": ("bottleneck", "preactivation"),
+    "padding": ("same", "symmetric"),
+    "standardize": ("var", "std"),
+    "activation": CHOICES["activation"],
+}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The numbers of one model.
 
-    backbone: bottleneck units in each stage of a hybrid's ResNet, None for a plain Vision
-    Transformer. patch_size counts pixels, or cells of the backbone's last feature map.
+    backbone: a hybrid's ResNet, None for a plain Vision Transformer. patch_size counts pixels, or
+    cells of the backbone's last feature map.
     """
 
     name: str
@@ -72,25 +91,35 @@ class Architecture:
     num_layers: int
     num_heads: int
     mlp_dim: int
-    backbone: tuple[int, ...] | None = None
+    class_token: bool = True
+    backbone: BackboneConfig | None = None
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    parallel: bool = False
 
     @property
     def stride(self) -> int:
         """Pixels from one patch to the next."""
         if self.backbone is None:
             return self.patch_size
-        return self.patch_size * 2 ** (len(self.backbone) + 1)
+        later = stage_strides(self.backbone)
+        return self.patch_size * 4 * prod(stride for stride, _ in later)
 
     def grid(self, tile_size: int) -> int:
-        """Patches along a side of a tile; UsageError if they do not fill it exactly."""
-        if tile_size < self.stride or tile_size % self.stride:
+        """Patches along a side of a tile; UsageError if they do not fill it exactly.
+
+        A hybrid takes any size whose features its patches fill, which is every size for patches of
+        one cell.
+        """
+        side = tile_size if self.backbone is None else feature_side(self.backbone, max(tile_size, 1))
+        if tile_size < 1 or side < self.patch_size or side % self.patch_size:
             below = max(tile_size, 0) // self.stride * self.stride
             valid = [str(size) for size in (below, below + self.stride) if size > 0]
             raise UsageError(
                 f"data.tile_size is {tile_size}, but {self.name} needs a multiple of "
                 f"{self.stride}: the nearest is {' or '.join(valid)}"
             )
-        return tile_size // self.stride
+        return side // self.patch_size
 
 
 def resolve(config: ModelConfig) -> Architecture:
@@ -98,9 +127,16 @@ def resolve(config: ModelConfig) -> Architecture:
 
     Raises UsageError for a name, a choice or a number that cannot be.
     """
-    width, depth, mlp, heads, patch, backbone = _row(config.name)
+    size, patch, depths = _row(config.name)
+    if config.backbone is not None and depths is None:
+        raise UsageError(f"model.backbone is for hybrids, but model.name is {config.name!r}")
+    backbone = config.backbone
+    if backbone is None and depths is not None:
+        backbone = BackboneConfig(depths=list(depths))
+    width, depth, mlp, heads = SIZES[size]
+    traits = {"qkv_bias": True, "qk_norm": False, "parallel": False} | TRAITS.get(size, {})
 
-    def chosen(given: int | None, usual: int) -> int:
+    def chosen(given: T | None, usual: T) -> T:
         return usual if given is None else given
 
     arch = Architecture(
@@ -110,25 +146,90 @@ def resolve(config: ModelConfig) -> Architecture:
         num_layers=chosen(config.num_layers, depth),
         num_heads=chosen(config.num_heads, heads),
         mlp_dim=chosen(config.mlp_dim, mlp),
+        class_token=chosen(config.class_token, config.pool == "cls"),
         backbone=backbone,
+        **{key: chosen(getattr(config, key), usual) for key, usual in traits.items()},
     )
     _check(config, arch)
     return arch
 
 
-def _row(name: str) -> tuple[int, int, int, int, int, tuple[int, ...] | None]:
-    """Width, depth, MLP, heads, patch size and backbone of a name."""
+def stage_strides(backbone: BackboneConfig) -> list[tuple[int, int]]:
+    """(stride, dilation) of each stage of a backbone, behind a stem of stride 4."""
+    plan, reached, dilation = [], 4, 1
+    for stage in range(len(backbone.depths)):
+        stride = 1 if stage == 0 else 2
+        if reached >= backbone.output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        plan.append((stride, dilation))
+    return plan
+
+
+def stem_sides(backbone: BackboneConfig, side: int) -> tuple[int, int]:
+    """The side of a map behind a backbone's first convolution, and behind its pooling."""
+    convolved = -(-side // 2)
+    pooled = convolved if backbone.padding == "same" else convolved + 2
+    return convolved, -(-pooled // 2) if backbone.pool_padding else max((pooled - 3) // 2 + 1, 0)
+
+
+def feature_side(backbone: BackboneConfig, side: int) -> int:
+    """The side of a backbone's features for images of `side` pixels."""
+    _, side = stem_sides(backbone, side)
+    for stride, _ in stage_strides(backbone):
+        side = -(-side // stride)
+    return side
+
+
+def middle_width(channels_out: int) -> int:
+    """Channels inside a bottleneck: a quarter of those behind it, as a multiple of 8."""
+    return multiple_of_8(channels_out / 4)
+
+
+def multiple_of_8(width: float) -> int:
+    """The nearest multiple of 8, at least 8, and never less than nine tenths of the width."""
+    nearest = max(8, int(width + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * width else nearest
+
+
+def corrupted(patches: int) -> int:
+    """How many of an image's patches are corrupted in that pretraining: half of them."""
+    return max(1, patches // 2)
+
+
+def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
+    """Size, patch size and backbone of a name."""
     if name in HYBRIDS:
-        size, backbone = HYBRIDS[name]
-        return *SIZES[size], 1, backbone
+        size, backbone, patch = HYBRIDS[name]
+        return size, patch, backbone
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
         raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
-    return *SIZES[match[1]], int(match[2]), None
+    return match[1], int(match[2]), None
+
+
+def _check_backbone(backbone: BackboneConfig) -> None:
+    for key, choices in BACKBONE_CHOICES.items():
+        if getattr(backbone, key) not in choices:
+            value = getattr(backbone, key)
+            raise UsageError(f"model.backbone.{key} is {value!r}: choose {' | '.join(choices)}")
+    if len(backbone.depths) != len(backbone.widths):
+        raise UsageError(
+            f"model.backbone has {len(backbone.depths)} depths and {len(backbone.widths)} widths: "
+            "give one of each for every stage"
+        )
+    channels = (backbone.stem, *backbone.widths, *map(middle_width, backbone.widths))
+    for count in channels:
+        if backbone.groups < 1 or count < 1 or count % backbone.groups:
+            raise UsageError(
+                f"model.backbone has norms of {count} channels, which are not {backbone.groups} equal groups"
+            )
 
 
 def _check(config: ModelConfig, arch: Architecture) -> None:
+    if arch.backbone is not None:
+        _check_backbone(arch.backbone)
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise UsageError(f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}")
@@ -137,6 +238,10 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
             raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")
     if config.head_hidden is not None and config.head_hidden < 1:
         raise UsageError(f"model.head_hidden is {config.head_hidden}, but must be above 0")
+    if config.registers < 0:
+        raise UsageError(f"model.registers is {config.registers}, but must be at least 0")
+    if config.layer_scale is not None and config.layer_scale <= 0:
+        raise UsageError(f"model.layer_scale is {config.layer_scale}, but must be above 0 (null: none)")
     for key in ("dropout", "drop_path"):
         if not 0 <= getattr(config, key) < 1:
             raise UsageError(f"model.{key} is {getattr(config, key)}, but must be in [0, 1)")
@@ -145,5 +250,7 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
             f"model.embed_dim is {arch.embed_dim}, "
             f"which cannot be divided among {arch.num_heads} heads: set model.num_heads too"
         )
+    if config.pool == "cls" and not arch.class_token:
+        raise UsageError("model.pool=cls needs model.class_token to be true or null")
     if config.position == "sincos2d" and arch.embed_dim % 4:
         raise UsageError(f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}")

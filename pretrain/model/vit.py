@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.model.attention import Packing, to_device
-from pretrain.model.embeddings import ClassEmbedding, PatchEmbedding
+from pretrain.model.embeddings import ClassEmbedding, PatchEmbedding, sides
+from pretrain.model.init import normal, reset, zeros
 
 
 class VisionTransformer(nn.Module):
     """Images of one or more tiles to tokens; an image attends to its own real tiles only.
 
     patch_size, tile_size: pixels along a side; a tile becomes (tile_size // patch_size)² patches.
+        tile_size may also be (height, width).
     layer: a Block, deep-copied num_layers times; called as layer(x, packing).
     token_pos_embedding: a TokenPositionalEmbedding, or a TiledTokenPositionalEmbedding if images
         have several tiles; called as embedding(x, packing), like the next two.
@@ -30,15 +33,21 @@ class VisionTransformer(nn.Module):
     patch_bias: of the patch projection. pre_norm: a norm before the first layer.
     dropout: of the embedded tokens. drop_path: the stochastic depth of the last layer; it grows
         linearly from 0 at the first.
-    patch_embed: replaces the patch projection, (T, C, S, S) -> (T, patches, D).
+    registers: so many learned tokens without a position in every tile, behind a class token that
+        comes first (arXiv 2309.16588).
+    mask_token: a learned token that stands for masked patches, see `encode`.
+    post_norm: False leaves out the norm behind the last layer.
+    patch_embed, grid: replaces the patch projection, (T, C, S, S) -> (T, patches, D), and the rows
+        and columns of patches that it makes of a tile.
 
-    Raises ValueError for sizes not above 0 and for out_indices that do not fit num_layers.
+    Raises ValueError for sizes not above 0, for a tile that the patches do not fill, and for
+    out_indices that do not fit num_layers.
     """
 
     def __init__(
         self,
         patch_size: int,
-        tile_size: int,
+        tile_size: int | tuple[int, int],
         num_layers: int,
         embed_dim: int,
         layer: nn.Module,
@@ -57,10 +66,14 @@ class VisionTransformer(nn.Module):
         class_token_std: float | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        registers: int = 0,
+        mask_token: bool = False,
+        post_norm: bool = True,
         patch_embed: nn.Module | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if tile_size <= 0:
+        if min(sides(tile_size)) <= 0:
             raise ValueError("tile_size must be > 0")
         if patch_size <= 0:
             raise ValueError("patch_size must be > 0")
@@ -73,7 +86,8 @@ class VisionTransformer(nn.Module):
             raise ValueError("cls_projection needs a class token")
 
         self.tile_size = tile_size
-        self.grid = tile_size // patch_size
+        self.in_channels = in_channels
+        self.grid = grid or _grid(sides(tile_size), patch_size)
         self.out_indices = out_indices
         self.append_cls_token = append_cls_token
 
@@ -81,6 +95,10 @@ class VisionTransformer(nn.Module):
         self.cls_token_embedding = (
             ClassEmbedding(embed_dim, append_cls_token, class_token_std) if class_token else None
         )
+        self.register_tokens = nn.Parameter(torch.empty(registers, embed_dim)) if registers else None
+        self.mask_token = nn.Parameter(torch.empty(embed_dim)) if mask_token else None
+        self.init_rules = {"register_tokens": normal(0.02)} if registers else {}
+        self.init_rules |= {"mask_token": zeros} if mask_token else {}
         self.pre_tile_pos_embed = pre_tile_pos_embed
         self.token_pos_embedding = token_pos_embedding
         self.post_tile_pos_embed = post_tile_pos_embed
@@ -89,12 +107,22 @@ class VisionTransformer(nn.Module):
         self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
         for index, block in enumerate(self.layers if drop_path else ()):
             block.set_drop_path(drop_path * index / max(num_layers - 1, 1))
-        self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps) if post_norm else nn.Identity()
         self.cls_projection = cls_projection
+        reset(self)
+
+    @property
+    def registers(self) -> int:
+        return 0 if self.register_tokens is None else len(self.register_tokens)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches of a tile: the class token, unless it is appended, and registers."""
+        return int(self.cls_token_embedding is not None and not self.append_cls_token) + self.registers
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.grid**2 + (self.cls_token_embedding is not None)
+        return prod(self.grid) + (self.cls_token_embedding is not None) + self.registers
 
     def packing(self, grid: Tensor, device: torch.device) -> Packing:
         """How images of `grid` (B, 2) rows and columns of tiles are packed.
@@ -107,31 +135,80 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
             )
-        return Packing.of(grid, self.tokens_per_tile, device)
+        return Packing.of(grid, self.tokens_per_tile, device, limit)
 
-    def encode(self, tiles: Tensor, packing: Packing) -> tuple[Tensor, list[Tensor]]:
+    def check(self, tiles: Tensor) -> None:
+        """ValueError unless the tiles are (T, C, S, S) with this model's C and S."""
+        if tiles.ndim != 4:
+            raise ValueError(f"tiles must be (T, C, height, width), got {tuple(tiles.shape)}")
+        if tiles.shape[1] != self.in_channels:
+            raise ValueError(f"tiles have {tiles.shape[1]} channels, but must have {self.in_channels}")
+        if tuple(tiles.shape[-2:]) != sides(self.tile_size):
+            wanted = "x".join(map(str, sides(self.tile_size)))
+            raise ValueError(f"tiles are {tiles.shape[-2]}x{tiles.shape[-1]}, but must be {wanted}")
+
+    def encode(
+        self,
+        tiles: Tensor,
+        packing: Packing,
+        mask: Tensor | None = None,
+        swap: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """Tiles (T, C, S, S) -> tokens (T, n, D) and the hidden states, all in packed order.
 
-        ValueError if the tiles have another size than tile_size.
+        mask: bool (T, patches) in packed order, the patches that the mask token takes the place of.
+        swap: two int64 (K,), patches numbered through all tiles in packed order: those of the second
+        take the place of those of the first, before the mask.
+        ValueError for tiles or a mask of another shape, or a mask without mask_token.
         """
-        if tuple(tiles.shape[-2:]) != (self.tile_size, self.tile_size):
-            height, width = tiles.shape[-2:]
-            raise ValueError(f"tiles are {height}x{width}, but must be {self.tile_size}x{self.tile_size}")
-        x = self.patch_embed(tiles)
-        if self.pre_tile_pos_embed is not None:
-            x = self.pre_tile_pos_embed(x, packing)
-        if self.cls_token_embedding is not None:
-            x = self.cls_token_embedding(x)
-        x = self.ln_pre(self.dropout(self.token_pos_embedding(x, packing)))
+        x = self.embed(tiles, packing, mask, swap)
         hidden_states = []
         for index, block in enumerate(self.layers):
             if index in self.out_indices:
                 hidden_states.append(x)
             x = block(x, packing)
+        return self.finish(x, packing), hidden_states
+
+    def embed(
+        self,
+        tiles: Tensor,
+        packing: Packing,
+        mask: Tensor | None = None,
+        swap: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """What the first layer sees; arguments as in `encode`."""
+        self.check(tiles)
+        x = self.patch_embed(tiles)
+        if swap is not None:
+            to, source = swap
+            flat = x.flatten(0, 1)
+            x = flat.index_copy(0, to, flat.index_select(0, source)).view_as(x)
+        if mask is not None:
+            x = self._masked(x, mask)
+        if self.pre_tile_pos_embed is not None:
+            x = self.pre_tile_pos_embed(x, packing)
+        if self.cls_token_embedding is not None:
+            x = self.cls_token_embedding(x)
+        x = self.token_pos_embedding(x, packing)
+        if self.register_tokens is not None:
+            tokens = self.register_tokens.to(x.dtype).expand(len(x), -1, -1)
+            before = self.prefix - self.registers
+            x = torch.cat([x[:, :before], tokens, x[:, before:]], 1)
+        return self.ln_pre(self.dropout(x))
+
+    def finish(self, x: Tensor, packing: Packing) -> Tensor:
+        """What the last layer gives, normed and placed."""
         x = self.ln_post(x)
-        if self.post_tile_pos_embed is not None:
-            x = self.post_tile_pos_embed(x, packing)
-        return x, hidden_states
+        return x if self.post_tile_pos_embed is None else self.post_tile_pos_embed(x, packing)
+
+    def _masked(self, patches: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError("this model has no mask token, so that it takes no mask")
+        if mask.dtype != torch.bool or mask.shape != patches.shape[:2]:
+            raise ValueError(
+                f"mask must be bool {tuple(patches.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        return torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
 
     def forward(self, images: Tensor, aspect_ratio: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Padded images to padded tokens; what stands in the padding is neither read nor written.
@@ -156,7 +233,9 @@ class VisionTransformer(nn.Module):
         grid = aspect_ratio.flatten(0, 1).cpu()
         packing = self.packing(grid, images.device)
         if grid.prod(1).max() > n_tiles:
-            raise ValueError(f"aspect_ratio asks for more than the {n_tiles} tiles of each image")
+            raise ValueError(
+                f"aspect_ratio asks for {grid.prod(1).max()} tiles, more than the {n_tiles} tiles of an image"
+            )
 
         real = (torch.arange(n_tiles) < grid.prod(1)[:, None]).flatten().nonzero()[:, 0]
         real = to_device(real, images.device)
@@ -171,3 +250,15 @@ class VisionTransformer(nn.Module):
             return rows.unflatten(0, (bsz, n_imgs, n_tiles))
 
         return padded(x), [padded(hidden) for hidden in hidden_states]
+
+
+def _grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches; ValueError if they do not fill the tile."""
+    for side in size:
+        if side % patch_size:
+            below = side // patch_size * patch_size
+            nearest = " or ".join(str(valid) for valid in (below, below + patch_size) if valid)
+            raise ValueError(
+                f"tile_size {side} is not a multiple of patch_size {patch_size}: the nearest is {nearest}"
+            )
+    return size[0] // patch_size, size[1] // patch_size

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from jobs import ROOT
+from sample_files import picture, write_tar
 
 from data_tools.augment import EvalTransform
 from data_tools.errors import DataError
@@ -47,9 +49,9 @@ REFUSED = {
 # number of members that are ignored.
 READ = {
     "control": ({"s0000": 0, "s0001": 1, "s0002": 2, "s0003": 3}, [], 0),
-    "symlink": ({"s0000": 0}, ["s0001.jpg is a link", "no image"], 0),
+    "symlink": ({"s0000": 0}, ["s0001.jpg is a link"], 0),
     "symlink_dir_then_file": (None, ["is a link"], 0),
-    "hardlink": ({"s0000": 0}, ["s0001.jpg is a link", "no image"], 0),
+    "hardlink": ({"s0000": 0}, ["s0001.jpg is a link"], 0),
     "device_fifo": (None, ["device", "device"], 0),
     "traversal": (None, ["not a relative path"], 0),
     "absolute_path": (None, ["not a relative path"], 0),
@@ -221,3 +223,21 @@ def test_hostile_shards_take_no_memory_run_nothing_and_write_nothing_outside(
         "control.tar.gz",
         "gzip_bomb.tar.gz",
     }
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "-5", "1e3"])
+def test_an_impossible_size_in_an_extended_header_is_refused(tmp_path: Path, size: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"size": size}
+        tar.addfile(member)
+    with pytest.raises(DataError, match=r"x\.tar has a member of impossible size"):
+        build_index(tmp_path)
+
+
+def test_a_label_beyond_all_classes_is_left_out(tmp_path: Path) -> None:
+    members = [("a.jpg", picture(1)), ("a.cls", b"0"), ("b.jpg", picture(2)), ("b.cls", b"999999999")]
+    write_tar(tmp_path / "x.tar", [*members, ("c.jpg", picture(3)), ("c.json", b'{"label": 1000000}')])
+    summary = build_index(tmp_path)
+    assert summary.samples == 1 and [problem.key for problem in summary.problems] == ["b", "c"]
+    assert "is more than 1,000,000 classes" in summary.problems[0].reason

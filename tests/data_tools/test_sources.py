@@ -21,6 +21,7 @@ from data_tools.index import build_index
 from data_tools.pack import pack
 from data_tools.recode import Recode
 from data_tools.shards import ShardSet
+from data_tools.sources import FolderSource
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "./train/"])
@@ -96,8 +97,61 @@ def test_samples_that_cannot_be_packed_anew_are_named(tmp_path) -> None:
     (packed,) = pack(source, tmp_path / "out")
     assert packed.images == 1 and "x.tar:b: no label" in packed.ignored[0]
     write_tar(source / "x.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2))])
-    with pytest.raises(UsageError, match="shards without labels"):
-        pack(source, tmp_path / "never")
+    (packed,) = pack(source, tmp_path / "unlabelled")
+    assert packed.images == 2 and ShardSet.open(tmp_path / "unlabelled").labels([0, 1]).tolist() == [-1, -1]
+
+
+def test_what_an_index_leaves_out_is_said_when_its_shards_are_packed_anew(tmp_path) -> None:
+    (tmp_path / "source").mkdir()
+    write_tar(tmp_path / "source/x.tar", [("a.jpg", picture(1)), ("a.cls", b"0"), ("b.jpg", picture(2))])
+    build_index(tmp_path / "source")
+    (packed,) = pack(tmp_path / "source", tmp_path / "out")
+    assert packed.images == 1 and len(packed.ignored) == 1 and "verify" in packed.ignored[0]
+
+
+def test_a_tar_beside_images_is_not_taken_for_all_there_is(image_folder) -> None:
+    write_tar(image_folder / "backup.tar", [("a.jpg", picture(1)), ("a.cls", b"0")])
+    with pytest.raises(UsageError, match=r"holds images \(.*\) and a tar \(backup\.tar\)"):
+        pack(image_folder, image_folder.parent / "out")
+
+
+def test_a_file_that_is_named_like_an_extension_is_no_image(image_folder) -> None:
+    (image_folder / "ant" / "jpg").write_bytes(picture(1))
+    (packed,) = pack(image_folder, image_folder.parent / "out")
+    assert packed.images == 23 and "ant/jpg" in packed.ignored
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("file,label\n0.jpg,cat,dog\n", "more cells than columns"),
+        ("file,label,label\n0.jpg,cat,dog\n", "once, in its first line"),
+        ("file,label\nimages/0.jpg,cat\n", "named by their path inside"),
+    ],
+)
+def test_a_csv_that_could_mean_two_things_is_refused(tmp_path, table: str, says: str) -> None:
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat/0.jpg").write_bytes(picture(0))
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises((UsageError, DataError), match=says):
+        pack(tmp_path / "flat", tmp_path / "out", csv=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("file,label\n./0.jpg,cat\n")
+    assert pack(tmp_path / "flat", tmp_path / "out", csv=tmp_path / "labels.csv")[0].images == 1
+
+
+def test_a_pack_that_fails_leaves_nothing_and_two_do_not_share_a_folder(image_folder, monkeypatch) -> None:
+    out = image_folder.parent / "out"
+    with monkeypatch.context() as changed:
+        changed.setattr(FolderSource, "read", lambda self, path: b"shorter")
+        with pytest.raises(DataError, match="changed while it was packed"):
+            pack(image_folder, out)
+    assert list(out.iterdir()) == []
+
+    def meanwhile(more: int, total: int) -> None:
+        with pytest.raises(UsageError, match="being written by another pack"):
+            pack(image_folder, out)
+
+    assert pack(image_folder, out, on_images=meanwhile)[0].images == 23
 
 
 def test_several_labels_come_through_a_csv_and_through_shards(tmp_path) -> None:

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kills import drill
+import kills
+import saves
+import starts
+from jobs import Data
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    drill(tmp_path, kills=3, seed=1, steps=150)
+    kills.drill(tmp_path, kills=3, seed=1)
+
+
+def test_two_starts_and_stops(data: Data, tmp_path: Path) -> None:
+    starts.drill(tmp_path, data, ["fsdp"], rounds=2)
+
+
+def test_memory_over_thirty_saves(tmp_path: Path) -> None:
+    saves.drill(tmp_path, saves=30, megabytes=20)

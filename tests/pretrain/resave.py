@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretrain.config import load
 from pretrain.engine import world as processes
-from pretrain.engine.checkpoint import Saver
+from pretrain.engine.saver import Saver
 from pretrain.inputs import open_inputs
 from pretrain.run_folder import RunFolder
 from pretrain.split import split_batch
@@ -23,6 +23,6 @@ folder, stop = RunFolder(config.folder, world.rank), StopFlag()
 watchdog = Watchdog(folder, world.rank, world.size, 60, stop)
 trainer = Trainer(config, open_inputs(config), split, world, folder, stop, watchdog)
 assert trainer.step == 5
-saver = Saver(Path(destination), world, keep=0, background=False)
+saver = Saver(Path(destination), world, background=False)
 saver.save(trainer.step, trainer.engine.ranges(), trainer._state())
 processes.leave(world, 0)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from data_tools.errors import DataError, UsageError
-from pretrain.engine.checkpoint import Checkpoint, Saver, complete, newest, remove_incomplete
+from pretrain.engine.checkpoint import Checkpoint, complete, digest_of, newest, remove_incomplete
 from pretrain.engine.ranges import LocalRange
+from pretrain.engine.saver import Retention, Saver
 from pretrain.engine.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -27,7 +28,7 @@ def ranges(values: dict[str, torch.Tensor], replica: int = 0, replicas: int = 1)
 
 
 def save(root: Path, step: int, keep: int = 0, background: bool = False) -> Path:
-    saver = Saver(root, ALONE, keep=keep, background=background)
+    saver = Saver(root, ALONE, background=background, retention=Retention(keep))
     saver.save(step, ranges(VALUES), {"step": step})
     saver.finish()
     return root / f"step-{step:08d}"
@@ -47,7 +48,7 @@ def test_what_was_saved_is_read_back_bit_by_bit(tmp_path: Path, background: bool
 
 def test_a_save_keeps_the_values_of_its_moment(tmp_path: Path) -> None:
     live = {"model/a": torch.zeros(1000)}
-    saver = Saver(tmp_path, ALONE, keep=0, background=True)
+    saver = Saver(tmp_path, ALONE, background=True)
     saver.save(1, ranges(live), {"step": 1})
     live["model/a"].fill_(1.0)
     saver.finish()
@@ -113,7 +114,7 @@ def test_an_incomplete_folder_is_never_taken_for_a_checkpoint(tmp_path: Path) ->
 
 def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    saver = Saver(tmp_path, ALONE, keep=1, background=True)
+    saver = Saver(tmp_path, ALONE, background=True)
     saver.save(2, ranges({"model/a": torch.zeros(9)}), {"step": 2, "unwritable": object()})
     with pytest.raises(TypeError):
         saver.finish()
@@ -144,13 +145,11 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, na
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "a/b"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    from pretrain.engine.checkpoint import _digest
-
     folder = save(tmp_path, 1)
     body = json.loads((folder / "manifest.json").read_bytes())
     body.pop("sha256")
     body["files"][name] = body["files"]["state.json"]
-    (folder / "manifest.json").write_text(json.dumps({"sha256": _digest(body), **body}))
+    (folder / "manifest.json").write_text(json.dumps({"sha256": digest_of(body), **body}))
     with pytest.raises(DataError, match="outside its folder"):
         Checkpoint(folder)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from jobs import ROOT, Data, environment, losses, succeed, write_recipe
+from jobs import Data, losses, metrics, script, succeed, write_recipe
 
 from pretrain.engine.checkpoint import Checkpoint, complete
 
@@ -23,7 +21,7 @@ RING = {
     "zero1bf16-2": ("engine.kind=deepspeed", "engine.zero_stage=1", "engine.precision=bf16"),
     "fsdp-3": ("engine.kind=fsdp",),
 }
-SETTINGS = ("train.steps=40", "model.position=sincos2d")
+SETTINGS = ("model.position=sincos2d", "optim.ema=0.9")
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +30,16 @@ def recipe(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_hop_is_bitwise_equal(recipe: Path) -> None:
-    """Weights, both moments and step; one parameter is frozen, and there are two parameter groups."""
+    """Weights, both moments, average and step; one parameter is frozen, there are two parameter groups."""
     root = recipe.parent
-    succeed(
-        "pretrain", recipe, f"run.dir={root}", "run.name=start", "train.steps=5", "model.position=sincos2d"
-    )
+    succeed("pretrain", recipe, f"run.dir={root}", "run.name=start", "train.steps=5", *SETTINGS)
     first = Checkpoint(complete(root / "start/checkpoints")[0])
+    assert all(first.has(kind) for kind in ("model", "exp_avg", "exp_avg_sq", "ema"))
     before = root / "start"
     for name, engine in RING.items():
         after = root / name
-        launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={name.split('-')[1]}"]
-        settings = (f"run.dir={root}", f"run.name={before.name}", *SETTINGS, *engine)
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                *launch,
-                "tests/pretrain/resave.py",
-                after / "checkpoints",
-                recipe,
-                *settings,
-            ],
-            cwd=ROOT,
-            env=environment() | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        settings = (f"run.dir={root}", f"run.name={before.name}", "train.steps=40", *SETTINGS, *engine)
+        script("resave.py", after / "checkpoints", recipe, *settings, processes=int(name.split("-")[1]))
         found = Checkpoint(complete(after / "checkpoints")[0])
         found.verify()
         assert found.tensors == first.tensors, name
@@ -71,7 +52,7 @@ def test_every_hop_is_bitwise_equal(recipe: Path) -> None:
 def test_training_goes_on_at_every_hop(recipe: Path) -> None:
     """Each engine in turn trains four steps of one run, whose losses are those of a run never stopped."""
     root = recipe.parent
-    settings = (f"run.dir={root}", "optim.schedule=constant", "model.position=sincos2d")
+    settings = (f"run.dir={root}", "optim.schedule=constant", *SETTINGS)
     hops = [name for name in RING if "bf16" not in name]
     for number, name in enumerate(hops, 1):
         call = (*settings, "run.name=relay", *RING[name], f"train.steps={4 * number}")
@@ -81,3 +62,7 @@ def test_training_goes_on_at_every_hop(recipe: Path) -> None:
     assert list(found) == list(wanted)
     for step in wanted:
         assert found[step] == pytest.approx(wanted[step], abs=1e-6), f"step {step}"
+    (one,), (*_, other) = (
+        [row for row in metrics(root / name) if row.get("weights") == "ema"] for name in ("alone", "relay")
+    )
+    assert other["loss"] == pytest.approx(one["loss"], abs=1e-6)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import Config, known_keys, load, read, save
+from pretrain.config import Config, load, read, save
+from pretrain.keys import known_keys
 
 
 @pytest.fixture
@@ -34,9 +35,12 @@ def test_1e_4_is_a_number(recipe: Path) -> None:
 
 
 def test_a_saved_configuration_reads_back(recipe: Path, tmp_path: Path) -> None:
-    config = load(str(recipe), ["model.num_classes=7"])
-    save(config, tmp_path / "config.yaml")
-    assert read(tmp_path / "config.yaml") == config
+    hybrid = ["model.name=hybrid_r50_b16", "model.backbone.depths=[1,1]", "model.backbone.stem=32"]
+    for settings in (["model.num_classes=7"], hybrid):
+        config = load(str(recipe), settings)
+        save(config, tmp_path / "config.yaml")
+        assert read(tmp_path / "config.yaml") == config
+    assert config.model.backbone.widths == [128, 256]
 
 
 @pytest.mark.parametrize("key", [key for key, group in known_keys(Config).items() if not group])

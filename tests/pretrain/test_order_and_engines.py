@@ -15,11 +15,7 @@ RUNS = {
     "ddp x 2": ("engine.kind=ddp", "data.workers=1", 2),
     "fsdp x 2": ("engine.kind=fsdp", "data.workers=4", 2),
     "fsdp x 4": ("engine.kind=fsdp", "data.workers=2", 4),
-    "hsdp 2 x 2": ("engine.kind=fsdp", "engine.shard_size=2", 4),
-    "zero-1 x 2": ("engine.kind=deepspeed", "engine.zero_stage=1", 2),
-    "zero-2 x 2": ("engine.kind=deepspeed", "engine.zero_stage=2", "train.micro_batch_size=3", 2),
-    "zero-3 x 2": ("engine.kind=deepspeed", "engine.zero_stage=3", 2),
-    "zero-3 x 4": ("engine.kind=deepspeed", "engine.zero_stage=3", 4),
+    "zero-2 x 2": ("engine.kind=deepspeed", "train.micro_batch_size=3", 2),
     "zero-3 alone": ("engine.kind=deepspeed", "engine.zero_stage=3", 0),
 }
 
@@ -63,35 +59,6 @@ def test_losses_of_10_steps_agree(folders: dict[str, Path], name: str) -> None:
     wanted, found = losses(folders["one process"]), losses(folders[name])
     for step in range(1, 11):
         assert found[step] == pytest.approx(wanted[step], abs=1e-6), f"step {step}"
-
-
-def test_gradients_were_clipped(folders: dict[str, Path]) -> None:
-    norms = [row["grad_norm"] for row in metrics(folders["one process"]) if "grad_norm" in row]
-    assert max(norms[:10]) > 0.5
-
-
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "deepspeed"])
-def test_accumulation_in_bf16_follows_fp32(
-    folders: dict[str, Path], data: Data, tmp_path: Path, engine: str
-) -> None:
-    settings = (
-        "engine.precision=bf16",
-        "train.micro_batch_size=3",
-        "train.steps=50",
-        f"engine.kind={engine}",
-    )
-    recipe = write_recipe(tmp_path, data)
-    succeed(
-        "pretrain",
-        recipe,
-        f"run.dir={tmp_path}",
-        *settings,
-        "engine.activation_checkpointing=full",
-        processes=2,
-    )
-    wanted, found = losses(folders["one process"]), losses(tmp_path / "tiny")
-    for step in range(1, 11):
-        assert found[step] == pytest.approx(wanted[step], abs=1e-2), f"step {step}"
 
 
 def test_shards_of_7_3_11_1_and_5_images_on_three_processes_train_and_end(data: Data, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -166,6 +167,23 @@ def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, un
     output = succeed("pretrain", *arguments(recipe, name), "train.steps=42", "optim.lr=1e-3")
     assert "changed since the last start: optim.lr 0.003 → 0.001" in output
     assert max(losses(recipe.parent / name)) == 42
+    settings = ("train.steps=43", "run.seed=1", "run.accept_new_order=true")
+    output = succeed("pretrain", *arguments(recipe, name), *settings)
+    assert "new order of images from step 42 on: seed 0 → 1" in output
+
+
+def test_other_classes_are_refused_by_the_first_that_differs(
+    recipe: Path, uninterrupted: Path, data: Data, tmp_path: Path
+) -> None:
+    name = continued(uninterrupted, "classes")
+    shutil.copytree(data.train, tmp_path / "renamed")
+    classes = json.loads((data.train / "classes.json").read_bytes())
+    (tmp_path / "renamed/classes.json").write_text(json.dumps([classes[0], "other", *classes[2:]]))
+    call = arguments(recipe, name, "train.steps=41", f"data.train={tmp_path}/renamed", "data.val=")
+    done = run("pretrain", *call)
+    assert done.returncode == 2
+    assert f"class 1 {classes[1]!r}, the data has 'other'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, uninterrupted: Path) -> None:
@@ -194,9 +212,9 @@ def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("train.batch_size=24", "batch_size=12"),
-        ("run.seed=1", "seed=0"),
-        ("model.embed_dim=32", "has shape"),
+        ("train.batch_size=24", "with batch_size=12, lanes=12, this run has batch_size=24, lanes=24"),
+        ("run.seed=1", "run.accept_new_order=true"),
+        ("model.embed_dim=32", "model/encoder.patch_embed.weight has shape [24, 3, 4, 4]"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(

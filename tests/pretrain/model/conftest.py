@@ -38,7 +38,7 @@ def golden(shared: Callable[[str], Path]) -> Callable[[str], dict]:
 def small_config() -> Callable[..., ModelConfig]:
     def config(**fields: object) -> ModelConfig:
         sizes = {"embed_dim": 32, "num_heads": 4, "num_layers": 2, "mlp_dim": 48, "patch_size": 8}
-        return ModelConfig(name="vit_ti16", **(sizes | fields))
+        return ModelConfig(**({"name": "vit_ti16"} | sizes | fields))
 
     return config
 

@@ -1,17 +1,25 @@
 """Counted operations against what torch counts while the model runs."""
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model.flops import forward_flops, training_flops
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pool": "cls", "head": "linear"},
+        {"pool": "mean", "head_hidden": 20},
+        {"pool": "cls", "registers": 3, "qk_norm": True, "layer_scale": 1.0},
+        {"pool": "mean", "registers": 1, "parallel": True, "head": "linear"},
+    ],
+)
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2)])
-def test_forward_flops_are_those_of_torch(small, tile_batch, pool, head, grid):
-    model = small(max_tiles=4, pool=pool, head=head, head_hidden=20 if head == "mlp" else None)
+def test_forward_flops_are_those_of_torch(small, tile_batch, fields, grid):
+    model = small(max_tiles=4, **fields)
     # The fused CPU kernel has no formula in torch; its plain form is two matrix products, which
     # have.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -20,6 +28,24 @@ def test_forward_flops_are_those_of_torch(small, tile_batch, pool, head, grid):
     flops = forward_flops(model.config, tile_size=32, num_classes=5, tiles=tiles)
     assert 3 * flops == counter.get_total_flops()
     assert training_flops(model.config, tile_size=32, num_classes=5, tiles=tiles) == 3 * flops
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "tiles"),
+    [("vit_ti16", 32, 1), ("vit_ti16", 32, 4), ("hybrid_r26_s32", 64, 1), ("hybrid_r_ti16", 64, 4)],
+)
+def test_forward_flops_of_attention_pooling_and_hybrids_are_those_of_torch(small, name, side, tiles):
+    # The pool's query is projected once for the whole batch: a few thousandths even here.
+    grid = {1: (1, 1), 4: (2, 2)}[tiles]
+    patch = 8 if name == "vit_ti16" else None
+    model = small(name=name, patch_size=patch, tile_size=side, pool="map", registers=2, max_tiles=4)
+    pixels = torch.zeros(2 * tiles, 3, side, side)
+    packing = model.encoder.packing(torch.tensor([grid] * 2), pixels.device)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        x, _ = model.encoder.encode(pixels, packing)
+        model.head(model.pool(x[:, 2:], packing))
+    flops = forward_flops(model.config, tile_size=side, num_classes=5, tiles=tiles)
+    assert 2 * flops == pytest.approx(counter.get_total_flops(), rel=0.005)
 
 
 def test_published_sizes(small_config):

@@ -17,7 +17,9 @@ def test_names_are_sizes_and_patch_sizes():
     arch = resolve(ModelConfig(name="vit_so400m14"))
     assert (arch.patch_size, arch.embed_dim, arch.num_layers) == (14, 1152, 27)
     assert (arch.mlp_dim, arch.num_heads, arch.backbone) == (4304, 16, None)
-    assert resolve(ModelConfig(name="vit_22b14")).embed_dim == 6144
+    arch = resolve(ModelConfig(name="vit_22b14"))
+    assert (arch.embed_dim, arch.parallel, arch.qk_norm, arch.qkv_bias) == (6144, True, True, False)
+    assert resolve(ModelConfig(name="vit_22b14", parallel=False)).parallel is False
     assert resolve(ModelConfig(name="vit_g14")).embed_dim == 1408
     assert resolve(ModelConfig(name="vit_G14")).embed_dim == 1664
     assert resolve(ModelConfig(name="vit_b24")).patch_size == 24

@@ -135,6 +135,8 @@ def test_class_token_can_be_left_out():
     [
         ({"tile_size": 0}, "tile_size must be > 0"),
         ({"patch_size": -1}, "patch_size must be > 0"),
+        ({"tile_size": 30}, "tile_size 30 is not a multiple of patch_size 8: the nearest is 24 or 32"),
+        ({"tile_size": (16, 4)}, "tile_size 4 is not a multiple of patch_size 8: the nearest is 8"),
         ({"out_indices": [0, 1, 1]}, r"len\(out_indices\) must be <= num_layers"),
         ({"out_indices": [2]}, "out_indices must be in"),
     ],
@@ -149,10 +151,12 @@ def test_wrong_images_are_refused():
     images, grid = padded(4)
     with pytest.raises(ValueError, match="aspect_ratio was not provided"):
         model(images)
-    with pytest.raises(ValueError, match="more than the 3 tiles"):
+    with pytest.raises(ValueError, match="asks for 4 tiles, more than the 3"):
         model(images[:, :, :3], grid)
     with pytest.raises(ValueError, match="16x8, but must be 16x16"):
         model(images[..., :8], grid)
+    with pytest.raises(ValueError, match="2 channels, but must have 3"):
+        model(images[:, :, :, :2], grid)
     with pytest.raises(ValueError, match="bsz, n_imgs, n_tiles"):
         model(images[0], grid)
     with pytest.raises(ValueError, match="positions end at 3"):

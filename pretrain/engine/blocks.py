@@ -1,0 +1,67 @@
+"""What is done to each block before the model is spread over the processes: activation checkpointing, then
+compilation of the block by itself. Both leave the parameters and their names as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ..config import EngineConfig
+from ..model.attention import Packing
+
+Forward = Callable[[Tensor, Packing], Tensor]
+
+BACKEND = "inductor"
+
+# What `selective` keeps: the outputs of matrix products and of attention, whichever kernel computes it. The
+# rest of a block is cheap to compute again.
+KEPT = (
+    "aten.mm",
+    "aten.addmm",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_fused_attention_overrideable",
+    "torch_attn._varlen_attn",
+    "vit_pretrain.grouped_attention",
+)
+
+
+def prepare_blocks(blocks: nn.ModuleList, config: EngineConfig) -> None:
+    """Wrap the forward of each block, not the block, so that its parameters keep their names."""
+    for block in blocks:
+        forward = block.forward
+        if config.activation_checkpointing != "none":
+            forward = _checkpointed(forward, selective=config.activation_checkpointing == "selective")
+        block.forward = _compiled(forward) if config.compile else forward
+
+
+def _checkpointed(forward: Forward, selective: bool) -> Forward:
+    extra: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    return partial(checkpoint, forward, use_reentrant=False, **(extra if selective else {}))
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = str(operator).rpartition(".")[0] in KEPT  # without the name of the overload
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _compiled(forward: Forward) -> Forward:
+    """One graph for all blocks and all numbers of tiles."""
+    compiled = torch.compile(forward, backend=BACKEND, fullgraph=True)
+
+    def call(x: Tensor, packing: Packing) -> Tensor:
+        if packing.watch is not None:  # somebody looks inside, once
+            return forward(x, packing)
+        if not packing.single:
+            for tensor in (x, packing.image):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(x, packing)
+
+    return call

@@ -1,0 +1,8 @@
+"""The engines by the name that engine.kind gives them."""
+
+from .base import Engine
+from .ddp import DDP
+from .fsdp import FSDP
+from .zero import ZeRO
+
+ENGINES: dict[str, type[Engine]] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": ZeRO}

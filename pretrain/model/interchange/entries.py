@@ -1,0 +1,113 @@
+"""How one of our parameters and a peer's tensors become each other.
+
+A peer is a list of entries, one for each of our parameters. The same list checks and loads the
+peer's weights, and writes ours under the peer's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Weights = Mapping[str, Any]  # the peer's names -> tensors or arrays
+
+
+@dataclass(frozen=True)
+class Entry:
+    """ours: the parameter; theirs: the peer's names; give: ours -> theirs; take: theirs -> ours."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    give: Callable[[Tensor], Sequence[Tensor]]
+    take: Callable[..., Tensor]
+
+
+def same(ours: str, theirs: str) -> Entry:
+    return Entry(ours, (theirs,), lambda x: (x,), lambda x: x)
+
+
+def viewed(ours: str, theirs: str, leading: int) -> Entry:
+    """Theirs has `leading` more axes, of length 1, in front."""
+    return Entry(ours, (theirs,), lambda x: (x[(None,) * leading],), lambda x: x[(0,) * leading])
+
+
+def transposed(ours: str, theirs: str) -> Entry:
+    """A dense layer whose kernel is (in, out)."""
+    return Entry(ours, (theirs,), lambda x: (x.T,), lambda x: x.T)
+
+
+def convolution(ours: str, theirs: str) -> Entry:
+    """A kernel (h, w, in, out)."""
+    return Entry(ours, (theirs,), lambda x: (x.permute(2, 3, 1, 0),), lambda x: x.permute(3, 2, 0, 1))
+
+
+def stacked(ours: str, theirs: Iterable[str]) -> Entry:
+    """Several tensors that are one of ours, stacked along its first axis."""
+    theirs = tuple(theirs)
+    return Entry(ours, theirs, lambda x: x.chunk(len(theirs)), lambda *parts: torch.cat(parts))
+
+
+def affine(ours: str, theirs: str, bias: bool = True) -> Iterator[Entry]:
+    """weight and bias of one module."""
+    for part in ("weight", "bias") if bias else ("weight",):
+        yield same(f"{ours}.{part}", f"{theirs}.{part}")
+
+
+def load(
+    model: nn.Module,
+    entries: Sequence[Entry],
+    weights: Weights,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Fill `model`, built on `meta`, from the peer's weights: float64 stays, all else is float32.
+
+    shown: what the caller knows a name as. Raises ValueError naming the first name that is missing,
+    has another shape, or is not known.
+    """
+    parameters = dict(model.named_parameters())
+    state, known = {}, set()
+    for entry in entries:
+        expected = [tuple(part.shape) for part in entry.give(parameters[entry.ours])]
+        parts = []
+        for name, shape in zip(entry.theirs, expected, strict=True):
+            if name not in weights:
+                raise ValueError(f"the weights lack {shown(name)!r}, which this configuration needs")
+            part = tensor(weights[name])
+            if tuple(part.shape) != shape:
+                raise ValueError(
+                    f"{shown(name)!r} has shape {list(part.shape)}, but the configuration needs {list(shape)}"
+                )
+            parts.append(part)
+        known.update(entry.theirs)
+        value = entry.take(*parts)
+        state[entry.ours] = value.to(_kept(value.dtype), copy=True, memory_format=torch.contiguous_format)
+    surplus = sorted(weights.keys() - known)
+    if surplus:
+        raise ValueError(f"the weights hold {shown(surplus[0])!r}, which this configuration does not have")
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def give(model: nn.Module, entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """The parameters of `model` under the peer's names, as copies."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: part.detach().clone(memory_format=torch.contiguous_format)
+        for entry in entries
+        for name, part in zip(entry.theirs, entry.give(parameters[entry.ours]), strict=True)
+    }
+
+
+def tensor(value: Any) -> Tensor:
+    """A numpy array or a tensor as a tensor."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,89 @@
+"""Going on with a run: which checkpoint is taken, and whether it fits what is asked for now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_tools.errors import UsageError
+
+from .config import Config
+from .engine.base import Engine
+from .engine.checkpoint import Checkpoint, newest, remove_incomplete
+from .engine.world import World
+from .inputs import Inputs
+from .run_folder import RunFolder, log
+
+
+def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
+    """The newest whole checkpoint of the run, after the remains of interrupted saves are removed."""
+    root = folder.checkpoints
+    world.rank0_first(
+        lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
+    )
+    found, damaged = newest(root, world)
+    for text in damaged:
+        log.warning("%s; using %s", text, found.path.name if found else "none")
+    return found
+
+
+def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, world: World) -> int:
+    """Load `found` into the engine; returns its step.
+
+    Raises UsageError where classes, order of images or model are others, naming what differs.
+    """
+    _check_classes(found, inputs)
+    _check_order(found, inputs, config.run.accept_new_order)
+    averaged = engine.ema is not None and found.has("ema")
+    found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
+    engine.set_optimizer_steps(found.state["optimizer_steps"])
+    engine.loaded()
+    if engine.ema and not averaged:
+        engine.ema.restart()
+        log.info("%s has no averaged weights: the average begins at its weights", found.path.name)
+    noise = max(config.model.dropout, config.model.drop_path)
+    if noise and found.state["processes"] != world.size:
+        log.warning(
+            "warning: dropout is on and the run goes from %d to %d processes: its noise is drawn by "
+            "(seed, step, process), so the losses are not bitwise those of the old size",
+            found.state["processes"],
+            world.size,
+        )
+    log.info("resumed from %s: step %d", found.path, found.step)
+    return found.step
+
+
+def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
+    saved, wanted = found.state["classes"], inputs.classes
+    if saved == wanted or saved is None or wanted is None:
+        return
+    if len(saved) != len(wanted):
+        difference = f"{len(saved)} classes, the data has {len(wanted)}"
+    else:
+        number = next(i for i, (a, b) in enumerate(zip(saved, wanted, strict=True)) if a != b)
+        difference = f"class {number} {saved[number]!r}, the data has {wanted[number]!r}"
+    raise UsageError(
+        f"{found.path}: it was trained with {difference}: to go over to other classes fine-tune, "
+        f"python -m finetune CONFIG init={found.path}",
+        shared=True,
+    )
+
+
+def _check_order(found: Checkpoint, inputs: Inputs, accept: bool) -> None:
+    wanted, saved = inputs.order_constants(), found.state["order"]
+    changed: dict[str, tuple[Any, Any]] = {
+        key: (saved.get(key), wanted.get(key))
+        for key in [*wanted, *(saved.keys() - wanted.keys())]
+        if saved.get(key) != wanted.get(key)
+    }
+    if not changed:
+        return
+    if accept:
+        text = ", ".join(f"{key} {old} → {new}" for key, (old, new) in changed.items())
+        log.info("new order of images from step %d on: %s", found.step, text)
+        return
+    was, now = (", ".join(f"{key}={pair[side]}" for key, pair in changed.items()) for side in (0, 1))
+    raise UsageError(
+        f"{found.path}: it was trained with {was}, this run has {now}, which is another order of images: "
+        f"set it back, or set another run.name, or accept it with run.accept_new_order=true",
+        shared=True,
+    )

@@ -1,0 +1,50 @@
+"""Run by torchrun: how far each process's memory rises while CONFIG is trained under several engines in turn.
+
+memory.py CONFIG OUTPUT RUNS [key=value ...]; RUNS: JSON, {run name: [key=value, ...]}. Writes OUTPUT: JSON,
+{run name: [[bytes before the first step, most bytes until the end] of each process]}.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import sys
+from pathlib import Path
+
+from pretrain.config import load
+from pretrain.engine import world as processes
+from pretrain.inputs import open_inputs
+from pretrain.run_folder import RunFolder
+from pretrain.split import split_batch
+from pretrain.stop import StopFlag
+from pretrain.train import Trainer
+
+
+def resident(key: str) -> int:
+    """Bytes: VmRSS is what this process has now, VmHWM the most since the last reset."""
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+recipe, output, runs, *common = sys.argv[1:]
+world = processes.start(100)
+rises = {}
+for name, settings in json.loads(runs).items():
+    config = load(recipe, [*common, f"run.name={name}", *settings])
+    folder = RunFolder(config.folder, world.rank)
+    folder.create()
+    world.barrier()
+    inputs, split = open_inputs(config), split_batch(config.train, world.size)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = resident("VmRSS")
+    trainer = Trainer(config, inputs, split, world, folder, StopFlag())
+    at_rest = resident("VmRSS") - before
+    trainer.run()
+    rises[name] = world.gather((at_rest, resident("VmHWM") - before))
+    del trainer
+if world.rank == 0:
+    Path(output).write_text(json.dumps(rises))
+processes.leave(world, 0)

@@ -1,0 +1,29 @@
+"""Run by torchrun: train CONFIG under each of several engines in turn, in one group of processes.
+
+parity.py CONFIG RUNS [key=value ...]; RUNS: JSON, {run name: [key=value, ...]}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pretrain.config import load
+from pretrain.engine import world as processes
+from pretrain.inputs import open_inputs
+from pretrain.run_folder import RunFolder
+from pretrain.split import split_batch
+from pretrain.stop import StopFlag
+from pretrain.train import Trainer
+
+recipe, runs, *common = sys.argv[1:]
+world = processes.start(60)
+for name, settings in json.loads(runs).items():
+    config = load(recipe, [*common, f"run.name={name}", *settings])
+    folder = RunFolder(config.folder, world.rank)
+    folder.create()
+    world.barrier()
+    folder.log_to_file_and_console()
+    split = split_batch(config.train, world.size)
+    assert Trainer(config, open_inputs(config), split, world, folder, StopFlag()).run() == 0
+processes.leave(world, 0)

@@ -1,0 +1,41 @@
+"""What a process holds under each engine, measured on 4 processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Data, script, write_recipe
+
+from pretrain.engine.checkpoint import Checkpoint, complete
+
+SIZES = ("model.embed_dim=512", "model.mlp_dim=2048", "model.num_layers=6")
+RUNS = {
+    "fsdp": ["engine.kind=fsdp"],
+    "zero-3": ["engine.kind=deepspeed", "engine.zero_stage=3"],
+    "ddp": ["engine.kind=ddp"],
+}
+COMMON = ("train.steps=2", "train.batch_size=4", "data.max_tiles=1", "data.val=", "data.trace=false")
+
+
+def test_no_process_holds_the_full_optimizer_state(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "MALLOC_MMAP_THRESHOLD_", "100000"
+    )  # freed memory goes back, so that it can be measured
+    recipe = write_recipe(tmp_path, data)
+    imports = {"imports": RUNS["zero-3"]}  # they take memory too, but once
+    runs = imports | {name: [*settings, *SIZES] for name, settings in RUNS.items()}
+    output = tmp_path / "rises.json"
+    script("memory.py", recipe, output, json.dumps(runs), f"run.dir={tmp_path}", *COMMON, processes=4)
+    rises = json.loads(output.read_bytes())
+
+    found = Checkpoint(complete(tmp_path / "ddp/checkpoints")[0])
+    parameters = 4 * sum(found.whole(key).numel() for key in found.tensors if key.startswith("model/"))
+    moments = 2 * parameters
+    assert max(peak for _, peak in rises["fsdp"]) < moments
+    assert max(at_rest for at_rest, _ in rises["zero-3"]) < moments
+    # The same measure finds the state where it is held.
+    assert min(at_rest for at_rest, _ in rises["ddp"]) > moments

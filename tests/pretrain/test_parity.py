@@ -1,0 +1,118 @@
+"""One loss curve under every engine, at every size, in fp32 and bf16, with accumulation of 1 and of 2.
+
+In all of it gradients are clipped, there are two parameter groups, one parameter is frozen, and an average of
+the weights is kept and evaluated. The runs with accumulation recompute activations.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import Data, losses, metrics, script, write_recipe
+
+from pretrain.engine.checkpoint import Checkpoint
+
+ENGINES = {
+    "ddp x 2": ("engine.kind=ddp",),
+    "fsdp x 2": ("engine.kind=fsdp",),
+    "fsdp whole x 2": ("engine.kind=fsdp", "engine.reshard_after_forward=false"),
+    "zero-1 x 2": ("engine.kind=deepspeed", "engine.zero_stage=1"),
+    "zero-2 x 2": ("engine.kind=deepspeed", "engine.zero_stage=2"),
+    "zero-3 x 2": ("engine.kind=deepspeed", "engine.zero_stage=3"),
+    "fsdp x 4": ("engine.kind=fsdp",),
+    "hsdp 2 x 2 x 4": ("engine.kind=fsdp", "engine.shard_size=2"),
+    "zero-3 x 4": ("engine.kind=deepspeed", "engine.zero_stage=3"),
+}
+OFFLOADED = {
+    "fsdp offloaded x 2": ("engine.kind=fsdp", "engine.offload=all"),
+    "zero-2 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=2", "engine.offload=optimizer"),
+    "zero-3 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=3", "engine.offload=all"),
+}
+KINDS = (("fp32", 1), ("fp32", 2), ("bf16", 2))  # precision, accumulation
+NOISE = ("engine.kind=fsdp", "model.dropout=0.2", "model.drop_path=0.2")
+TOLERANCE = {"fp32": 1e-6, "bf16": 1e-2}
+COMMON = (
+    "train.batch_size=16",
+    "train.steps=10",
+    "optim.warmup_steps=2",
+    "optim.schedule=constant",
+    "optim.ema=0.9",
+    "model.position=sincos2d",
+    "data.trace=false",
+    "checkpoint.every=10",
+)
+
+
+def cases() -> list[tuple[str, str, int]]:
+    everywhere = [
+        (engine, precision, accumulation) for engine in ENGINES for precision, accumulation in KINDS
+    ]
+    return everywhere + [(engine, "fp32", 2) for engine in OFFLOADED]
+
+
+def folder_name(engine: str, precision: str, accumulation: int) -> str:
+    return f"{engine}-{precision}-{accumulation}".replace(" ", "")
+
+
+@pytest.fixture(scope="module")
+def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folders of all cases, and of one process."""
+    root = tmp_path_factory.mktemp("parity")
+    recipe = write_recipe(root, data)
+    runs: dict[int, dict[str, list[str]]] = {0: {"alone": ["engine.kind=ddp"]}, 2: {}, 4: {}}
+    for engine, precision, accumulation in cases():
+        processes = int(engine[-1])
+        settings = [*(ENGINES | OFFLOADED)[engine], f"engine.precision={precision}"]
+        if accumulation == 2:
+            settings += [f"train.micro_batch_size={8 // processes}", "engine.activation_checkpointing=full"]
+        runs[processes][folder_name(engine, precision, accumulation)] = settings
+    runs[2]["noisy"] = [*NOISE]
+    runs[2]["first part"] = [*NOISE, "run.name=noisy-stopped", "train.steps=5"]
+    runs[2]["second part"] = [*NOISE, "run.name=noisy-stopped"]
+    runs[4]["another size"] = [*NOISE, "run.name=noisy-stopped", "train.steps=11"]
+    for processes, named in runs.items():
+        script("parity.py", recipe, json.dumps(named), f"run.dir={root}", *COMMON, processes=processes)
+    return root
+
+
+@pytest.mark.parametrize(("engine", "precision", "accumulation"), cases())
+def test_losses_of_10_steps_agree(folder: Path, engine: str, precision: str, accumulation: int) -> None:
+    wanted = losses(folder / "alone")
+    found = losses(folder / folder_name(engine, precision, accumulation))
+    assert list(found) == list(wanted) == list(range(1, 11))
+    for step in wanted:
+        assert found[step] == pytest.approx(wanted[step], abs=TOLERANCE[precision]), f"step {step}"
+
+
+@pytest.mark.parametrize(("engine", "precision", "accumulation"), cases())
+def test_the_averaged_weights_evaluate_alike(
+    folder: Path, engine: str, precision: str, accumulation: int
+) -> None:
+    wanted = metrics(folder / "alone")[-1]
+    found = metrics(folder / folder_name(engine, precision, accumulation))[-1]
+    assert found["weights"] == wanted["weights"] == "ema"
+    assert found["loss"] == pytest.approx(wanted["loss"], abs=TOLERANCE[precision])
+
+
+def test_gradients_were_clipped(folder: Path) -> None:
+    norms = [row["grad_norm"] for row in metrics(folder / "alone") if "grad_norm" in row]
+    assert max(norms) > 0.5
+
+
+def test_with_dropout_a_run_that_was_stopped_goes_on_bitwise(folder: Path) -> None:
+    wanted, found = losses(folder / "noisy"), losses(folder / "noisy-stopped")
+    assert wanted != losses(folder / "alone")
+    assert {step: found[step] for step in wanted} == wanted
+    first, second = (
+        Checkpoint(folder / name / "checkpoints/step-00000010") for name in ("noisy", "noisy-stopped")
+    )
+    for key in first.tensors:
+        assert torch.equal(first.whole(key), second.whole(key)), key
+
+
+def test_with_dropout_another_size_is_warned_of(folder: Path) -> None:
+    log = (folder / "noisy-stopped/logs/rank-0.log").read_text()
+    assert log.count("dropout is on and the run goes from 2 to 4 processes") == 1
