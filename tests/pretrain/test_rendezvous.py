@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from launch.address import free_port
 from pretrain.rendezvous import Stopped, adopt_slurm, join
 from pretrain.stop import StopFlag
 
+NUMBERS = count(os.getpid() * 20)  # a store of the test before may still hold its port
+
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
-    port = free_port(777)
+    port = free_port(next(NUMBERS))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", str(port))
     return port
