@@ -81,10 +81,18 @@ def hf_preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
     size = processor.get("size") or {}
     if isinstance(size, int):
         size = {"shortest_edge" if processor.get("do_center_crop") else "height": size}
+    for key in ("do_resize", "do_center_crop"):
+        if processor.get(key) is False and (key == "do_resize" or "shortest_edge" in size):
+            raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
+    crop = processor.get("crop_size") or size.get("shortest_edge", 0)
+    for sides in (size, crop if isinstance(crop, dict) else {}):
+        if sides.get("width", sides.get("height")) != sides.get("height"):
+            raise ValueError(f"{sides}: only square sizes are supported")
     found: dict[str, Any] = {"eval_crop": "shortest_edge" in size}
     if "shortest_edge" in size:
-        crop = processor.get("crop_size") or size["shortest_edge"]
         crop = crop if isinstance(crop, int) else crop["height"]
+        if crop > size["shortest_edge"]:
+            raise ValueError(f"crop_size {crop} is more than shortest_edge {size['shortest_edge']}")
         found["eval_resize"] = size["shortest_edge"] if size["shortest_edge"] > crop else 0
     resample = processor.get("resample", 2)
     if resample not in RESAMPLE:
@@ -94,7 +102,8 @@ def hf_preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
     factor = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
     plain = not processor.get("do_normalize", True)
     for key, usual in (("mean", 0.0), ("std", 1.0)):
-        values = processor.get(f"image_{key}") or [0.5] * 3
+        values = processor.get(f"image_{key}") or 0.5
+        values = [values] * 3 if isinstance(values, int | float) else values
         found[key] = tuple((usual if plain else value) / factor for value in values)
     return found
 

@@ -97,6 +97,8 @@ def check(config: Config) -> None:
             f"{config.objective.name} has no classes to smooth"
         )
     training_sources(config.data)
+    if config.engine.compile and config.model.attention_dropout:
+        raise UsageError("model.attention_dropout and engine.compile=true do not go together: leave one out")
     _check_skip(config.train)
     parse_fault(config.fault)
     if config.data.sequential:

@@ -117,6 +117,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     position: str = "learned"  # learned | sincos2d
     dropout: float = 0.0
+    attention_dropout: float = 0.0  # of the attention weights; not with engine.compile
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:

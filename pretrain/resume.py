@@ -40,7 +40,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, wo
     if engine.ema and not averaged:
         engine.ema.restart()
         log.info("%s has no averaged weights: the average begins at its weights", found.path.name)
-    noise = max(config.model.dropout, config.model.drop_path)
+    noise = max(config.model.dropout, config.model.attention_dropout, config.model.drop_path)
     if noise and found.state["processes"] != world.size:
         log.warning(
             "warning: dropout is on and the run goes from %d to %d processes: its noise is drawn by "

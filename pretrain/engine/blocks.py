@@ -60,7 +60,7 @@ def _compiled(forward: Forward) -> Forward:
         if packing.watch is not None:  # somebody looks inside, once
             return forward(x, packing)
         if not packing.single:
-            for tensor in (x, packing.image):
+            for tensor in (x, packing.image, packing.host_offsets):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(x, packing)
 

@@ -117,13 +117,16 @@ class Packing:
         return images if self.image_inverse is None else images.index_select(0, self.image_inverse)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √d) v among the tokens of each image (arXiv 1706.03762, eq. 1).
 
-    q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape.
+    q, k, v: (tokens of the batch, heads, d) in packed order; the result has their shape. dropout: the
+    share of the weights that is left out; no kernel for mixed lengths offers it.
     """
     if packing.watch is not None:
         return packing.watch(q, k, v, packing)
+    if dropout:
+        return _by_length(q, k, v, packing, dropout)
     compiling = torch.compiler.is_compiling()
     if packing.single or (not compiling and packing.uniform):
         # A dense batch, for which torch has more kernels to choose from. Compiled, it depends on
@@ -135,9 +138,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     # varlen_attn knows neither the CPU nor float32: one dense call for each length.
     if compiling:
         return grouped_attention(q, k, v, packing.host_offsets)
+    return _by_length(q, k, v, packing)
+
+
+def _by_length(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
+    """`attention` by one dense call for each length."""
     lengths = [count * tiles * packing.tokens_per_tile for count, tiles in packing.groups]
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), packing.groups, strict=True)
-    return torch.cat([dense_attention(*qkv, count) for *qkv, (count, _) in parts])
+    return torch.cat([dense_attention(*qkv, count, dropout) for *qkv, (count, _) in parts])
 
 
 def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,14 @@ from torch import Tensor, nn
 from pretrain.model.attention import Packing, attention
 from pretrain.model.init import constant, normal, reset, xavier_uniform, zeros
 
+
+def _gelu_tanh(x: Tensor) -> Tensor:  # a function, as copies of a block are to have the same one
+    return F.gelu(x, approximate="tanh")
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_tanh": _gelu_tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
     "silu": F.silu,
@@ -27,6 +31,7 @@ class Attention(nn.Module):
     """Multi-head self-attention within each image: (T, n, D) -> (T, n, D).
 
     qk_norm: a LayerNorm over each head's queries and one over its keys (arXiv 2302.05442, section 2).
+    dropout: of the attention weights.
     """
 
     def __init__(
@@ -37,11 +42,13 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         norm_eps: float = 1e-6,
         proj_bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} must be divisible by num_heads {num_heads}")
         self.num_heads = num_heads
+        self.dropout = dropout
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (
             nn.LayerNorm(embed_dim // num_heads, eps=norm_eps) if qk_norm else None for _ in "qk"
@@ -63,7 +70,8 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             # Autocast computes a norm in float32, and attention wants one type.
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        return self.proj(attention(q, k, v, packing).flatten(1)).view_as(x)
+        dropout = self.dropout if self.training else 0.0
+        return self.proj(attention(q, k, v, packing, dropout).flatten(1)).view_as(x)
 
 
 class Mlp(nn.Module):
@@ -124,10 +132,11 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         parallel: bool = False,
         proj_bias: bool = True,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias, attention_dropout)
         self.norm2 = None if parallel else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.ls1, self.ls2 = (
             nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale) for _ in (1, 2)

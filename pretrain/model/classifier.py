@@ -144,6 +144,8 @@ class Classifier(nn.Module):
     def unpack(self, batch: TileBatch | Tensor) -> tuple[Tensor, Packing]:
         """Normalised tiles in packed order, and their packing; ValueError as `forward` says."""
         if isinstance(batch, Tensor):
+            if not batch.ndim or not len(batch):
+                raise ValueError(f"images must be (B, C, S, S) and at least one, got {tuple(batch.shape)}")
             tiles, grid = batch, torch.ones(len(batch), 2, dtype=torch.int64, device="cpu")
         else:
             tiles, grid = batch.tiles, batch.grid
@@ -210,6 +212,7 @@ def _encoder(
             qkv_bias=arch.qkv_bias,
             norm_eps=config.norm_eps,
             dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
             qk_norm=arch.qk_norm,
             layer_scale=config.layer_scale,
             parallel=arch.parallel,

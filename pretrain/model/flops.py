@@ -42,15 +42,25 @@ def forward_flops(
 def training_flops(
     config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
 ) -> int:
-    """Forward and backward: three times the forward pass, without recomputation."""
+    """Forward and backward, without recomputation: three times the forward pass, but for the pixels.
+
+    They get no gradient, which the first projection or convolution would compute.
+    """
     sizes = {"tile_size": tile_size, "num_classes": num_classes, "tiles": tiles}
-    return 3 * forward_flops(config, **sizes, masked=masked)
+    return 3 * forward_flops(config, **sizes, masked=masked) - 2 * _first(resolve(config), tile_size, tiles)
+
+
+def _first(arch: Architecture, tile_size: int, tiles: int) -> int:
+    """Multiply-adds of the layer that reads the pixels."""
+    if arch.backbone is None:
+        return tiles * arch.grid(tile_size) ** 2 * 3 * arch.patch_size**2 * arch.embed_dim
+    return tiles * stem_sides(arch.backbone, tile_size)[0] ** 2 * 3 * 7**2 * arch.backbone.stem
 
 
 def _embedding(arch: Architecture, tile_size: int, patches: int, tiles: int) -> int:
     """Multiply-adds from pixels to patch tokens."""
     if arch.backbone is None:
-        return patches * 3 * arch.patch_size**2 * arch.embed_dim
+        return _first(arch, tile_size, tiles)
     features = arch.backbone.widths[-1] if arch.backbone.widths else arch.backbone.stem
     projection = patches * features * arch.patch_size**2 * arch.embed_dim
     return tiles * _backbone(arch.backbone, tile_size) + projection

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, images: int) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, images: int, dropout: float = 0.0) -> Tensor:
     """Attention among `images` images of equal length.
 
     q, k, v: (tokens, heads, d), the tokens of an image together; so is the result.
     """
     q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
 
 
 @torch.library.custom_op("vit_pretrain::grouped_attention", mutates_args=())

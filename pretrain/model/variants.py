@@ -242,7 +242,7 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
         raise UsageError(f"model.registers is {config.registers}, but must be at least 0")
     if config.layer_scale is not None and config.layer_scale <= 0:
         raise UsageError(f"model.layer_scale is {config.layer_scale}, but must be above 0 (null: none)")
-    for key in ("dropout", "drop_path"):
+    for key in ("dropout", "attention_dropout", "drop_path"):
         if not 0 <= getattr(config, key) < 1:
             raise UsageError(f"model.{key} is {getattr(config, key)}, but must be in [0, 1)")
     if arch.embed_dim % arch.num_heads:

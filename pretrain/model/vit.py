@@ -77,6 +77,8 @@ class VisionTransformer(nn.Module):
             raise ValueError("tile_size must be > 0")
         if patch_size <= 0:
             raise ValueError("patch_size must be > 0")
+        if in_channels <= 0:
+            raise ValueError("in_channels must be > 0")
         out_indices = out_indices or []
         if len(out_indices) > num_layers:
             raise ValueError(f"len(out_indices) must be <= num_layers. Got {out_indices=} and {num_layers=}")
@@ -214,9 +216,9 @@ class VisionTransformer(nn.Module):
         """Padded images to padded tokens; what stands in the padding is neither read nor written.
 
         images: (bsz, n_imgs, n_tiles, C, S, S), the real tiles first. aspect_ratio: integer
-        (bsz, n_imgs, 2), rows and columns of tiles. Returns x (bsz, n_imgs, n_tiles, n, D), with
-        cls_projection (bsz, n_imgs, n_tiles, 1, out), and the hidden states (bsz, n_imgs, n_tiles,
-        n, D) each; all are zero for padding tiles.
+        (bsz, n_imgs, 2), rows and columns of tiles, (0, 0) for a padding image. Returns x (bsz,
+        n_imgs, n_tiles, n, D), with cls_projection (bsz, n_imgs, n_tiles, 1, out), and the hidden
+        states (bsz, n_imgs, n_tiles, n, D) each; all are zero for padding tiles.
 
         Raises ValueError if aspect_ratio is missing with more than one tile or does not fit the
         images.
@@ -231,7 +233,7 @@ class VisionTransformer(nn.Module):
         if tuple(aspect_ratio.shape) != (bsz, n_imgs, 2):
             raise ValueError(f"aspect_ratio must be {(bsz, n_imgs, 2)}, got {tuple(aspect_ratio.shape)}")
         grid = aspect_ratio.flatten(0, 1).cpu()
-        packing = self.packing(grid, images.device)
+        packing = self.packing(grid[grid.prod(1) > 0], images.device)
         if grid.prod(1).max() > n_tiles:
             raise ValueError(
                 f"aspect_ratio asks for {grid.prod(1).max()} tiles, more than the {n_tiles} tiles of an image"

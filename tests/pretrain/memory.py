@@ -19,6 +19,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.split import split_batch
 from pretrain.stop import StopFlag
 from pretrain.train import Trainer
+from pretrain.watchdog import Watchdog
 
 
 def resident(key: str) -> int:
@@ -36,11 +37,13 @@ for name, settings in json.loads(runs).items():
     folder = RunFolder(config.folder, world.rank)
     folder.create()
     world.barrier()
+    stop = StopFlag()
+    watchdog = Watchdog(folder, world.rank, world.size, 100, stop)
     inputs, split = open_inputs(config), split_batch(config.train, world.size)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
-    trainer = Trainer(config, inputs, split, world, folder, StopFlag())
+    trainer = Trainer(config, inputs, split, world, folder, stop, watchdog)
     at_rest = resident("VmRSS") - before
     trainer.run()
     rises[name] = world.gather((at_rest, resident("VmHWM") - before))

@@ -15,6 +15,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.split import split_batch
 from pretrain.stop import StopFlag
 from pretrain.train import Trainer
+from pretrain.watchdog import Watchdog
 
 recipe, runs, *common = sys.argv[1:]
 world = processes.start(60)
@@ -25,5 +26,7 @@ for name, settings in json.loads(runs).items():
     world.barrier()
     folder.log_to_file_and_console()
     split = split_batch(config.train, world.size)
-    assert Trainer(config, open_inputs(config), split, world, folder, StopFlag()).run() == 0
+    stop = StopFlag()
+    watchdog = Watchdog(folder, world.rank, world.size, 60, stop)
+    assert Trainer(config, open_inputs(config), split, world, folder, stop, watchdog).run() == 0
 processes.leave(world, 0)

@@ -89,7 +89,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "mlp_dim": arch.mlp_dim,
             "num_heads": arch.num_heads,
             "num_layers": arch.num_layers,
-            "attention_dropout_rate": 0.0,
+            "attention_dropout_rate": fields.attention_dropout,
             "dropout_rate": fields.dropout,
         },
         "classifier": "token" if fields.pool == "cls" else "gap",
@@ -178,6 +178,7 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         activation="gelu_tanh",
         norm_eps=NORM_EPS,
         dropout=transformer.get("dropout_rate", 0.0),
+        attention_dropout=transformer.get("attention_dropout_rate", 0.0),
     )
     size = config.get("image_size") or _image_size(weights, fields)
     channels = _channels(weights, bool(resnet))

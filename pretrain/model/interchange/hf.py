@@ -31,6 +31,7 @@ DEFAULTS = {
     "intermediate_size": 3072,
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
     "layer_norm_eps": 1e-12,
     "image_size": 224,
     "num_channels": 3,
@@ -146,7 +147,7 @@ class Peer:
             "intermediate_size": arch.mlp_dim,
             "hidden_act": activation_name(model.config.activation, ACTIVATIONS, self.name),
             "hidden_dropout_prob": model.config.dropout,
-            "attention_probs_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": model.config.attention_dropout,
             "layer_norm_eps": model.config.norm_eps,
             "image_size": model.tile_size if isinstance(model.tile_size, int) else list(model.tile_size),
             "patch_size": arch.patch_size,
@@ -197,6 +198,7 @@ def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | 
         qkv_bias=config["qkv_bias"],
         norm_eps=config["layer_norm_eps"],
         dropout=config["hidden_dropout_prob"],
+        attention_dropout=config["attention_probs_dropout_prob"],
     )
     return Classifier(
         fields,

@@ -48,6 +48,7 @@ DEFAULTS = {
     "final_norm": True,
     "fc_norm": None,
     "proj_drop_rate": 0.0,
+    "attn_drop_rate": 0.0,
     "drop_path_rate": 0.0,
     "act_layer": None,
     "norm_eps": 1e-6,
@@ -127,6 +128,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "pre_norm": fields.pre_norm,
         "fc_norm": behind_pool,
         "proj_drop_rate": fields.dropout,
+        "attn_drop_rate": fields.attention_dropout,
         "drop_path_rate": fields.drop_path,
         "act_layer": activation_name(fields.activation, ACTIVATIONS, "timm"),
         "norm_eps": fields.norm_eps,
@@ -173,6 +175,7 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         registers=config["reg_tokens"],
         norm_eps=config["norm_eps"],
         dropout=config["proj_drop_rate"],
+        attention_dropout=config["attn_drop_rate"],
         drop_path=config["drop_path_rate"],
     )
     if pool == "map" and (config["class_token"] or config["reg_tokens"]):

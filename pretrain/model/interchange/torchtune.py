@@ -198,7 +198,12 @@ def _refuse(model: nn.Module) -> None:
             "mask tokens": model.mask_token is not None,
             "models without a norm before the first layer": not isinstance(model.ln_pre, nn.LayerNorm),
             "models without a last norm": not isinstance(model.ln_post, nn.LayerNorm),
-            f"norms with another epsilon than {NORM_EPS:g}": getattr(model.ln_pre, "eps", 0) != NORM_EPS,
+            f"norms with another epsilon than {NORM_EPS:g}": any(
+                module.eps != NORM_EPS for module in model.modules() if isinstance(module, nn.LayerNorm)
+            ),
+            "a class projection of another kind": not isinstance(
+                model.cls_projection, ClassProjection | None
+            ),
             "positions of a tile without those of the image": (
                 isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding)
                 != (model.pre_tile_pos_embed is not None)

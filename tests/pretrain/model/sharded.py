@@ -1,12 +1,11 @@
 """torchrun: first weights and resized tables of sharded models are those of whole ones, bit by bit."""
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from pretrain.config import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
 from pretrain.engine.kinds import ENGINES
-from pretrain.engine.world import start
+from pretrain.engine.world import leave, start
 from pretrain.model.init import initialize
 from pretrain.model.resize import Geometry, adapt_positions, is_position_table, stretch_positions
 from pretrain.train import build_model, random_values
@@ -42,5 +41,5 @@ for name, parameter in model.named_parameters():
             assert torch.equal(resized.full_tensor(), expected), name
 assert tables == 4
 assert len(dict(model.named_parameters())) == len(dict(whole.named_parameters()))
-print("sharded as whole")
-dist.destroy_process_group()
+print("sharded as whole", flush=True)
+leave(world, 0)

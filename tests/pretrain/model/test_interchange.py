@@ -7,7 +7,7 @@ import torch
 from golden import read, under
 
 from pretrain.config import BackboneConfig
-from pretrain.model import Classifier
+from pretrain.model import Block, Classifier, TokenPositionalEmbedding, VisionTransformer
 from pretrain.model.init import initialize
 from pretrain.model.interchange import load_peer, to_peer
 
@@ -259,3 +259,33 @@ def test_googles_arrays_may_be_named_as_flax_names_them_today(built):
             value = value[None, None, None]
         renamed[f"params/{name}"] = value
     same_parameters(load_peer("google", config, renamed), model)
+
+
+@pytest.mark.parametrize(
+    ("block", "projection", "says"),
+    [
+        ({"norm_eps": 1e-6}, None, "another epsilon"),
+        ({"activation": "gelu_tanh"}, None, "no activation gelu_tanh"),
+        ({}, torch.nn.Linear(16, 3), "class projection of another kind"),
+    ],
+)
+def test_what_torchtune_would_compute_otherwise_is_refused(block, projection, says):
+    model = VisionTransformer(
+        4,
+        8,
+        2,
+        16,
+        Block(16, 2, 64, **{"norm_eps": 1e-5} | block),
+        TokenPositionalEmbedding(16, 8, 4),
+        cls_projection=projection,
+    )
+    with pytest.raises(ValueError, match=says):
+        to_peer(model, "torchtune")
+
+
+def test_dropout_of_attention_comes_along(built):
+    model = built(attention_dropout=0.1)
+    config, weights = to_peer(model, "hf_vit")
+    assert config["attention_probs_dropout_prob"] == 0.1
+    again = load_peer("hf_vit", config, weights)
+    assert {block.attn.dropout for block in again.blocks} == {0.1}

@@ -188,3 +188,25 @@ def test_drop_path_keeps_or_drops_whole_images_and_grows_with_depth():
     assert set(scale.unique().tolist()) == {0.0, 2.0}
     assert 0.8 < scale.mean() < 1.2
     assert torch.equal(block.eval()._drop_path(torch.ones(800, 3, 16), packing), torch.ones(800, 3, 16))
+
+
+def test_padding_images_have_no_tile_and_change_nothing():
+    model = vit(num_layers=2)
+    images = torch.randn(2, 3, 4, 3, 16, 16)
+    grid = torch.tensor([[(1, 2), (0, 0), (2, 2)], [(1, 1), (2, 1), (0, 0)]])
+    x, _ = model(images, grid)
+    assert (x[0, 1] == 0).all() and (x[1, 2] == 0).all()
+    alone, _ = model(images[1:, :2], grid[1:, :2])
+    assert torch.allclose(x[1, :2], alone[0], atol=1e-6)
+
+
+def test_attention_dropout_leaves_out_weights_in_training_alone():
+    block = Block(16, 2, 32, attention_dropout=0.5)
+    packing = Packing.of(torch.tensor([(1, 2), (1, 1)]), 3, torch.device("cpu"))
+    x = torch.randn(3, 3, 16)
+    assert torch.equal(block.eval()(x, packing), block(x, packing))
+    assert not torch.equal(block.train()(x, packing), block(x, packing))
+    # What is left out is made up for by what stays, so that the mean is what it is without.
+    attend = block.attn
+    mean = torch.stack([attend(x, packing) for _ in range(4000)]).mean(0)
+    assert torch.allclose(mean, attend.eval()(x, packing), atol=0.05)
