@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -67,6 +68,7 @@ class SequentialShards:
     """
 
     multilabel = numeric = False
+    num_samples = epoch_size = None  # not known before all has been read
 
     def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:
         if not pattern.lower().startswith(("http://", "https://")) or "*" in pattern or pattern.endswith("/"):
@@ -77,8 +79,12 @@ class SequentialShards:
         self.folder, self.urls = shown(pattern), expand([pattern])
         self.num_classes, self.classes = num_classes, classes
 
-    def describe(self) -> str:
-        """The line for the start of a run."""
+    def constants(self) -> dict[str, Any]:
+        """As Mixture.constants(): nothing but that there is no order to keep."""
+        return {"sequential": True}
+
+    def describe(self, batch_size: int) -> str:
+        """As Mixture.describe()."""
         return (
             f"data: {len(self.urls)} shards read from front to back, as they cannot be read by range: "
             "the order depends on the number of processes, and a resume does not continue it exactly"

@@ -47,27 +47,21 @@ class Inputs:
 
     def order_constants(self) -> dict[str, Any]:
         """All that the order of images depends on. A run keeps them for its whole life."""
-        sequential = isinstance(self.train, SequentialShards)
-        constants = {"sequential": True} if sequential else self.train.constants()
-        return {"batch_size": self.config.train.batch_size, **constants}
+        return {"batch_size": self.config.train.batch_size, **self.train.constants()}
 
     def order_text(self) -> str:
         """The order and the sources in one line."""
-        if isinstance(self.train, SequentialShards):
-            return self.train.describe()
         return self.train.describe(self.config.train.batch_size)
 
     def epochs(self, steps: int) -> float | None:
         """How many times `steps` steps go over the training data; None where its size is not known."""
-        if isinstance(self.train, SequentialShards):
-            return None
-        return steps * self.config.train.batch_size / self.train.epoch_size
+        size = self.train.epoch_size
+        return None if size is None else steps * self.config.train.batch_size / size
 
     def training_samples(self, steps: int) -> int:
         """The size of the training data; where it is not known, the images of the first `steps` steps."""
-        if isinstance(self.train, SequentialShards):
-            return steps * self.config.train.batch_size
-        return self.train.num_samples
+        size = self.train.num_samples
+        return steps * self.config.train.batch_size if size is None else size
 
     def samples_of_step(self, step: int) -> dict[str, Any]:
         """Positions and, where they are known, keys of the images of step `step` (from 1)."""

@@ -13,6 +13,7 @@ from math import prod
 from typing import TypeVar
 
 from data_tools.errors import UsageError
+from pretrain import checks
 from pretrain.config import BackboneConfig, ModelConfig
 
 # Width, depth, MLP, heads.
@@ -58,14 +59,8 @@ USUAL_NAMES = (
 COLOURS = 512
 
 CHOICES = {
-    "head": ("mlp", "linear"),
-    "head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
-    "pool": ("cls", "mean", "map"),
-    "final_norm": ("tokens", "pooled"),
-    "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
-    "position": ("learned", "sincos2d"),
+    key.removeprefix("model."): choices for key, choices in checks.CHOICES.items() if key.startswith("model.")
 }
-
 
 BACKBONE_CHOICES = {
     "unit": ("bottleneck", "preactivation"),
