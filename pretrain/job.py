@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -23,6 +24,8 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from .inputs import Inputs
     from .train import StartingValues
+
+FIRST_TO_FAIL_ENDS_FIRST = 2.0  # s; torchrun names as the cause the process that it saw end first
 
 
 def run_job(
@@ -152,6 +155,8 @@ def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoRetu
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
         ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
+    else:
+        time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
 
 
