@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from jobs import ROOT, TIMEOUT, Data, environment, losses, succeed, write_recipe
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,38 +91,3 @@ def test_selective_checkpointing_computes_no_matrix_product_or_attention_twice(
         "aten.addmm": 3 * 4,
         "aten._scaled_dot_product_flash_attention_for_cpu": 3 * 2,
     }
-
-
-ENGINES = {
-    "ddp": ("engine.kind=ddp",),
-    "fsdp": ("engine.kind=fsdp", "engine.activation_checkpointing=selective"),
-    "zero-3": ("engine.kind=deepspeed", "engine.zero_stage=3"),
-}
-
-
-@pytest.fixture(scope="module")
-def plain(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[object], dict[int, float]]:
-    """The arguments of a run of six steps, and the losses of its uncompiled form."""
-    folder = tmp_path_factory.mktemp("compiled")
-    arguments = [write_recipe(folder, data), f"run.dir={folder}", "train.steps=6", "data.val="]
-    succeed("pretrain", *arguments, "run.name=plain")
-    return arguments, losses(folder / "plain")
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_compiled_runs_have_the_losses_of_uncompiled_ones(
-    plain: tuple[list[object], dict[int, float]], tmp_path: Path, engine: str
-) -> None:
-    arguments, wanted = plain
-    settings = [*arguments, f"run.dir={tmp_path}", "engine.compile=true", *ENGINES[engine]]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "compiled", *map(str, settings)],
-        cwd=ROOT,
-        env=environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(tmp_path / "tiny") == pytest.approx(wanted, abs=1e-6)

@@ -1,7 +1,7 @@
 """One loss curve under every engine, at every size, in fp32 and bf16, with accumulation of 1 and of 2.
 
 In all of it gradients are clipped, there are two parameter groups, one parameter is frozen, and an average of
-the weights is kept and evaluated. The runs with accumulation recompute activations.
+the weights is kept and evaluated. The runs with accumulation recompute activations, unless they are compiled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ OFFLOADED = {
     "zero-2 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=2", "engine.offload=optimizer"),
     "zero-3 offloaded x 2": ("engine.kind=deepspeed", "engine.zero_stage=3", "engine.offload=all"),
 }
-KINDS = (("fp32", 1), ("fp32", 2), ("bf16", 2))  # precision, accumulation
+Kind = tuple[str, int, str]
+RECOMPUTED, COMPILED = "engine.activation_checkpointing=full", "engine.compile=true"
+KINDS: tuple[Kind, ...] = (  # precision, accumulation, what is done to the blocks
+    ("fp32", 1, ""),
+    ("fp32", 2, RECOMPUTED),
+    ("fp32", 2, COMPILED),
+    ("bf16", 1, ""),
+    ("bf16", 2, RECOMPUTED),
+)
 NOISE = ("engine.kind=fsdp", "model.dropout=0.2", "model.drop_path=0.2")
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-2}
 COMMON = (
@@ -46,15 +54,13 @@ COMMON = (
 )
 
 
-def cases() -> list[tuple[str, str, int]]:
-    everywhere = [
-        (engine, precision, accumulation) for engine in ENGINES for precision, accumulation in KINDS
-    ]
-    return everywhere + [(engine, "fp32", 2) for engine in OFFLOADED]
+CASES = [(engine, kind) for engine in ENGINES for kind in KINDS]
+CASES += [(engine, ("fp32", 2, RECOMPUTED)) for engine in OFFLOADED]
 
 
-def folder_name(engine: str, precision: str, accumulation: int) -> str:
-    return f"{engine}-{precision}-{accumulation}".replace(" ", "")
+def folder_name(engine: str, kind: Kind) -> str:
+    precision, accumulation, blocks = kind
+    return f"{engine}-{precision}-{accumulation}-{blocks.rpartition('=')[2]}".replace(" ", "")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,12 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("parity")
     recipe = write_recipe(root, data)
     runs: dict[int, dict[str, list[str]]] = {0: {"alone": ["engine.kind=ddp"]}, 2: {}, 4: {}}
-    for engine, precision, accumulation in cases():
+    for engine, kind in CASES:
+        precision, accumulation, blocks = kind
         processes = int(engine[-1])
         settings = [*(ENGINES | OFFLOADED)[engine], f"engine.precision={precision}"]
-        if accumulation == 2:
-            settings += [f"train.micro_batch_size={8 // processes}", "engine.activation_checkpointing=full"]
-        runs[processes][folder_name(engine, precision, accumulation)] = settings
+        settings += [f"train.micro_batch_size={16 // processes // accumulation}", *filter(None, [blocks])]
+        runs[processes][folder_name(engine, kind)] = settings
     runs[2]["noisy"] = [*NOISE]
     runs[2]["first part"] = [*NOISE, "run.name=noisy-stopped", "train.steps=5"]
     runs[2]["second part"] = [*NOISE, "run.name=noisy-stopped"]
@@ -78,23 +84,21 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("engine", "precision", "accumulation"), cases())
-def test_losses_of_10_steps_agree(folder: Path, engine: str, precision: str, accumulation: int) -> None:
+@pytest.mark.parametrize(("engine", "kind"), CASES, ids=[folder_name(*case) for case in CASES])
+def test_losses_of_10_steps_agree(folder: Path, engine: str, kind: Kind) -> None:
     wanted = losses(folder / "alone")
-    found = losses(folder / folder_name(engine, precision, accumulation))
+    found = losses(folder / folder_name(engine, kind))
     assert list(found) == list(wanted) == list(range(1, 11))
     for step in wanted:
-        assert found[step] == pytest.approx(wanted[step], abs=TOLERANCE[precision]), f"step {step}"
+        assert found[step] == pytest.approx(wanted[step], abs=TOLERANCE[kind[0]]), f"step {step}"
 
 
-@pytest.mark.parametrize(("engine", "precision", "accumulation"), cases())
-def test_the_averaged_weights_evaluate_alike(
-    folder: Path, engine: str, precision: str, accumulation: int
-) -> None:
+@pytest.mark.parametrize(("engine", "kind"), CASES, ids=[folder_name(*case) for case in CASES])
+def test_the_averaged_weights_evaluate_alike(folder: Path, engine: str, kind: Kind) -> None:
     wanted = metrics(folder / "alone")[-1]
-    found = metrics(folder / folder_name(engine, precision, accumulation))[-1]
+    found = metrics(folder / folder_name(engine, kind))[-1]
     assert found["weights"] == wanted["weights"] == "ema"
-    assert found["loss"] == pytest.approx(wanted["loss"], abs=TOLERANCE[precision])
+    assert found["loss"] == pytest.approx(wanted["loss"], abs=TOLERANCE[kind[0]])
 
 
 def test_gradients_were_clipped(folder: Path) -> None:
