@@ -72,7 +72,16 @@ class ZeRO(Engine):
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _placement(self) -> dict[str, Any]:
-        placement: dict[str, Any] = {"stage": self.config.engine.zero_stage}
+        # A block is gathered and reduced at a time, as under FSDP: DeepSpeed's own bounds are of up to 1e9
+        # values, whole models.
+        block = sum(parameter.numel() for parameter in self.model.blocks[0].parameters())
+        placement: dict[str, Any] = {
+            "stage": self.config.engine.zero_stage,
+            "reduce_bucket_size": block,
+            "allgather_bucket_size": block,
+            "stage3_prefetch_bucket_size": block,
+            "stage3_max_live_parameters": 2 * block,
+        }
         host = {"device": "cpu", "pin_memory": self.world.device.type == "cuda"}
         if self.config.engine.offload != "none":
             placement["offload_optimizer"] = host
