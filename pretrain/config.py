@@ -141,6 +141,8 @@ class OptimConfig:
     clip_norm: float = 1.0  # 0: no clipping
     warmup_steps: int = 0
     schedule: str = "cosine"  # constant | linear | cosine | rsqrt
+    # Parameters, or modules such as [encoder] for a linear probe, that keep their first values
+    freeze: list[str] = field(default_factory=list)
     layer_decay: float = 1.0  # each block's rate is this times that of the block above it
     ema: float = 0.0  # decay of the weights' moving average, which is then evaluated; 0: none
 

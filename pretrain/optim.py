@@ -9,7 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from data_tools.errors import UsageError
+
 from .config import OptimConfig
+from .keys import nearest
 
 STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
@@ -76,6 +79,26 @@ def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer) -> None:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for kind in STATE[config.name]:
                 state[kind] = torch.zeros_like(parameter)
+
+
+def freeze(model: nn.Module, names: list[str]) -> None:
+    """Let the named parameters, and those of the named modules, keep their values.
+
+    Raises UsageError for a name that the model lacks, and where nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        frozen = [key for key in parameters if f"{key}.".startswith(f"{name}.")]
+        if not frozen:
+            modules = [module for module, _ in model.named_modules() if module]
+            raise UsageError(
+                f"optim.freeze: the model has no {name!r}{nearest(name, [*parameters, *modules])}",
+                shared=True,
+            )
+        for key in frozen:
+            parameters[key].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise UsageError("optim.freeze: nothing is left to train", shared=True)
 
 
 def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict]:

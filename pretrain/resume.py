@@ -6,7 +6,7 @@ from typing import Any
 
 from data_tools.errors import UsageError
 
-from .config import Config
+from .config import Config, OptimConfig
 from .engine.base import Engine
 from .engine.checkpoint import Checkpoint, newest, remove_incomplete
 from .engine.world import World
@@ -32,6 +32,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, wo
     Raises UsageError where classes, order of images or model are others, naming what differs.
     """
     _check_classes(found, inputs)
+    _check_optimizer(found, config.optim)
     _check_order(found, inputs, config.run.accept_new_order)
     averaged = engine.ema is not None and found.has("ema")
     found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
@@ -66,6 +67,18 @@ def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
         f"python -m finetune CONFIG init={found.path}",
         shared=True,
     )
+
+
+def _check_optimizer(found: Checkpoint, config: OptimConfig) -> None:
+    """The state of the optimizer cannot be that of another one, or of other parameters."""
+    saved = found.state["optimizer"], found.state.get("frozen", [])
+    for key, old, new in zip(("name", "freeze"), saved, (config.name, config.freeze), strict=True):
+        if old != new:
+            raise UsageError(
+                f"{found.path}: it was trained with optim.{key}={old}, this run has {new}: set it back, or "
+                f"begin a run from its weights, python -m finetune CONFIG init={found.path}",
+                shared=True,
+            )
 
 
 def _check_order(found: Checkpoint, inputs: Inputs, accept: bool) -> None:

@@ -32,7 +32,7 @@ from .model.init import initial_value
 from .model.masked import MaskedPatches
 from .nonfinite import NonFinite, finite
 from .objective import build_measure, build_objective
-from .optim import schedule
+from .optim import freeze, schedule
 from .progress import progress_bar
 from .report import write_report
 from .resume import newest_checkpoint, resume
@@ -102,6 +102,7 @@ class Trainer:
         self.measure = build_measure(config.objective.name)
         with torch.device("meta"):
             model = build_model(config, inputs.num_classes)
+        freeze(model, config.optim.freeze)
         sizes = {
             "tile_size": config.data.tile_size,
             "num_classes": inputs.num_classes,
@@ -115,6 +116,8 @@ class Trainer:
             starting_values = partial(random_values, seed=config.run.seed)
         self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
         self.step = resume(found, self.engine, inputs, config, world) if found else 0
+        before = found.state.get("images", found.state["position"]) if found else 0
+        self.images_of_other_sizes = before - self.step * split.batch_size  # 0 with one batch size throughout
         self.saver = Saver(
             folder.checkpoints,
             world,
@@ -150,10 +153,15 @@ class Trainer:
         """Whether there is nothing left to do. Asked by every process at the same point."""
         return self.step >= self.inputs.steps and not self._evaluation_missing()
 
+    @property
+    def _images(self) -> int:
+        return self.images_of_other_sizes + self.step * self.split.batch_size
+
     def run(self) -> int:
         """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
         config, world, steps = self.config, self.world, self.inputs.steps
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
+        self.saver.reserve(self.engine.ranges())
         stopping = self._catch_up()
         self.meter.reset()
         with (
@@ -252,7 +260,7 @@ class Trainer:
         meter.reset()
         row: dict[str, Any] = {
             "step": self.step,
-            "images": self.step * self.split.batch_size,
+            "images": self._images,
             "epoch": self.inputs.epochs(self.step),
             "loss": finite(loss),
             "lr": rate,
@@ -328,12 +336,14 @@ class Trainer:
         return {
             "step": self.step,
             "position": self.step * self.split.batch_size,
+            "images": self._images,
             "steps": self.inputs.steps,
             "seed": config.run.seed,
             "order": self.inputs.order_constants(),
             "classes": self.inputs.classes,
             **model_facts(config, self.inputs.num_classes),
             "optimizer": config.optim.name,
+            "frozen": list(config.optim.freeze),
             "optimizer_steps": self.engine.optimizer_steps(),
             "engine": asdict(config.engine),
             "processes": self.world.size,

@@ -89,6 +89,22 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._thread_error: Exception | None = None
         self._host = torch.empty(0)
+        self._allocation = threading.Thread()
+
+    def reserve(self, ranges: Iterable[LocalRange]) -> None:
+        """Allocate the host memory that saves of such ranges are copied to, beside the first steps.
+
+        Its pages take longer to get than to fill; and a host that has too few of them is found out at once.
+        """
+        parts = [item.own_part[1] for item in ranges]
+        size, cuda = sum(part.numel() for part in parts), any(part.is_cuda for part in parts)
+
+        def allocate() -> None:
+            self._host = torch.empty(size, dtype=torch.float32, pin_memory=cuda)
+            self._host.zero_()  # only now its pages are there
+
+        self._allocation = threading.Thread(target=allocate, name="reserve")
+        self._allocation.start()
 
     def save(self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any]) -> None:
         """Save `ranges` and `state` as checkpoint `step`. Returns when they are copied to host memory."""
@@ -172,6 +188,8 @@ class Saver:
         """`values` in host memory that is reused at every save, and pinned if they come from a GPU."""
         sizes = [value.numel() for value in values]
         cuda = any(value.is_cuda for value in values)
+        if self._allocation.ident:
+            self._allocation.join()
         if self._host.numel() != sum(sizes):
             self._host = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=cuda)
         copies = list(self._host.split(sizes))

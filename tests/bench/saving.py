@@ -4,8 +4,8 @@
 
 ViT-B/16 with 21,843 classes (102.6 M parameters) and Adam under FSDP, against torch.save of the gathered
 state and against torch.distributed.checkpoint's async_save. Prints medians over the rounds, of the slowest
-process, and apart from them the first round of each, which allocates. All three flush to the disk, and keep
-the newest only.
+process, and apart from them the first round of each, in which the others allocate. All three flush to the
+disk, and keep the newest only.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from pretrain.engine.saver import Retention, Saver
 from pretrain.engine.world import World
 from pretrain.train import build_model
 
+STEPS_BEFORE_THE_FIRST_SAVE = 5.0  # s
+
 # Up to its first yield, what the step loop waits for; up to the next, what it does not wait for; and so on.
-Method = Callable[[Path, int], Iterator[None]]
+Method = Callable[[int], Iterator[None]]
 
 
 def engine(world: World) -> FSDP:
@@ -47,14 +49,12 @@ def engine(world: World) -> FSDP:
     return FSDP(config, world, model, lambda name, shape: torch.rand(shape))
 
 
-def ours(trained: FSDP, world: World) -> Method:
+def ours(trained: FSDP, world: World, folder: Path) -> Method:
     """The loop waits for `save`, and at two later boundaries for `advance`."""
-    savers: dict[Path, Saver] = {}
+    saver = Saver(folder, world, background=True, retention=Retention(1))
+    saver.reserve(trained.ranges())
 
-    def method(folder: Path, number: int) -> Iterator[None]:
-        if folder not in savers:
-            savers[folder] = Saver(folder, world, background=True, retention=Retention(1))
-        saver = savers[folder]
+    def method(number: int) -> Iterator[None]:
         saver.save(number, trained.ranges(), {"step": number})
         while saver.pending:
             yield
@@ -66,10 +66,10 @@ def ours(trained: FSDP, world: World) -> Method:
     return method
 
 
-def gathered(trained: FSDP, world: World) -> Method:
+def gathered(trained: FSDP, world: World, folder: Path) -> Method:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-    def method(folder: Path, number: int) -> Iterator[None]:
+    def method(number: int) -> Iterator[None]:
         state = get_state_dict(trained.model, trained.optimizer, options=options)
         if world.rank == 0:
             with (folder / f"{number}.pt").open("wb") as stream:
@@ -83,8 +83,8 @@ def gathered(trained: FSDP, world: World) -> Method:
     return method
 
 
-def async_save(trained: FSDP, world: World) -> Method:
-    def method(folder: Path, number: int) -> Iterator[None]:
+def async_save(trained: FSDP, world: World, folder: Path) -> Method:
+    def method(number: int) -> Iterator[None]:
         model, optimizer = get_state_dict(trained.model, trained.optimizer)
         future = dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=folder / str(number))
         yield
@@ -95,14 +95,13 @@ def async_save(trained: FSDP, world: World) -> Method:
     return method
 
 
-def measure(method: Method, folder: Path, rounds: int, world: World) -> list[tuple[float, float]]:
+def measure(method: Method, rounds: int, world: World) -> list[tuple[float, float]]:
     """(blocked, total) seconds of each round, of the slowest process."""
-    world.rank0_first(lambda: folder.mkdir(parents=True))
     found = []
     for number in range(rounds + 1):
         world.barrier()
         began = time.perf_counter()
-        marks = [time.perf_counter() for _ in method(folder, number)] + [time.perf_counter()]
+        marks = [time.perf_counter() for _ in method(number)] + [time.perf_counter()]
         parts = [end - begin for begin, end in zip([began, *marks], marks, strict=False)]
         times = (sum(parts[::2]), sum(parts))
         found.append(tuple(max(values) for values in zip(*world.gather(times), strict=True)))
@@ -119,7 +118,10 @@ def work(folder: Path, rounds: int) -> None:
         ("torch.save of gathered state", gathered),
         ("DCP async_save", async_save),
     ):
-        rows[name] = measure(make(trained, world), folder / make.__name__, rounds, world)
+        world.rank0_first(lambda: folder.mkdir(parents=True))
+        method = make(trained, world, folder)
+        time.sleep(STEPS_BEFORE_THE_FIRST_SAVE)
+        rows[name] = measure(method, rounds, world)
         world.rank0_first(lambda: shutil.rmtree(folder))
     if world.rank == 0:
         parameters = sum(p.numel() for p in trained.model.parameters())

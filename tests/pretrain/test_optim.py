@@ -7,7 +7,7 @@ import pytest
 from data_tools.errors import UsageError
 from pretrain.config import ModelConfig, OptimConfig, TrainConfig
 from pretrain.model.classifier import Classifier
-from pretrain.optim import parameter_groups, schedule
+from pretrain.optim import freeze, parameter_groups, schedule
 from pretrain.split import split_batch
 
 
@@ -46,6 +46,24 @@ def model(**fields: object) -> Classifier:
         name="vit_ti16", patch_size=8, embed_dim=16, num_layers=3, num_heads=2, mlp_dim=32, **fields
     )
     return Classifier(config, tile_size=16, max_tiles=4, num_classes=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["encoder.layer"], r"no 'encoder.layer'; did you mean encoder.layers\?"),
+        (["encoder", "head"], "nothing is left to train"),
+    ],
+)
+def test_what_cannot_be_frozen(names: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        freeze(model(), names)
+
+
+def test_a_linear_probe_trains_the_head_alone() -> None:
+    probe = model(head="linear")
+    freeze(probe, ["encoder"])
+    assert [name for name, p in probe.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
 
 
 def test_only_kernels_decay() -> None:

@@ -1,7 +1,8 @@
 """One loss curve under every engine, at every size, in fp32 and bf16, with accumulation of 1 and of 2.
 
-In all of it gradients are clipped, there are two parameter groups, one parameter is frozen, and an average of
-the weights is kept and evaluated. The runs with accumulation recompute activations, unless they are compiled.
+In all of it gradients are clipped, there are two parameter groups, the position table is fixed, a norm is
+frozen on request, and an average of the weights is kept and evaluated. The runs with accumulation recompute
+activations, unless they are compiled.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ COMMON = (
     "optim.schedule=constant",
     "optim.ema=0.9",
     "model.position=sincos2d",
+    "optim.freeze=[encoder.ln_post]",
     "data.trace=false",
     "checkpoint.every=10",
 )
@@ -99,6 +101,16 @@ def test_the_averaged_weights_evaluate_alike(folder: Path, engine: str, kind: Ki
     found = metrics(folder / folder_name(engine, kind))[-1]
     assert found["weights"] == wanted["weights"] == "ema"
     assert found["loss"] == pytest.approx(wanted["loss"], abs=TOLERANCE[kind[0]])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_frozen_keeps_its_first_values_and_has_no_state(folder: Path, engine: str) -> None:
+    run = folder / folder_name(engine, ("bf16", 2, RECOMPUTED))
+    found = Checkpoint(run / "checkpoints/step-00000010")
+    weight, bias = (found.whole(f"model/encoder.ln_post.{name}") for name in ("weight", "bias"))
+    assert torch.equal(weight, torch.ones(24)) and torch.equal(bias, torch.zeros(24))
+    assert not any("ln_post" in key for key in found.tensors if not key.startswith("model/"))
+    assert not torch.equal(found.whole("model/encoder.layers.1.norm1.weight"), torch.ones(24))
 
 
 def test_gradients_were_clipped(folder: Path) -> None:

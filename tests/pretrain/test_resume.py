@@ -167,9 +167,10 @@ def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, un
     output = succeed("pretrain", *arguments(recipe, name), "train.steps=42", "optim.lr=1e-3")
     assert "changed since the last start: optim.lr 0.003 → 0.001" in output
     assert max(losses(recipe.parent / name)) == 42
-    settings = ("train.steps=43", "run.seed=1", "run.accept_new_order=true")
+    settings = ("train.steps=43", "train.batch_size=24", "run.accept_new_order=true")
     output = succeed("pretrain", *arguments(recipe, name), *settings)
-    assert "new order of images from step 42 on: seed 0 → 1" in output
+    assert "new order of images from step 42 on: batch_size 12 → 24" in output
+    assert [row["images"] for row in metrics(recipe.parent / name)[-2:-1]] == [42 * 12 + 24]
 
 
 def test_other_classes_are_refused_by_the_first_that_differs(
@@ -214,6 +215,8 @@ def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted
     [
         ("train.batch_size=24", "with batch_size=12, lanes=12, this run has batch_size=24, lanes=24"),
         ("run.seed=1", "run.accept_new_order=true"),
+        ("optim.name=sgd", "trained with optim.name=adamw, this run has sgd: set it back"),
+        ("optim.freeze=[head]", "trained with optim.freeze=[], this run has ['head']"),
         ("model.embed_dim=32", "model/encoder.patch_embed.weight has shape [24, 3, 4, 4]"),
     ],
 )
