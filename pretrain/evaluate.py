@@ -15,18 +15,6 @@ from data_tools.errors import DataError
 from .engine.world import World
 from .objective import Measure
 
-EXAMPLES = 12
-
-
-@dataclass(frozen=True)
-class Example:
-    """An evaluated image, for the report. tiles: uint8 (n, C, S, S); outputs: of the model (outputs,)."""
-
-    tiles: Tensor
-    grid: tuple[int, int]
-    labels: tuple[float, ...]
-    outputs: Tensor
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -35,7 +23,6 @@ class Evaluation:
     n: int
     means: dict[str, float]
     bad: int
-    examples: list[Example]
 
     @property
     def score(self) -> float:
@@ -68,7 +55,6 @@ def evaluate(
     """
     sums: dict[str, float] = {}
     count = bad = 0.0
-    examples: list[Example] = []
     for cpu_batch in batches:
         if world.sum([float(stop())])[0]:
             raise Interrupted
@@ -80,26 +66,8 @@ def evaluate(
         count, bad = count + n, bad + len(cpu_batch.bad)
         for key, value in zip(found, values, strict=True):
             sums[key] = sums.get(key, 0.0) + value
-        if len(examples) < EXAMPLES and world.rank == 0:
-            examples += _examples(cpu_batch, outputs.float().cpu())
     n, bad, *values = world.sum([count, bad, *sums.values()])
     if not n:
         raise DataError("none of the evaluation images could be read; see bad_samples.jsonl", shared=True)
     means = {key: value / n for key, value in zip(sums, values, strict=True)}
-    return Evaluation(int(n), means, int(bad), examples[:EXAMPLES])
-
-
-def _known(labels: Tensor) -> tuple[float, ...]:
-    values = labels.view(-1).tolist()
-    return tuple(values if labels.is_floating_point() else (label for label in values if label >= 0))
-
-
-def _examples(batch: TileBatch, outputs: Tensor) -> list[Example]:
-    split = batch.tiles.split(batch.tiles_per_image.tolist())
-    return [
-        Example(tiles.clone(), (int(grid[0]), int(grid[1])), _known(label), row)
-        for tiles, grid, label, weight, row in zip(
-            split, batch.grid, batch.labels, batch.weight, outputs, strict=True
-        )
-        if weight
-    ]
+    return Evaluation(int(n), means, int(bad))

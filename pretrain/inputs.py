@@ -19,7 +19,7 @@ from data_tools.stream import BatchStream, EvalStream, TrainStream
 
 from .checks import training_sources
 from .config import Config, DataConfig
-from .engine.world import World
+from .engine.world import ALONE, World
 from .model.variants import COLOURS
 from .split import BatchSplit
 
@@ -97,6 +97,11 @@ class Inputs:
     def eval_stream(self, world: World) -> EvalStream:
         assert self.val is not None
         return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
+
+    def example_stream(self) -> EvalStream:
+        """The evaluation images one by one, the same on every process."""
+        assert self.val is not None
+        return eval_stream(self.val, self.config.data, 1, ALONE)
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:

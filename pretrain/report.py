@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
 from .config import Config
-from .evaluate import Example
+from .examples import Example
 from .run_folder import RunFolder, read_rows, replace
 
 WIDTH, HEIGHT, MARGIN = 460, 180, 42
@@ -50,7 +52,8 @@ table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0;
 <table>{facts}</table>
 <h2>Training</h2><div class="row">{curves}</div>
 <h2>Evaluation</h2><table>{evaluations}</table>
-<h2>Predictions on held-out images</h2><div class="row">{examples}</div>
+<h2>Predictions on held-out images, and where they come from (attention rollout)</h2>
+<div class="row">{examples}</div>
 </html>
 """
 
@@ -124,15 +127,20 @@ def _example(item: Example, objective: str, classes: list[str] | None) -> str:
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
     # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.
-    canvas = item.tiles.view(rows, columns, channels, side, side).permute(0, 3, 1, 4, 2)
+    canvas = item.tiles.unflatten(0, item.grid).permute(0, 3, 1, 4, 2)
     pixels = canvas.reshape(rows * side, columns * side, channels).numpy()
+    light = F.interpolate(item.attention[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
+    lit = pixels * (light / light.max()).numpy()[..., None]
+    return (
+        f"<figure>{_image(pixels, '')} {_image(lit.astype(np.uint8), 'attention')}"
+        f"<figcaption>{caption}<br>{rows}×{columns} tiles</figcaption></figure>"
+    )
+
+
+def _image(pixels: NDArray[np.uint8], text: str) -> str:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return (
-        f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>{caption}<br>'
-        f"{rows}×{columns} tiles</figcaption></figure>"
-    )
+    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
 def _guess(item: Example, classes: list[str] | None) -> str:

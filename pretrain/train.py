@@ -22,7 +22,8 @@ from .engine.base import InitialValue
 from .engine.kinds import ENGINES
 from .engine.saver import Retention, Saver
 from .engine.world import World
-from .evaluate import Example, Interrupted, evaluate
+from .evaluate import Interrupted, evaluate
+from .examples import Example, look_at
 from .fault import STEP_PHASES, Injector, parse_fault
 from .inputs import Inputs
 from .metrics import Meter, console_line, peak_flops, speed_row
@@ -131,7 +132,6 @@ class Trainer:
         self.nonfinite.total = sum(row["step"] <= self.step for row in read_rows(folder.nonfinite))
         self._new_bad = 0
         self._noted: set[tuple[str, str, str]] = set()
-        self.examples: list[Example] = []
         world.rank0_first(lambda: folder.drop_after(self.step))
         self.meter = Meter()
         self.peak = peak_flops(world.device)
@@ -197,8 +197,9 @@ class Trainer:
         self.saver.finish()
         if self.saver.error:
             raise self.saver.error  # there is nothing to go on with
+        examples = [] if stopping else self._examples()
         if world.rank == 0:
-            write_report(self.folder, config, self.inputs.classes, self.examples)
+            write_report(self.folder, config, self.inputs.classes, examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
 
@@ -299,13 +300,19 @@ class Trainer:
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)
-            self.examples = found.examples
         self.tracker.log(row)
         if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
             self.saver.mark_best(self.step, found.score)
             self._save()
         self.meter.since += time.perf_counter() - began
         return False
+
+    def _examples(self) -> list[Example]:
+        if self.inputs.val is None:
+            return []
+        self._enter("evaluation")
+        with self.engine.averaged():
+            return look_at(self.inputs.example_stream(), self.engine)
 
     def _evaluation_missing(self) -> bool:
         """Whether the evaluation at the step of the checkpoint was interrupted."""

@@ -56,6 +56,9 @@ class World:
             raise error
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+
+
 def ranks_from_environment() -> tuple[int, int]:
     """(rank, size) as torchrun sets them; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

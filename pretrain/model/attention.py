@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ if torch.cuda.is_available():
     from torch.nn.attention.varlen import varlen_attn
 
 from pretrain.model.grouped import dense_attention, grouped_attention
+
+Watch: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Packing], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Packing:
     column: Tensor
     offsets: Tensor
     host_offsets: Tensor
-    watch: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] | None = None
+    watch: Watch | None = None
 
     @classmethod
     def of(

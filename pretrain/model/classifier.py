@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
 from pretrain.config import ModelConfig
-from pretrain.model.attention import Packing, to_device
+from pretrain.model.attention import Packing, Watch, to_device
 from pretrain.model.block import Block
 from pretrain.model.embeddings import (
     TiledTokenPositionalEmbedding,
@@ -60,6 +61,7 @@ class Classifier(nn.Module):
         self.config = config
         self.tile_size = tile_size
         self.num_classes = num_classes
+        self.watch: Watch | None = None  # computes attention instead, for looking at the model
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.geometry = Geometry(
@@ -157,7 +159,7 @@ class Classifier(nn.Module):
                 f"an image has {grid.prod(1).max()} tiles, "
                 f"but this model is for at most {self.geometry.max_tiles}"
             )
-        packing = self.encoder.packing(grid, tiles.device)
+        packing = replace(self.encoder.packing(grid, tiles.device), watch=self.watch)
         return self._normalise(packing.pack(tiles)), packing
 
     def pooled(self, x: Tensor, packing: Packing) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from pretrain.engine.ranges import LocalRange
 from pretrain.engine.saver import Retention, Saver
-from pretrain.engine.world import World
+from pretrain.engine.world import ALONE
 
 TENSORS = 300
 
@@ -33,7 +33,7 @@ def resident() -> int:
 def drill(folder: Path, saves: int, megabytes: int) -> float:
     """Growth of the resident memory from the fifth save to the last, as a fraction."""
     values = torch.rand(TENSORS, megabytes * 2**18 // TENSORS)
-    saver = Saver(folder, World(0, 1, torch.device("cpu")), background=True, retention=Retention(2))
+    saver = Saver(folder, ALONE, background=True, retention=Retention(2))
     after_five = 0
     for step in range(1, saves + 1):
         ranges = [LocalRange(f"model/{i}", value.shape, 0, value, 0, 1) for i, value in enumerate(values)]

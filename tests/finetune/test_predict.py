@@ -91,4 +91,5 @@ def test_the_report_needs_no_network(trained: Path) -> None:
     page = (trained / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") >= 5
-    assert page.count("data:image/png;base64,") == 12
+    assert page.count('<img alt="" src="data:image/png;base64,') == 12
+    assert page.count('<img alt="attention" src="data:image/png;base64,') == 12

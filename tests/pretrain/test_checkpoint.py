@@ -14,9 +14,8 @@ from data_tools.errors import DataError, UsageError
 from pretrain.engine.checkpoint import Checkpoint, complete, digest_of, newest, remove_incomplete
 from pretrain.engine.ranges import LocalRange
 from pretrain.engine.saver import Retention, Saver
-from pretrain.engine.world import World
+from pretrain.engine.world import ALONE
 
-ALONE = World(0, 1, torch.device("cpu"))
 VALUES = {"model/a": torch.randn(6, 5), "model/gate": torch.randn(1), "exp_avg/a": torch.randn(6, 5)}
 
 

@@ -18,7 +18,7 @@ from data_tools.errors import UserError
 from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.engine.ranges import LocalRange
 from pretrain.engine.saver import SPARE, Saver
-from pretrain.engine.world import World
+from pretrain.engine.world import ALONE
 
 SIZE = 4 * 2**20
 
@@ -55,7 +55,7 @@ def save(saver: Saver, step: int, numel: int) -> None:
 
 
 def saver(root: Path, on_error: str = "stop") -> Saver:
-    return Saver(root, World(0, 1, torch.device("cpu")), background=True, on_error=on_error)
+    return Saver(root, ALONE, background=True, on_error=on_error)
 
 
 def test_a_write_that_fails_half_way_names_path_and_bytes(tmp_path: Path) -> None:
