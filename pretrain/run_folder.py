@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, UserError
+
+from .rendezvous import life
 
 LOCK_PATIENCE = 30.0
 
@@ -43,6 +45,7 @@ class RunFolder:
         self.classes = path / "classes.json"
         self.report = path / "report.html"
         self.trace = path / "trace"
+        self.refused = path / "slurm/refused.json"
 
     def create(self) -> None:
         (self.path / "logs").mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,8 @@ class RunFolder:
     def lock(self, patience: float = LOCK_PATIENCE) -> None:
         """Keep other jobs out of this folder while this process lives.
 
-        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError.
+        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError, or for an
+        earlier life of this very SLURM job, which will not stay for ever, UserError.
         """
         self._lock = (self.path / ".lock").open("a+")
         limit = time.monotonic() + patience
@@ -67,17 +71,17 @@ class RunFolder:
                     told = True
                 _end_earlier_life(owner)
                 if time.monotonic() > limit:
-                    raise UsageError(
-                        f"{self.path} is in use by {owner}: end that job first, or set another run.name",
-                        shared=True,
-                    ) from None
+                    if _of_this_job(owner):
+                        text = f"{self.path} is still in use by {owner}, of an earlier life: end that process"
+                        raise UserError(text, shared=True) from None
+                    text = f"{self.path} is in use by {owner}: end that job first, or set another run.name"
+                    raise UsageError(text, shared=True) from None
                 time.sleep(0.2)
             except OSError:
                 log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        of_job = f" of SLURM job {job}" if job else ""
+        of_job = f" of SLURM job {life()['job']}" if life() else ""
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}{of_job}\n")
         self._lock.flush()
 
@@ -94,10 +98,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """The content of status.json; empty where there is none."""
-        try:
-            return json.loads(self.status_file.read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return _read_object(self.status_file)
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
         """Update status.json; facts that are not named stay.
@@ -126,6 +127,18 @@ class RunFolder:
             now = {"state": "failed", "time": time.time(), "host": socket.gethostname()}
             write_json(self.status_file, before | now | facts)
         return True
+
+    def refuse(self, exit_code: int, reason: str) -> None:
+        """Leave word for the batch script, where status.json is not to speak of this life of a SLURM job."""
+        if life() and self.refused.parent.is_dir():
+            facts = {"rank": self.rank, "host": socket.gethostname(), "time": time.time()}
+            write_json(
+                self.refused, {"state": "failed", "exit_code": exit_code, "reason": reason, **facts, **life()}
+            )
+
+    def refusal(self) -> dict[str, Any]:
+        """What `refuse` left; empty without it."""
+        return _read_object(self.refused)
 
     @contextmanager
     def _status_lock(self) -> Iterator[None]:
@@ -170,21 +183,29 @@ class RunFolder:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def _of_this_job(owner: str) -> bool:
+    return bool(life()) and owner.endswith(f" of SLURM job {life()['job']}")
+
+
 def _end_earlier_life(owner: str) -> None:
     """Kill the process that holds the lock if it is left over from an earlier life of this very SLURM job."""
-    job = os.environ.get("SLURM_JOB_ID")
-    match = re.fullmatch(r"process (\d+) on (\S+) of SLURM job (\d+)", owner)
-    if match and match[2] == socket.gethostname() and match[3] == job:
-        try:
-            environment = Path(f"/proc/{match[1]}/environ").read_bytes().split(b"\0")
-            if f"SLURM_JOB_ID={job}".encode() in environment:
+    match = re.match(r"process (\d+) on (\S+)", owner)
+    if match and match[2] == socket.gethostname() and _of_this_job(owner):
+        with suppress(OSError):  # it is gone
+            pairs = Path(f"/proc/{match[1]}/environ").read_text(errors="replace").split("\0")
+            its = life(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+            if its and its["job"] == life()["job"] and its["restart"] < life()["restart"]:
                 os.kill(int(match[1]), signal.SIGKILL)
-        except OSError:  # it is gone
-            return
 
 
 class _Printer(logging.Handler):
-    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through."""
+    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through.
+
+    Not errors: the process that ends of one says it on stderr, unless another has said why before.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), flush=True)
@@ -198,6 +219,13 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -106,12 +106,14 @@ def test_no_fault_unless_asked() -> None:
 
 def test_a_rank_that_raises_ends_the_job_with_its_traceback_and_name(recipe: Path) -> None:
     began = time.monotonic()
-    done = run("pretrain", recipe, f"run.dir={recipe.parent}", "fault=raise:rank=1:step=3", processes=2)
+    call = (recipe, f"run.dir={recipe.parent}", "engine.kind=fsdp", "fault=raise:rank=1:step=3")
+    done = run("pretrain", *call, processes=2)
     found = status(recipe.parent / "tiny")
     assert (found["state"], found["exit_code"], found["rank"]) == ("failed", 1, 1)
     assert "InjectedFault: fault=raise in step 3" in found["traceback"]
     ours = done.stderr.partition("torch/distributed")[0]
-    assert ours.count("Traceback") == 1, "the others failed because of it, and keep silent"
+    assert (done.stdout + ours).count("Traceback") == 1, "the others failed because of it, and keep silent"
+    assert "Traceback" in (recipe.parent / "tiny/logs/rank-0.log").read_text()
     assert "error: rank 1 on " in ours and "InjectedFault" in done.stderr.partition("Root Cause")[2]
     assert done.returncode and time.monotonic() - began < 60
 
