@@ -89,8 +89,8 @@ def run_job(
                 steps=inputs.steps,
                 processes=size,
             )
-        world.barrier()  # from here on status.json speaks of this life
-        with Watchdog(folder, rank, size, config.train.step_timeout, stop) as watch:
+        hosts = world.gather(socket.gethostname())  # from here on status.json speaks of this life
+        with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
             from .train import Trainer
 
             if started_by_srun():

@@ -90,7 +90,7 @@ class RunFolder:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.handlers.clear()
-        file = logging.FileHandler(self.path / "logs" / f"rank-{self.rank}.log")
+        file = _LogFile(self.path / "logs" / f"rank-{self.rank}.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(file)
         if self.rank == 0:
@@ -116,7 +116,7 @@ class RunFolder:
             if going_on:
                 for fact in ("exit_code", "reason", "rank", "traceback", *(["signal"] if anew else [])):
                     status.pop(fact, None)
-            write_json(self.status_file, status)
+            self._write_status(status)
 
     def set_failed(self, **facts: Any) -> bool:
         """Update status.json with a failure; False where another process was first, whose word stays."""
@@ -125,8 +125,18 @@ class RunFolder:
             if before.get("state") == "failed":
                 return False
             now = {"state": "failed", "time": time.time(), "host": socket.gethostname()}
-            write_json(self.status_file, before | now | facts)
+            self._write_status(before | now | facts)
         return True
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        """On a full disk over the old one, which needs no room; a reader may then see a part."""
+        try:
+            write_json(self.status_file, status)
+        except OSError:
+            with suppress(OSError), self.status_file.open("r+") as stream:
+                brief = {key: value for key, value in status.items() if key != "traceback"}
+                stream.write(json.dumps(brief) + "\n")
+                stream.truncate()
 
     def refuse(self, exit_code: int, reason: str) -> None:
         """Leave word for the batch script, where status.json is not to speak of this life of a SLURM job."""
@@ -152,8 +162,7 @@ class RunFolder:
         return self.status().get("wandb_id") or secrets.token_hex(4)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        _append(self.metrics, [row])
 
     def drop_after(self, step: int) -> None:
         """Drop the metrics and trace rows of steps after `step`: they are about to be done again."""
@@ -165,22 +174,19 @@ class RunFolder:
     def add_nonfinite(self, row: dict[str, Any]) -> None:
         """Note a step that was left out, once in the life of the run."""
         if all(old["step"] != row["step"] for old in read_rows(self.nonfinite)):
-            with self.nonfinite.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            _append(self.nonfinite, [row])
 
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
         """Note an unreadable sample unless it is noted already; returns whether it was new."""
         same = {key: row[key] for key in ("split", "shard", "key")}
         if any(same.items() <= old.items() for old in read_rows(self.bad_samples)):
             return False
-        with self.bad_samples.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        _append(self.bad_samples, [row])
         return True
 
     def add_trace(self, rows: list[dict[str, Any]]) -> None:
         self.trace.mkdir(exist_ok=True)
-        with (self.trace / f"rank-{self.rank}.jsonl").open("a") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
+        _append(self.trace / f"rank-{self.rank}.jsonl", rows)
 
 
 def _of_this_job(owner: str) -> bool:
@@ -196,6 +202,11 @@ def _end_earlier_life(owner: str) -> None:
             its = life(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
             if its and its["job"] == life()["job"] and its["restart"] < life()["restart"]:
                 os.kill(int(match[1]), signal.SIGKILL)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a full disk is told of by what must be written."""
 
 
 class _Printer(logging.Handler):
@@ -221,6 +232,18 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def _append(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Add `rows` to a JSON-lines file. Raises UserError where they cannot be written."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    try:
+        with file.open("a") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UserError(
+            f"{file}: {len(text)} bytes could not be written: {error.strerror or error}"
+        ) from None
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_bytes())
@@ -235,5 +258,9 @@ def write_json(file: Path, content: Any) -> None:
 def replace(file: Path, text: str) -> None:
     """Write `file` so that a reader sees the old content or the new, never a part."""
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
