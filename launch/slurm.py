@@ -18,6 +18,9 @@ from data_tools.errors import UsageError
 from pretrain import config as configuration
 from pretrain.config import Config
 
+from . import container
+from .status import QUEUED
+
 TEMPLATE = Path(__file__).parent / "templates/job.sh"
 SITES = Path("configs/cluster")
 PLAIN = re.compile(r"[\w/.+=@,:-]+")
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         print(script.read_text(), end="")
         return 0
     job = submit(script, given.after)
+    (config.folder / QUEUED).write_text(f"{job}\n")
     print(f"job {job} is queued")
     print(f"script  {script}")
     print(f"log     {folder}/{job}.out")
@@ -113,8 +117,10 @@ def check(given: argparse.Namespace) -> Config:
     else:
         from finetune.config import FinetuneConfig, load_finetune
 
-        if given.after:  # the weights that it starts from are still to come
-            config = configuration.load(given.config, given.settings, FinetuneConfig)
+        config = configuration.load(given.config, given.settings, FinetuneConfig)
+        if given.after:  # the weights that it starts from, and with them the model, are still to come
+            if not (config.init and Path(config.init).exists()):
+                raise UsageError(f"init={config.init}: no such run: queue the job that trains it first")
         else:
             config = load_finetune(given.config, given.settings)[0]
     from pretrain.inputs import open_inputs
@@ -132,7 +138,8 @@ def check(given: argparse.Namespace) -> Config:
             f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only "
             f"letters, digits and . _ - + = @ , : are safe: set another run.name or run.dir"
         )
-    resolve(config.model).grid(config.data.tile_size)
+    if not (given.stage == "finetune" and given.after):
+        resolve(config.model).grid(config.data.tile_size)
     open_inputs(config)
     return config
 
@@ -152,10 +159,10 @@ def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: 
         "directives": "\n".join(f"#SBATCH {option}" for option in _options(given, site, config)),
         "run": str(run),
         "save_seconds": str(site.save_seconds),
-        "python": "python" if given.container else shlex.quote(sys.executable),
+        "python": shlex.quote(sys.executable),
         "cwd": shlex.quote(os.getcwd()),
         "setup": "\n".join(_setup(given, site)),
-        "srun": " ".join(_srun(given, site)),
+        "srun": " \\\n    ".join(_srun(given, site, config)),
         "command": " \\\n        ".join(_command(given, config, recipe)),
         "max_restarts": str(config.launch.max_restarts),
     }
@@ -195,22 +202,24 @@ def _setup(given: argparse.Namespace, site: Site) -> list[str]:
     return ["", *lines, *site.setup, ""] if lines or site.setup else [""]
 
 
-def _srun(given: argparse.Namespace, site: Site) -> list[str]:
+def _srun(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
     options = ["--kill-on-bad-exit=1"]
     if "-" in given.nodes:
         tasks = _tasks_per_node(given)
         options.append(f"--ntasks-per-node={tasks} --ntasks=$((SLURM_NNODES * {tasks}))")
     if given.cpus_per_task:  # since 22.05 srun does not take it from the job
         options.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
-    if given.container and not given.container.endswith(".sif"):
-        options.append(f"--container-image={shlex.quote(given.container)}")
-        options.append(f"--container-mounts={shlex.quote(f'{os.getcwd()}:{os.getcwd()}')}")
+    if given.container:
+        options += container.srun_options(given.container, config)
     return [*options, *site.srun]
 
 
 def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[str]:
     """The command of each task, a piece for each line."""
     pieces = ['"$python" -m']
+    if given.container:  # with a Python of its own
+        prefix = container.command_prefix(given.container, config, bool(given.gpus_per_node))
+        pieces = [f"{prefix}python -m"]
     if given.launcher == "torchrun":
         pieces[0] += ' torch.distributed.run --nnodes="$SLURM_NNODES"'
         pieces += [
@@ -219,8 +228,6 @@ def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[st
             '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
             "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m",
         ]
-    if given.container and given.container.endswith(".sif"):
-        pieces[0] = f"apptainer exec --nv {shlex.quote(given.container)} {pieces[0]}"
     pieces[-1] += f" {given.stage} {shlex.quote(str(recipe))}"
     names = [f"run.dir={config.run.dir}", f"run.name={config.run.name}"]
     settings = [item for item in given.settings if not item.startswith(("run.dir=", "run.name="))]

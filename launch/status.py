@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
+import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError
-from pretrain.run_folder import GOING_ON, RunFolder
+from pretrain.run_folder import GOING_ON, RunFolder, read_rows
 
 SILENT = 30.0  # status.json is written every 5 s while the job lives
 STALLED_STEPS = 20.0  # as many times the usual time of a step
 STALLED = 60.0
+QUEUED = "slurm/queued"  # the id of the job that was queued last
+GONE = ", which is no longer in the queue and never began"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,24 +31,75 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--follow", action="store_true", help="a line whenever something changes, to its end")
     given = parser.parse_args(arguments)
     folder = RunFolder(given.run)
-    last = None
+    told = None
     while True:
-        status = folder.status()
-        if not status and not (given.run / "slurm").is_dir():
+        if not folder.status() and not (given.run / "slurm").is_dir():
             raise UsageError(f"{given.run}: not a run folder: it has no status.json")
-        text, good = describe(folder, status, time.time())
-        if text.splitlines()[0] != last:
+        found = look(folder)
+        text, good = describe(folder, found, time.time())
+        if text.splitlines()[0] != told:
             print(text, flush=True)
-            last = text.splitlines()[0]
-        if not given.follow or (status.get("state") in ("done", "failed") and not going_on_later(given.run)):
+            told = text.splitlines()[0]
+        if not given.follow or found.is_over(time.time()):
             return 0 if good else 1
-        time.sleep(1.0)
+        time.sleep(20.0 if found.waiting else 1.0)
 
 
-def describe(folder: RunFolder, status: dict[str, Any], now: float) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class Standing:
+    """status: of the last life, from status.json, or from its batch script where it never came so far.
+
+    requeued: whether another life follows; None where nobody has said so yet. waiting: what there is to say
+    of a job that was queued since.
+    """
+
+    status: dict[str, Any]
+    requeued: bool | None = None
+    waiting: str = ""
+
+    def is_over(self, now: float) -> bool:
+        """Whether nothing more is to be expected of this run."""
+        if self.waiting:
+            return self.waiting.endswith(GONE)
+        if self.requeued is not None:
+            return not self.requeued
+        ended = self.status.get("state") in ("done", "failed", "stopped")
+        # The script of a SLURM job has its word after the processes.
+        return ended and (not self.status.get("job") or now - self.status["time"] > SILENT)
+
+
+def look(folder: RunFolder) -> Standing:
+    status = folder.status()
+    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
+    queued = folder.path / QUEUED
+    job = queued.read_text().strip() if queued.exists() else None
+    waiting = "" if job in (None, status.get("job"), life.get("job")) else queued_text(str(job))
+    same = all(life.get(key) == status.get(key) for key in ("job", "restart"))
+    if not life or (not same and life["time"] < status.get("time", 0.0)):
+        return Standing(status, None, waiting)
+    if not same:
+        facts = {key: life[key] for key in ("state", "reason", "job", "restart")}
+        status = status | facts | {"exit_code": life["code"], "rank": None}
+    return Standing(status, life["requeued"], waiting)
+
+
+def queued_text(job: str) -> str:
+    text = f"queued as SLURM job {job}"
+    if not shutil.which("squeue"):
+        return text
+    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    answer = done.stdout.strip()
+    if not answer and (done.returncode == 0 or "Invalid job id" in done.stderr):
+        return text + GONE
+    return f"{text}: {answer}" if answer else text
+
+
+def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]:
     """(text, whether all is well)."""
+    status = found.status
     if not status:
-        return f"{folder.path}: queued, has not begun", True
+        return f"{folder.path}: {found.waiting or 'has not begun'}", not found.waiting.endswith(GONE)
     state, trouble = status["state"], ""
     if state in GOING_ON:
         silent, idle = now - status["time"], now - status.get("step_time", status["time"])
@@ -56,19 +111,24 @@ def describe(folder: RunFolder, status: dict[str, Any], now: float) -> tuple[str
     elif state == "failed":
         where = f" (rank {status['rank']})" if status.get("rank") is not None else ""
         trouble = f"failed, exit code {status.get('exit_code')}{where}: {status.get('reason')}"
-    parts = [f"{folder.path}: {trouble or state}", f"step {status.get('step', 0)}/{status.get('steps', '?')}"]
+    again = ", requeued" if found.requeued else ""
+    parts = [
+        f"{folder.path}: {trouble or state}{again}",
+        f"step {status.get('step', 0)}/{status.get('steps', '?')}",
+    ]
     if status.get("loss") is not None:
         parts.append(f"loss {status['loss']:.4f}")
     if status.get("images_per_s"):
         parts.append(f"img/s {status['images_per_s']:.0f}")
     if state == "running" and status.get("seconds_left") is not None:
         parts.append(f"eta {duration(status['seconds_left'])}")
-    details = [
-        _checkpoint(folder, now),
-        f"processes {status.get('processes', '?')} from {status.get('host')}",
-    ]
+    details = [_checkpoint(folder, now)]
+    if "processes" in status:
+        details.append(f"processes {status['processes']} from {status['host']}")
     if status.get("job"):
         details.append(f"SLURM job {status['job']}, restarts {status.get('restart', 0)}")
+    if found.waiting:
+        details.append(found.waiting)
     return "  ".join(parts) + "\n  " + " · ".join(details), not trouble
 
 
@@ -79,12 +139,6 @@ def _checkpoint(folder: RunFolder, now: float) -> str:
     except OSError:
         return "no checkpoint yet"
     return f"checkpoint {name}, {duration(age)} ago"
-
-
-def going_on_later(run: Path) -> bool:
-    """Whether the last life of its SLURM job was requeued, so that another follows."""
-    lives = run / "slurm/lives.jsonl"
-    return lives.exists() and bool(json.loads(lives.read_text().splitlines()[-1]).get("requeued"))
 
 
 def duration(value: float) -> str:

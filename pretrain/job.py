@@ -64,6 +64,7 @@ def run_job(
             )
         starting_values = prepare() if prepare and not begun else None
     except UserError as error:
+        folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=True)
 
     try:
@@ -73,6 +74,7 @@ def run_job(
     except Stopped:
         os._exit(EXIT_CODE)  # nothing has begun: the checkpoint is that of the life before
     except UserError as error:
+        folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=error.shared)
     before = folder.status()
     try:
@@ -87,8 +89,8 @@ def run_job(
                 steps=inputs.steps,
                 processes=size,
             )
-        world.barrier()  # from here on status.json speaks of this life
-        with Watchdog(folder, rank, size, config.train.step_timeout, stop) as watch:
+        hosts = world.gather(socket.gethostname())  # from here on status.json speaks of this life
+        with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
             from .train import Trainer
 
             if started_by_srun():
@@ -119,6 +121,7 @@ def run_job(
             folder.set_status(state, step=trainer.step, exit_code=code)
     except UserError as error:
         if isinstance(error, UsageError) and before:
+            folder.refuse(error.exit_code, str(error))
             if rank == 0 or not error.shared:
                 write_json(folder.status_file, before)  # a refused command changes nothing about the run
         else:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import UserError
 
@@ -42,10 +42,10 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["WORLD_SIZE"] = str(size)
 
 
-def life() -> dict[str, object]:
-    """Which life of which SLURM job this process belongs to; empty elsewhere."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))} if job else {}
+def life(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Which life of which SLURM job a process belongs to; empty elsewhere."""
+    job = environment.get("SLURM_JOB_ID")
+    return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT", "0"))} if job else {}
 
 
 def join(rank: int, size: int, timeout: float, stop: StopFlag | None) -> Store:

@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, UserError
+
+from .rendezvous import life
 
 LOCK_PATIENCE = 30.0
 
@@ -43,6 +45,7 @@ class RunFolder:
         self.classes = path / "classes.json"
         self.report = path / "report.html"
         self.trace = path / "trace"
+        self.refused = path / "slurm/refused.json"
 
     def create(self) -> None:
         (self.path / "logs").mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,8 @@ class RunFolder:
     def lock(self, patience: float = LOCK_PATIENCE) -> None:
         """Keep other jobs out of this folder while this process lives.
 
-        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError.
+        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError, or for an
+        earlier life of this very SLURM job, which will not stay for ever, UserError.
         """
         self._lock = (self.path / ".lock").open("a+")
         limit = time.monotonic() + patience
@@ -67,17 +71,17 @@ class RunFolder:
                     told = True
                 _end_earlier_life(owner)
                 if time.monotonic() > limit:
-                    raise UsageError(
-                        f"{self.path} is in use by {owner}: end that job first, or set another run.name",
-                        shared=True,
-                    ) from None
+                    if _of_this_job(owner):
+                        text = f"{self.path} is still in use by {owner}, of an earlier life: end that process"
+                        raise UserError(text, shared=True) from None
+                    text = f"{self.path} is in use by {owner}: end that job first, or set another run.name"
+                    raise UsageError(text, shared=True) from None
                 time.sleep(0.2)
             except OSError:
                 log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        of_job = f" of SLURM job {job}" if job else ""
+        of_job = f" of SLURM job {life()['job']}" if life() else ""
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}{of_job}\n")
         self._lock.flush()
 
@@ -86,7 +90,7 @@ class RunFolder:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.handlers.clear()
-        file = logging.FileHandler(self.path / "logs" / f"rank-{self.rank}.log")
+        file = _LogFile(self.path / "logs" / f"rank-{self.rank}.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(file)
         if self.rank == 0:
@@ -94,10 +98,7 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """The content of status.json; empty where there is none."""
-        try:
-            return json.loads(self.status_file.read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return _read_object(self.status_file)
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
         """Update status.json; facts that are not named stay.
@@ -115,7 +116,7 @@ class RunFolder:
             if going_on:
                 for fact in ("exit_code", "reason", "rank", "traceback", *(["signal"] if anew else [])):
                     status.pop(fact, None)
-            write_json(self.status_file, status)
+            self._write_status(status)
 
     def set_failed(self, **facts: Any) -> bool:
         """Update status.json with a failure; False where another process was first, whose word stays."""
@@ -124,8 +125,30 @@ class RunFolder:
             if before.get("state") == "failed":
                 return False
             now = {"state": "failed", "time": time.time(), "host": socket.gethostname()}
-            write_json(self.status_file, before | now | facts)
+            self._write_status(before | now | facts)
         return True
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        """On a full disk over the old one, which needs no room; a reader may then see a part."""
+        try:
+            write_json(self.status_file, status)
+        except OSError:
+            with suppress(OSError), self.status_file.open("r+") as stream:
+                brief = {key: value for key, value in status.items() if key != "traceback"}
+                stream.write(json.dumps(brief) + "\n")
+                stream.truncate()
+
+    def refuse(self, exit_code: int, reason: str) -> None:
+        """Leave word for the batch script, where status.json is not to speak of this life of a SLURM job."""
+        if life() and self.refused.parent.is_dir():
+            facts = {"rank": self.rank, "host": socket.gethostname(), "time": time.time()}
+            write_json(
+                self.refused, {"state": "failed", "exit_code": exit_code, "reason": reason, **facts, **life()}
+            )
+
+    def refusal(self) -> dict[str, Any]:
+        """What `refuse` left; empty without it."""
+        return _read_object(self.refused)
 
     @contextmanager
     def _status_lock(self) -> Iterator[None]:
@@ -139,8 +162,7 @@ class RunFolder:
         return self.status().get("wandb_id") or secrets.token_hex(4)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        _append(self.metrics, [row])
 
     def drop_after(self, step: int) -> None:
         """Drop the metrics and trace rows of steps after `step`: they are about to be done again."""
@@ -152,39 +174,49 @@ class RunFolder:
     def add_nonfinite(self, row: dict[str, Any]) -> None:
         """Note a step that was left out, once in the life of the run."""
         if all(old["step"] != row["step"] for old in read_rows(self.nonfinite)):
-            with self.nonfinite.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            _append(self.nonfinite, [row])
 
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
         """Note an unreadable sample unless it is noted already; returns whether it was new."""
         same = {key: row[key] for key in ("split", "shard", "key")}
         if any(same.items() <= old.items() for old in read_rows(self.bad_samples)):
             return False
-        with self.bad_samples.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        _append(self.bad_samples, [row])
         return True
 
     def add_trace(self, rows: list[dict[str, Any]]) -> None:
         self.trace.mkdir(exist_ok=True)
-        with (self.trace / f"rank-{self.rank}.jsonl").open("a") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
+        _append(self.trace / f"rank-{self.rank}.jsonl", rows)
+
+
+def _of_this_job(owner: str) -> bool:
+    return bool(life()) and owner.endswith(f" of SLURM job {life()['job']}")
 
 
 def _end_earlier_life(owner: str) -> None:
     """Kill the process that holds the lock if it is left over from an earlier life of this very SLURM job."""
-    job = os.environ.get("SLURM_JOB_ID")
-    match = re.fullmatch(r"process (\d+) on (\S+) of SLURM job (\d+)", owner)
-    if match and match[2] == socket.gethostname() and match[3] == job:
-        try:
-            environment = Path(f"/proc/{match[1]}/environ").read_bytes().split(b"\0")
-            if f"SLURM_JOB_ID={job}".encode() in environment:
+    match = re.match(r"process (\d+) on (\S+)", owner)
+    if match and match[2] == socket.gethostname() and _of_this_job(owner):
+        with suppress(OSError):  # it is gone
+            pairs = Path(f"/proc/{match[1]}/environ").read_text(errors="replace").split("\0")
+            its = life(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+            if its and its["job"] == life()["job"] and its["restart"] < life()["restart"]:
                 os.kill(int(match[1]), signal.SIGKILL)
-        except OSError:  # it is gone
-            return
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a full disk is told of by what must be written."""
 
 
 class _Printer(logging.Handler):
-    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through."""
+    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through.
+
+    Not errors: the process that ends of one says it on stderr, unless another has said why before.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), flush=True)
@@ -200,6 +232,25 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def _append(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Add `rows` to a JSON-lines file. Raises UserError where they cannot be written."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    try:
+        with file.open("a") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UserError(
+            f"{file}: {len(text)} bytes could not be written: {error.strerror or error}"
+        ) from None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def write_json(file: Path, content: Any) -> None:
     replace(file, json.dumps(content, indent=1) + "\n")
 
@@ -207,5 +258,9 @@ def write_json(file: Path, content: Any) -> None:
 def replace(file: Path, text: str) -> None:
     """Write `file` so that a reader sees the old content or the new, never a part."""
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -31,10 +30,13 @@ PHASE_ORDER = ("start-up", *PHASES)
 
 
 class Watchdog:
-    """timeout: seconds without a call of `enter`, a little less of which ends the job with exit code 1."""
+    """hosts: of every rank. timeout: seconds without a call of `enter`, a little less of which ends the job
+    with exit code 1."""
 
-    def __init__(self, folder: RunFolder, rank: int, size: int, timeout: float, stop: StopFlag) -> None:
-        self.folder, self.rank, self.size, self.stop = folder, rank, size, stop
+    def __init__(
+        self, folder: RunFolder, rank: int, hosts: list[str], timeout: float, stop: StopFlag
+    ) -> None:
+        self.folder, self.rank, self.hosts, self.stop = folder, rank, hosts, stop
         self.timeout = timeout
         self.limit = timeout - min(10.0, 0.25 * timeout)
         self.reports = folder.path / "logs/hang"
@@ -66,10 +68,7 @@ class Watchdog:
         while not self._closed.wait(TICK):
             # Where Python itself is blocked, this thread is too; faulthandler's is not.
             faulthandler.dump_traceback_later(self.timeout, exit=True, file=log_file)
-            try:
-                self._tell()
-            except OSError as error:  # a full disk must not end the watch
-                log.warning("status.json cannot be written: %s", error)
+            self._tell()
             idle = time.monotonic() - self.since
             if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
                 self._end(idle)
@@ -93,8 +92,8 @@ class Watchdog:
     def _end(self, idle: float) -> None:
         self._report(idle)
         others = self._collect()
-        text = describe(others, self.size, idle)
-        rank = culprit(others, self.size)
+        text = describe(others, self.hosts, idle)
+        rank = culprit(others, len(self.hosts))
         if self.folder.set_failed(exit_code=1, reason=text, rank=rank):
             print(
                 f"error: {text}; stacks in {self.folder.path / 'logs'}/rank-*.log",
@@ -108,8 +107,7 @@ class Watchdog:
         self.reports.mkdir(parents=True, exist_ok=True)
         report = {
             "rank": self.rank,
-            "host": socket.gethostname(),
-            "step": self.step + 1,
+            "step": self.step + (self.phase not in ("evaluation", "save")),  # those come after it
             "phase": self.phase,
             "seconds": round(idle, 1),
             "waits": waits_for_others(frame),
@@ -123,7 +121,7 @@ class Watchdog:
 
     def _collect(self) -> list[dict[str, Any]]:
         limit = time.monotonic() + PATIENCE
-        while time.monotonic() < limit and len(list(self.reports.glob("rank-*.json"))) < self.size:
+        while time.monotonic() < limit and len(list(self.reports.glob("rank-*.json"))) < len(self.hosts):
             time.sleep(0.1)
         return [json.loads(file.read_bytes()) for file in sorted(self.reports.glob("rank-*.json"))]
 
@@ -152,14 +150,17 @@ def culprit(reports: list[dict[str, Any]], size: int) -> int:
     ]
 
 
-def describe(reports: list[dict[str, Any]], size: int, idle: float) -> str:
-    rank = culprit(reports, size)
+def describe(reports: list[dict[str, Any]], hosts: list[str], idle: float) -> str:
+    rank = culprit(reports, len(hosts))
     found = next((report for report in reports if report["rank"] == rank), None)
+    here = f"rank {rank} on {hosts[rank]}"
     if found is None:
+        last = max(reports, key=lambda report: report["step"])
         return (
-            f"rank {rank} does not answer, and the others got nowhere for {idle:.0f} s (train.step_timeout)"
+            f"{here} does not answer, and the others got nowhere in step {last['step']}, phase "
+            f"{last['phase']}, for {idle:.0f} s (train.step_timeout)"
         )
     return (
-        f"rank {rank} on {found['host']} hangs in step {found['step']}, phase {found['phase']}, for "
-        f"{found['seconds']:.0f} s (train.step_timeout)"
+        f"{here} hangs in step {found['step']}, phase {found['phase']}, for {found['seconds']:.0f} s "
+        f"(train.step_timeout)"
     )

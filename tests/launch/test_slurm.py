@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Data, losses, run, status, succeed, write_recipe
+from jobs import ROOT, Data, losses, run, status, succeed, write_recipe
 from slurm_box import QueuedJob, Unavailable, call, cluster
 
 from launch.__main__ import main
 from launch.address import LOW, free_port
-from launch.status import describe
-from launch.verdict import decide, judge, seconds
-from pretrain.run_folder import RunFolder
+from launch.verdict import Fate, decide, judge, read_fate, seconds
 
 
 @pytest.fixture
@@ -63,6 +62,39 @@ def test_the_script_is_valid_bash_short_and_without_secrets(
 
 
 @pytest.mark.parametrize(
+    ("image", "launcher", "says"),
+    [
+        (
+            "nvcr.io#nvidia/pytorch:25.06-py3",
+            "srun",
+            r"--container-image='nvcr\.io#nvidia/pytorch:25\.06-py3' \\\n +--container-mounts={mounts} \\\n"
+            r" +--container-workdir={here} \\\n +python -m pretrain ",
+        ),
+        (
+            "/images/vit.sif",
+            "torchrun",
+            r"apptainer exec --nv --bind {mounts} --pwd {here} /images/vit\.sif "
+            r"python -m torch\.distributed\.run ",
+        ),
+    ],
+)
+def test_a_container_has_the_folders_of_the_run_and_a_python_of_its_own(
+    recipe: Path, data: Data, capsys: pytest.CaptureFixture[str], image: str, launcher: str, says: str
+) -> None:
+    sizes = ("--nodes", 1, "--gpus-per-node", 2, "--container", image, "--launcher", launcher)
+    code, script, _ = launch(
+        capsys, "slurm", recipe, *sizes, "--print", f"run.dir={recipe.parent}", "run.name=a-run"
+    )
+    assert code == 0
+    folders = sorted([data.train, data.val, recipe.parent / "a-run", ROOT])
+    pair = "{0}:{0}" if launcher == "srun" else "{0}"
+    mounts = ",".join(pair.format(folder.resolve()) for folder in folders)
+    assert re.search(says.format(mounts=re.escape(mounts), here=re.escape(str(ROOT))), script), script
+    assert f"python={sys.executable}\n" in script, "address and verdict are asked for outside the container"
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--nodes", 5, "--gpus-per-node", 1), "does not divide by 5"),
@@ -72,6 +104,10 @@ def test_the_script_is_valid_bash_short_and_without_secrets(
         (("--nodes", 1, "--gpus-per-node", 1, "data.train=/no/such"), "/no/such"),
         (("--nodes", 1, "--gpus-per-node", 1, "--cluster", "moon"), "moon.yaml"),
         (("--nodes", 1, "--gpus-per-node", 1, "run.name=a b"), "run.name"),
+        (
+            ("--nodes", 1, "--gpus-per-node", 1, "--stage", "finetune", "--after", 7, "init=/no/run"),
+            "/no/run",
+        ),
     ],
 )
 def test_what_the_job_would_be_refused_for_is_said_before_it_is_queued(
@@ -108,12 +144,13 @@ def life(**changes: Any) -> dict[str, Any]:
         "state": "failed",
         "signal": None,
         "checkpoint": 10,
+        "forced": False,
         "reason": "",
     }
     return usual | changes
 
 
-STOPPED_BY_TERM = {"code": 75, "state": "stopped", "signal": "SIGTERM"}
+PREEMPTED = {"code": 75, "state": "stopped", "signal": "SIGTERM", "forced": True}
 STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
 
 
@@ -121,7 +158,7 @@ STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
     ("lives", "code"),
     [
         ([life(state="done", code=0)], 0),
-        ([life(**STOPPED_BY_TERM)], 75),
+        ([life(**PREEMPTED)], 75),
         ([life(**STOPPED_BY_USR1)], 75),
         ([life()], 75),
         ([life(code=2)], 2),
@@ -130,8 +167,9 @@ STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
         ([life()] * 3, 75),
         ([life()] * 4, 1),
         ([life(**STOPPED_BY_USR1)] * 4, 1),
-        ([life(**STOPPED_BY_TERM)] * 20, 75),
-        ([life(), life(), life(**STOPPED_BY_TERM), life(), life()], 1),
+        ([life(**PREEMPTED)] * 20, 75),
+        ([life(signal="SIGTERM")] * 4, 1),
+        ([life(), life(), life(**PREEMPTED), life(), life()], 1),
         ([life(), life(), life(), life(checkpoint=11), life(checkpoint=11)], 75),
         ([life(job="6")] * 4 + [life()], 75),
     ],
@@ -139,11 +177,27 @@ STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
 def test_a_job_is_requeued_unless_it_is_over_would_repeat_or_gets_nowhere(
     lives: list[dict[str, Any]], code: int
 ) -> None:
-    assert decide(lives, 3, False)[0] == code
+    assert decide(lives, 3, Fate())[0] == code
 
 
 def test_a_cancelled_job_is_not_brought_back() -> None:
-    assert decide([life(**STOPPED_BY_TERM)], 3, True)[0] not in (0, 75)
+    assert decide([life(**PREEMPTED)], 3, Fate(ends=True))[0] not in (0, 75)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fate"),
+    [
+        ("JobState=RUNNING PreemptTime=None Restarts=1 RunTime=00:01:00 TimeLimit=00:10:00", Fate()),
+        ("JobState=SIGNALING PreemptTime=2026-11-21T13:41:54 Restarts=1", Fate(preempts=True)),
+        ("JobState=COMPLETING Restarts=2 RunTime=00:00:00 TimeLimit=00:10:00", Fate(ends=True, again=True)),
+        ("JobState=CANCELLED Restarts=1 RunTime=1-00:00:00 TimeLimit=UNLIMITED", Fate(ends=True)),
+        ("JobState=COMPLETING Restarts=1 RunTime=00:10:31 TimeLimit=00:10:00", Fate()),
+        ("", Fate()),
+    ],
+    ids=["runs", "is being preempted", "requeued by someone", "cancelled", "at its limit", "no answer"],
+)
+def test_what_slurm_says_of_a_job(fields: str, fate: Fate) -> None:
+    assert read_fate(fields, restart=1) == fate
 
 
 @pytest.mark.parametrize(
@@ -153,7 +207,8 @@ def test_a_cancelled_job_is_not_brought_back() -> None:
         ({"state": "stopped", "exit_code": 75, "signal": "SIGUSR1"}, 1, "stopped", 75),
         ({"state": "running"}, 137, "failed", 1),
         ({}, 2, "failed", 2),
-        ({}, 143, "stopped", 75),
+        ({}, 75, "failed", 1),
+        ({}, 143, "failed", 1),
         ({}, 0, "done", 0),
         ({}, 139, "failed", 1),
     ],
@@ -161,8 +216,14 @@ def test_a_cancelled_job_is_not_brought_back() -> None:
 def test_what_the_run_says_goes_before_the_exit_code(
     known: dict[str, Any], srun: int, state: str, code: int
 ) -> None:
-    found = judge(known, srun, "7", 0, 0)
+    found = judge(known, srun, "7", 0, 0, Fate())
     assert (found.state, found.code) == (state, code)
+
+
+@pytest.mark.parametrize("fate", [Fate(preempts=True), Fate(ends=True)])
+def test_a_job_that_slurm_stops_before_it_begins_is_no_failure(fate: Fate) -> None:
+    found = judge({}, 143, "7", 0, 0, fate)
+    assert (found.state, found.code, found.forced) == ("stopped", 75, True)
 
 
 def test_the_port_follows_from_the_job_and_moves_while_it_is_taken() -> None:
@@ -178,41 +239,6 @@ def test_the_port_follows_from_the_job_and_moves_while_it_is_taken() -> None:
 
 def test_times_of_slurm() -> None:
     assert [seconds(text) for text in ("00:01:30", "1-00:00:00")] == [90, 86400]
-
-
-@pytest.mark.parametrize(
-    ("facts", "says", "good"),
-    [
-        ({"state": "running"}, "running  step 40/100  loss 1.5000  img/s 80  eta 0:01:00", True),
-        ({"state": "running", "time": 900.0}, "gone: no sign of life for 0:01:40", False),
-        ({"state": "running", "step_time": 800.0}, "stalled: no step for 0:03:20, in phase data", False),
-        ({"state": "stopping"}, "stopping", True),
-        ({"state": "stopped", "time": 0.0}, "stopped", True),
-        (
-            {"state": "failed", "rank": 3, "reason": "why", "exit_code": 1},
-            "failed, exit code 1 (rank 3): why",
-            False,
-        ),
-        ({"state": "done", "time": 0.0}, "done", True),
-    ],
-)
-def test_status_tells_how_a_run_stands(tmp_path: Path, facts: dict[str, Any], says: str, good: bool) -> None:
-    usual = {
-        "step": 40,
-        "steps": 100,
-        "loss": 1.5,
-        "images_per_s": 80.0,
-        "seconds_left": 60.0,
-        "phase": "data",
-    }
-    found = {"time": 999.0, "step_time": 999.0, **usual, **facts}
-    text, well = describe(RunFolder(tmp_path), found, 1000.0)
-    assert says in text and well == good
-
-
-def test_status_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = launch(capsys, "status", tmp_path)
-    assert code == 2 and "not a run folder" in error
 
 
 def test_a_job_is_preempted_told_of_its_limit_and_loses_a_node_and_nothing_is_lost(

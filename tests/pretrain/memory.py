@@ -38,7 +38,7 @@ for name, settings in json.loads(runs).items():
     folder.create()
     world.barrier()
     stop = StopFlag()
-    watchdog = Watchdog(folder, world.rank, world.size, 100, stop)
+    watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 100, stop)
     inputs, split = open_inputs(config), split_batch(config.train, world.size)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM

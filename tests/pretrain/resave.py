@@ -20,7 +20,7 @@ config = load(recipe, settings)
 world = processes.start(60)
 split = split_batch(config.train, world.size)
 folder, stop = RunFolder(config.folder, world.rank), StopFlag()
-watchdog = Watchdog(folder, world.rank, world.size, 60, stop)
+watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 60, stop)
 trainer = Trainer(config, open_inputs(config), split, world, folder, stop, watchdog)
 assert trainer.step == 5
 saver = Saver(Path(destination), world, background=False)

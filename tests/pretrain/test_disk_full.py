@@ -7,7 +7,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.engine.ranges import LocalRange
 from pretrain.engine.saver import SPARE, Saver
 from pretrain.engine.world import ALONE
+from pretrain.run_folder import RunFolder
 
 SIZE = 4 * 2**20
 
@@ -92,6 +93,22 @@ def test_room_is_looked_for_before_anything_is_written(small_disk: Path) -> None
         save(writer, 2, SIZE // 4)
     assert [path.name for path in complete(small_disk)] == ["step-00000001"]
     assert not list(small_disk.glob("*.tmp"))
+
+
+def test_on_a_full_disk_status_stays_true_and_a_lost_row_is_named(small_disk: Path) -> None:
+    folder = RunFolder(small_disk)
+    folder.set_status("running", anew=True, step=1, phase="data")
+    folder.add_metrics({"step": 1})
+    with suppress(OSError), (small_disk / "fill").open("wb", buffering=0) as fill:
+        while True:
+            fill.write(bytes(4096))
+    folder.set_status("running", step=2)
+    assert (folder.status()["step"], folder.status()["phase"]) == (2, "data")
+    with pytest.raises(UserError, match=rf"{folder.metrics}: \d+ bytes could not be written: No space left"):
+        folder.add_metrics({"step": 2, "text": "x" * 5000})
+    assert folder.set_failed(exit_code=1, reason="full", traceback="y" * 5000)
+    assert (folder.status()["state"], folder.status()["reason"]) == ("failed", "full")
+    assert not list(small_disk.glob(".status.json.*"))
 
 
 def test_a_run_on_a_full_disk_ends_with_1_or_goes_on_when_told(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, UserError
 from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.run_folder import RunFolder
 
@@ -156,6 +156,21 @@ def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
     first.lock()
     with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
         second.lock(patience=0.0)
+
+
+def test_an_earlier_life_of_a_slurm_job_on_another_node_is_waited_for_and_is_no_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("pretrain.run_folder.socket.gethostname", lambda: "node1")
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.create()
+    first.lock()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("pretrain.run_folder.socket.gethostname", lambda: "node2")
+    with pytest.raises(UserError, match="on node1 of SLURM job 7, of an earlier life") as raised:
+        second.lock(patience=0.0)
+    assert raised.value.exit_code == 1
 
 
 def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:

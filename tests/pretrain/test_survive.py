@@ -17,7 +17,7 @@ from pretrain.fault import parse_fault
 from pretrain.nonfinite import NonFinite
 from pretrain.optim import SGD
 from pretrain.run_folder import RunFolder
-from pretrain.watchdog import culprit
+from pretrain.watchdog import culprit, describe
 
 
 @pytest.fixture
@@ -106,12 +106,14 @@ def test_no_fault_unless_asked() -> None:
 
 def test_a_rank_that_raises_ends_the_job_with_its_traceback_and_name(recipe: Path) -> None:
     began = time.monotonic()
-    done = run("pretrain", recipe, f"run.dir={recipe.parent}", "fault=raise:rank=1:step=3", processes=2)
+    call = (recipe, f"run.dir={recipe.parent}", "engine.kind=fsdp", "fault=raise:rank=1:step=3")
+    done = run("pretrain", *call, processes=2)
     found = status(recipe.parent / "tiny")
     assert (found["state"], found["exit_code"], found["rank"]) == ("failed", 1, 1)
     assert "InjectedFault: fault=raise in step 3" in found["traceback"]
     ours = done.stderr.partition("torch/distributed")[0]
-    assert ours.count("Traceback") == 1, "the others failed because of it, and keep silent"
+    assert (done.stdout + ours).count("Traceback") == 1, "the others failed because of it, and keep silent"
+    assert "Traceback" in (recipe.parent / "tiny/logs/rank-0.log").read_text()
     assert "error: rank 1 on " in ours and "InjectedFault" in done.stderr.partition("Root Cause")[2]
     assert done.returncode and time.monotonic() - began < 60
 
@@ -146,12 +148,18 @@ def test_a_rank_that_hangs_is_named_and_every_stack_is_kept(recipe: Path) -> Non
         ([(0, 5, "agree", True), (1, 5, "agree", False)], 1),
         ([(0, 6, "data", False), (1, 5, "save", False)], 1),
         ([(0, 5, "compute", True), (2, 5, "compute", True)], 1),
+        ([(0, 6, "data", False), (1, 5, "evaluation", True), (2, 5, "save", True)], 1),
     ],
-    ids=["behind the others", "does not wait", "a step behind", "does not answer"],
+    ids=["behind the others", "does not wait", "a step behind", "does not answer", "evaluates still"],
 )
 def test_who_hangs(reports: list[tuple[int, int, str, bool]], rank: int) -> None:
     found = [dict(zip(("rank", "step", "phase", "waits"), report, strict=True)) for report in reports]
     assert culprit(found, max(report[0] for report in reports) + 1) == rank
+
+
+def test_one_that_does_not_answer_is_named_with_its_host_and_where_the_others_wait() -> None:
+    text = describe([{"rank": 0, "step": 5, "phase": "compute"}], ["node1", "node2"], 12.0)
+    assert text.startswith("rank 1 on node2 does not answer") and "in step 5, phase compute, for 12 s" in text
 
 
 def test_what_is_said_while_running_does_not_cover_how_the_job_ended(tmp_path: Path) -> None:
