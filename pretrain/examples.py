@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from torch import Tensor
 
@@ -28,18 +27,24 @@ class Example:
 
 
 def look_at(batches: Iterable[TileBatch], engine: Engine) -> list[Example]:
-    """The first images of `batches`, which are of one image each, and the same on all processes."""
-    readable = (batch for batch in batches if batch.weight.all())
-    return [_example(batch, engine) for batch in islice(readable, EXAMPLES)]
+    """The first images of `batches`, which are the same on all processes; unreadable ones are left out."""
+    found: list[Example] = []
+    for batch in batches:
+        found += _examples(batch, engine)
+        if len(found) >= EXAMPLES:
+            break
+    return found[:EXAMPLES]
 
 
-def _example(batch: TileBatch, engine: Engine) -> Example:
+def _examples(batch: TileBatch, engine: Engine) -> Iterator[Example]:
     with rolled_out(engine.model) as rollout:
-        outputs = engine.logits(batch.to(engine.world.device))
-    rows, columns = batch.grid[0].tolist()
-    attention = rollout.patches(engine.model, rows, columns)
-    known = _known(batch.labels)
-    return Example(batch.tiles, (rows, columns), known, outputs[0].float().cpu(), attention.cpu())
+        outputs = engine.logits(batch.to(engine.world.device)).float().cpu()
+    tiles = batch.tiles.split(batch.tiles_per_image.tolist())
+    for image, (rows, columns) in enumerate(batch.grid.tolist()):
+        if batch.weight[image]:
+            attention = rollout.patches(engine.model, image, rows, columns).cpu()
+            known = _known(batch.labels[image])
+            yield Example(tiles[image].clone(), (rows, columns), known, outputs[image], attention)
 
 
 def _known(labels: Tensor) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from .split import BatchSplit
 
 # The same at any number of processes, so that images are evaluated in the same groups.
 EVAL_BATCH_SIZE = 64
+EXAMPLE_BATCH_SIZE = 4  # whose attention weights are all in memory
 
 
 # Of each process, for chunks that are read in one piece and kept until their samples are used.
@@ -99,9 +100,9 @@ class Inputs:
         return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
 
     def example_stream(self) -> EvalStream:
-        """The evaluation images one by one, the same on every process."""
+        """The evaluation images a few at a time, the same on every process."""
         assert self.val is not None
-        return eval_stream(self.val, self.config.data, 1, ALONE)
+        return eval_stream(self.val, self.config.data, EXAMPLE_BATCH_SIZE, ALONE)
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:

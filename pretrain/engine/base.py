@@ -37,10 +37,13 @@ class Engine(ABC):
         prepare_blocks(model.blocks, config.engine)
         self.model = model
         self.forward_module = self.place(model)
-        self._initialize(initial_value)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))  # one that is forgotten is loud
         self.optimizer = build_optimizer(config.optim, model)
         trained = {f"model/{name}" for name, p in model.named_parameters() if p.requires_grad}
         self.prepare_optimizer()
+        self._initialize(initial_value)
         self.ema: EMA | None = None
         if config.optim.ema:
             self.ema = EMA(
@@ -158,8 +161,9 @@ class Engine(ABC):
 
     @torch.no_grad()
     def _initialize(self, initial_value: InitialValue) -> None:
-        for name, parameter in self.model.named_parameters():
-            item = local_range(name, parameter, *self.replica)
-            item.data.fill_(float("nan"))
-            value = initial_value(name, parameter.shape).reshape(-1)
-            item.data.copy_(value[item.offset : item.offset + item.data.numel()])
+        for item in self.training_ranges():
+            kind, name = item.key.split("/", 1)
+            if kind == "model":
+                value = initial_value(name, torch.Size(item.shape)).reshape(-1)
+                item.data.copy_(value[item.offset : item.offset + item.data.numel()])
+        self.loaded()

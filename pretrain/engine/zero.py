@@ -3,6 +3,10 @@ parameters too. Started by torchrun or srun; DeepSpeed's own launcher is not nee
 
 DeepSpeed keeps the fp32 state of a group of parameters as one flat tensor, of which each process holds a
 contiguous part. Where in it a parameter lies is known to private attributes only; the tests hold them.
+
+In bf16, stages 2 and 3 compute with bf16 copies of the parameters. They add gradients up in fp32, over
+processes and micro-batches, but DeepSpeed rounds what a micro-batch gives, once, to bf16. Stage 1 computes
+under autocast: there DeepSpeed adds up in fp32 only with another optimizer, whose state lies elsewhere.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class ZeRO(Engine):
 
     def prepare_optimizer(self) -> None:
         deepspeed = _import_deepspeed(self.world.device.type)
+        self.gathered = deepspeed.zero.GatheredParameters
         train = self.config.train
         share = train.batch_size // self.world.size
         micro = train.micro_batch_size or share
@@ -42,9 +47,10 @@ class ZeRO(Engine):
             for name, parameter in self.model.named_parameters()
             if not parameter.requires_grad
         }
+        stage, precision = self.config.engine.zero_stage, self.config.engine.precision
         self.names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
-        if self.config.engine.zero_stage == 3 and self.config.engine.compile:
+        if stage == 3 and self.config.engine.compile:
             # One gather for a block: hooks on what lies inside it would break its graph.
             deepspeed.utils.set_z3_leaf_modules(self.model, [type(self.model.blocks[0])])
         self.forward_module, self.optimizer, _, _ = deepspeed.initialize(
@@ -57,7 +63,14 @@ class ZeRO(Engine):
                 "gradient_accumulation_steps": share // micro,
                 "gradient_clipping": self.config.optim.clip_norm,
                 "zero_optimization": self._placement(),
-                "bf16": {"enabled": self.config.engine.precision == "bf16"},
+                "bf16": {"enabled": precision == "bf16" and stage > 1},
+                "torch_autocast": {
+                    "enabled": precision == "bf16" and stage == 1,
+                    "dtype": "bfloat16",
+                    "lower_precision_safe_modules": [],  # whose gradients would travel in bf16
+                },
+                "communication_data_type": "fp32",
+                "data_types": {"grad_accum_dtype": "fp32"},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
             },
@@ -65,10 +78,11 @@ class ZeRO(Engine):
         # The state must be there before the first step, for a checkpoint to be loaded into it.
         for flat in self._flat_parts():
             state = self._state(flat)
-            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+            if self.config.optim.name == "adamw":
+                state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
             for kind in STATE[self.config.optim.name]:
                 state[kind] = torch.zeros_like(flat)
-        if self.config.engine.zero_stage < 3:
+        if stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _placement(self) -> dict[str, Any]:
@@ -117,9 +131,11 @@ class ZeRO(Engine):
 
     def loaded(self) -> None:
         """Bring the parameters that compute up to date with the fp32 state that was loaded."""
-        for name, parameter in ((self.names[id(p)], p) for p in self.model.parameters()):
-            if name in self.frozen and self.config.engine.zero_stage < 3:
-                parameter.data.copy_(self.frozen[name])
+        for parameter in self.model.parameters():
+            name = self.names[id(parameter)]
+            if name in self.frozen:
+                with self.gathered([parameter], modifier_rank=0):
+                    parameter.data.copy_(self.frozen[name])
         if self.config.engine.zero_stage < 3:
             self.optimizer.update_lp_params()
             return
@@ -131,12 +147,13 @@ class ZeRO(Engine):
             persistent[0].all_gather(persistent)
 
     def optimizer_steps(self) -> dict[str, int]:
-        count = int(self._state(next(iter(self._flat_parts())))["step"])
-        return {name: count for name in self.shapes if name not in self.frozen}
+        steps = [int(state["step"]) for state in map(self._state, self._flat_parts()) if "step" in state]
+        return {name: steps[0] for name in self.shapes if name not in self.frozen} if steps else {}
 
     def set_optimizer_steps(self, steps: dict[str, int]) -> None:
-        for flat in self._flat_parts():
-            self._state(flat)["step"].fill_(max(steps.values()))
+        for state in map(self._state, self._flat_parts()):
+            if "step" in state:
+                state["step"].fill_(max(steps.values()))
 
     def _flat_parts(self) -> list[Tensor]:
         if self.config.engine.zero_stage < 3:

@@ -32,15 +32,17 @@ class Rollout:
         result = self._maps(q, k, v, packing)
         weights = self._maps.layers.pop().float().mean(1)
         through = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2  # with the residual
-        self.flow = through @ self.flow if self.flow.numel() else through
+        with torch.autocast(through.device.type, enabled=False):
+            self.flow = through @ self.flow if self.flow.numel() else through
         return result
 
-    def patches(self, model: Classifier, rows: int, columns: int) -> Tensor:
-        """Of the one image that was seen, of rows x columns tiles: how much of what is pooled comes from
-        each patch, (rows · patches down a tile, columns · patches across).
+    def patches(self, model: Classifier, image: int, rows: int, columns: int) -> Tensor:
+        """Of one image of the batch, of rows x columns tiles: how much of what is pooled comes from each
+        patch, (rows · patches down a tile, columns · patches across).
         """
         tiles, prefix, (down, across) = rows * columns, model.encoder.prefix, model.geometry.grid
-        flow = self.flow[0].unflatten(0, (tiles, -1)).unflatten(-1, (tiles, -1))
+        own = tiles * model.encoder.tokens_per_tile
+        flow = self.flow[image, :own, :own].unflatten(0, (tiles, -1)).unflatten(-1, (tiles, -1))
         pooled = flow[:, 0] if model.config.pool == "cls" else flow[:, prefix:].mean(1)
         patches = pooled.mean(0)[:, prefix:].unflatten(-1, (down, across)).unflatten(0, (rows, columns))
         return patches.transpose(1, 2).flatten(2, 3).flatten(0, 1)

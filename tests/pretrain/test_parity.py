@@ -1,8 +1,8 @@
 """One loss curve under every engine, at every size, in fp32 and bf16, with accumulation of 1 and of 2.
 
-In all of it gradients are clipped, there are two parameter groups, the position table is fixed, a norm is
-frozen on request, and an average of the weights is kept and evaluated. The runs with accumulation recompute
-activations, unless they are compiled.
+In all of it gradients are clipped, rates and decay differ from parameter to parameter, the position table is
+fixed, a norm is frozen on request, and an average of the weights is kept and evaluated. The runs with
+accumulation recompute activations, unless they are compiled.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ KINDS: tuple[Kind, ...] = (  # precision, accumulation, what is done to the bloc
 )
 NOISE = ("engine.kind=fsdp", "model.dropout=0.2", "model.drop_path=0.2")
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-2}
+NORM_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 COMMON = (
     "train.batch_size=16",
     "train.steps=10",
     "optim.warmup_steps=2",
     "optim.schedule=constant",
     "optim.ema=0.9",
+    "optim.layer_decay=0.8",
     "model.position=sincos2d",
     "optim.freeze=[encoder.ln_post]",
     "data.trace=false",
@@ -58,6 +60,11 @@ COMMON = (
 
 CASES = [(engine, kind) for engine in ENGINES for kind in KINDS]
 CASES += [(engine, ("fp32", 2, RECOMPUTED)) for engine in OFFLOADED]
+
+
+def norms(folder: Path) -> list[float]:
+    """Of the gradients, before they are clipped."""
+    return [row["grad_norm"] for row in metrics(folder) if "grad_norm" in row]
 
 
 def folder_name(engine: str, kind: Kind) -> str:
@@ -80,6 +87,11 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs[2]["noisy"] = [*NOISE]
     runs[2]["first part"] = [*NOISE, "run.name=noisy-stopped", "train.steps=5"]
     runs[2]["second part"] = [*NOISE, "run.name=noisy-stopped"]
+    sgd = ["optim.name=sgd", "optim.lr=0.01"]
+    runs[0]["sgd-alone"] = ["engine.kind=ddp", *sgd]
+    for name, engine in (("sgd", "ddp x 2"), ("sgd 5", "zero-2 x 2"), ("sgd 8", "fsdp x 2")):
+        steps = {"sgd": 5, "sgd 5": 8, "sgd 8": 10}[name]
+        runs[2][name] = [*ENGINES[engine], *sgd, "run.name=sgd", f"train.steps={steps}"]
     runs[4]["another size"] = [*NOISE, "run.name=noisy-stopped", "train.steps=11"]
     for processes, named in runs.items():
         script("parity.py", recipe, json.dumps(named), f"run.dir={root}", *COMMON, processes=processes)
@@ -88,9 +100,10 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("engine", "kind"), CASES, ids=[folder_name(*case) for case in CASES])
 def test_losses_of_10_steps_agree(folder: Path, engine: str, kind: Kind) -> None:
-    wanted = losses(folder / "alone")
-    found = losses(folder / folder_name(engine, kind))
+    found_folder = folder / folder_name(engine, kind)
+    wanted, found = losses(folder / "alone"), losses(found_folder)
     assert list(found) == list(wanted) == list(range(1, 11))
+    assert norms(found_folder) == pytest.approx(norms(folder / "alone"), rel=NORM_TOLERANCE[kind[0]])
     for step in wanted:
         assert found[step] == pytest.approx(wanted[step], abs=TOLERANCE[kind[0]]), f"step {step}"
 
@@ -113,9 +126,13 @@ def test_what_is_frozen_keeps_its_first_values_and_has_no_state(folder: Path, en
     assert not torch.equal(found.whole("model/encoder.layers.1.norm1.weight"), torch.ones(24))
 
 
+def test_sgd_goes_on_under_another_engine(folder: Path) -> None:
+    wanted, found = losses(folder / "sgd-alone"), losses(folder / "sgd")
+    assert found == pytest.approx(wanted, abs=1e-6) and len(found) == 10
+
+
 def test_gradients_were_clipped(folder: Path) -> None:
-    norms = [row["grad_norm"] for row in metrics(folder / "alone") if "grad_norm" in row]
-    assert max(norms) > 0.5
+    assert max(norms(folder / "alone")) > 0.5
 
 
 def test_with_dropout_a_run_that_was_stopped_goes_on_bitwise(folder: Path) -> None:
@@ -132,3 +149,8 @@ def test_with_dropout_a_run_that_was_stopped_goes_on_bitwise(folder: Path) -> No
 def test_with_dropout_another_size_is_warned_of(folder: Path) -> None:
     log = (folder / "noisy-stopped/logs/rank-0.log").read_text()
     assert log.count("dropout is on and the run goes from 2 to 4 processes") == 1
+
+
+def test_what_engines_compute_with() -> None:
+    """First values, sums in fp32, noise and frozen parameters: tests/pretrain/engines.py."""
+    assert script("engines.py", processes=2).count("holds") == 5
