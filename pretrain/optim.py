@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,27 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * max(0.0, factor)
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum.
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with one weight decay and one scale of the learning rate."""
 
-    Only the kernels decay: not biases, norms, class tokens or position tables, as in the paper's code.
-    """
-    groups = parameter_groups(config, model)
+    names: list[str]
+    weight_decay: float
+    scale: float
+
+
+def build_optimizer(
+    config: OptimConfig, plan: list[ParameterGroup], parameters: dict[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum, over the `parameters` that the plan names."""
+    groups = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "weight_decay": group.weight_decay,
+            "scale": group.scale,
+        }
+        for group in plan
+    ]
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
@@ -101,21 +117,20 @@ def freeze(model: nn.Module, names: list[str]) -> None:
         raise UsageError("optim.freeze: nothing is left to train", shared=True)
 
 
-def parameter_groups(config: OptimConfig, model: nn.Module) -> list[dict]:
-    """Trainable parameters by (decays or not, learning-rate scale of its depth)."""
+def parameter_groups(config: OptimConfig, model: nn.Module) -> list[ParameterGroup]:
+    """Trainable parameters by (decays or not, learning-rate scale of its depth).
+
+    Only the kernels decay: not biases, norms, class tokens or position tables, as in the paper's code.
+    """
     depth = len(model.blocks)
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = config.layer_decay ** (depth + 1 - _layer(name, depth))
-            groups.setdefault((_decays(name, parameter), scale), []).append(parameter)
+            groups.setdefault((_decays(name, parameter), scale), []).append(name)
     return [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decays else 0.0,
-            "scale": scale,
-        }
-        for (decays, scale), parameters in groups.items()
+        ParameterGroup(names, config.weight_decay if decays else 0.0, scale)
+        for (decays, scale), names in groups.items()
     ]
 
 

@@ -14,7 +14,7 @@ from data_tools.batch import TileBatch
 from data_tools.order import hash64
 
 from ..config import Config
-from ..optim import build_optimizer, create_state, set_learning_rate, state_tensors
+from ..optim import build_optimizer, create_state, parameter_groups, set_learning_rate, state_tensors
 from .blocks import prepare_blocks
 from .ema import EMA
 from .ranges import LocalRange, local_range
@@ -36,11 +36,12 @@ class Engine(ABC):
         self.config, self.world = config, world
         prepare_blocks(model.blocks, config.engine)
         self.model = model
+        plan = parameter_groups(config.optim, model)
         self.forward_module = self.place(model)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(float("nan"))  # one that is forgotten is loud
-        self.optimizer = build_optimizer(config.optim, model)
+        self.optimizer = build_optimizer(config.optim, plan, dict(model.named_parameters()))
         trained = {f"model/{name}" for name, p in model.named_parameters() if p.requires_grad}
         self.prepare_optimizer()
         self._initialize(initial_value)

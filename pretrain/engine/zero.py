@@ -16,9 +16,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_tools.batch import TileBatch
@@ -30,50 +32,45 @@ from .ranges import LocalRange
 
 class ZeRO(Engine):
     def place(self, model: nn.Module) -> nn.Module:
-        model.to_empty(device=self.world.device)
+        self.deepspeed = _import_deepspeed(self.world.device.type)
+        if self.config.engine.zero_stage < 3:
+            model.to_empty(device=self.world.device)
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if self.config.engine.zero_stage == 3:
+            self._split(list(model.parameters()))
         return model
+
+    def _split(self, parameters: list[nn.Parameter]) -> None:
+        """One after the other, from the meta device, so that no process ever holds the whole model."""
+        dtype = torch.bfloat16 if self._computes_in_copies else torch.float32
+        for parameter in parameters:
+            whole = torch.full_like(parameter, float("nan"), dtype=dtype, device=self.world.device)
+            torch.utils.swap_tensors(parameter, nn.Parameter(whole, requires_grad=parameter.requires_grad))
+            if parameter is parameters[0]:
+                self.deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=self._settings())
+            else:
+                parameters[0].convert_to_zero_parameters([parameter])
 
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
     def prepare_optimizer(self) -> None:
-        deepspeed = _import_deepspeed(self.world.device.type)
-        self.gathered = deepspeed.zero.GatheredParameters
-        train = self.config.train
-        share = train.batch_size // self.world.size
-        micro = train.micro_batch_size or share
         self.frozen = {
-            name: parameter.detach().clone()
-            for name, parameter in self.model.named_parameters()
+            self.names[id(parameter)]: torch.full(
+                (self._share(parameter),), float("nan"), device=self.world.device
+            )
+            for parameter in self.model.parameters()
             if not parameter.requires_grad
         }
-        stage, precision = self.config.engine.zero_stage, self.config.engine.precision
-        self.names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
-        if stage == 3 and self.config.engine.compile:
+        if self.config.engine.zero_stage == 3 and self.config.engine.compile:
             # One gather for a block: hooks on what lies inside it would break its graph.
-            deepspeed.utils.set_z3_leaf_modules(self.model, [type(self.model.blocks[0])])
-        self.forward_module, self.optimizer, _, _ = deepspeed.initialize(
+            self.deepspeed.utils.set_z3_leaf_modules(self.model, [type(self.model.blocks[0])])
+        self.forward_module, self.optimizer, _, _ = self.deepspeed.initialize(
             model=self.model,
             optimizer=self.optimizer,
             dist_init_required=False,
-            config={
-                "train_batch_size": train.batch_size,
-                "train_micro_batch_size_per_gpu": micro,
-                "gradient_accumulation_steps": share // micro,
-                "gradient_clipping": self.config.optim.clip_norm,
-                "zero_optimization": self._placement(),
-                "bf16": {"enabled": precision == "bf16" and stage > 1},
-                "torch_autocast": {
-                    "enabled": precision == "bf16" and stage == 1,
-                    "dtype": "bfloat16",
-                    "lower_precision_safe_modules": [],  # whose gradients would travel in bf16
-                },
-                "communication_data_type": "fp32",
-                "data_types": {"grad_accum_dtype": "fp32"},
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-            },
+            config=self._settings(),
         )
         # The state must be there before the first step, for a checkpoint to be loaded into it.
         for flat in self._flat_parts():
@@ -82,13 +79,39 @@ class ZeRO(Engine):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
             for kind in STATE[self.config.optim.name]:
                 state[kind] = torch.zeros_like(flat)
-        if stage < 3:
+        if self.config.engine.zero_stage < 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def _computes_in_copies(self) -> bool:
+        return self.config.engine.precision == "bf16" and self.config.engine.zero_stage > 1
+
+    def _settings(self) -> dict[str, Any]:
+        train, precision = self.config.train, self.config.engine.precision
+        share = train.batch_size // self.world.size
+        micro = train.micro_batch_size or share
+        return {
+            "train_batch_size": train.batch_size,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": share // micro,
+            "gradient_clipping": self.config.optim.clip_norm,
+            "zero_optimization": self._placement(),
+            "bf16": {"enabled": self._computes_in_copies},
+            "torch_autocast": {
+                "enabled": precision == "bf16" and not self._computes_in_copies,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # whose gradients would travel in bf16
+            },
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
 
     def _placement(self) -> dict[str, Any]:
         # A block is gathered and reduced at a time, as under FSDP: DeepSpeed's own bounds are of up to 1e9
         # values, whole models.
-        block = sum(parameter.numel() for parameter in self.model.blocks[0].parameters())
+        block = sum(self._numel(parameter) for parameter in self.model.blocks[0].parameters())
         placement: dict[str, Any] = {
             "stage": self.config.engine.zero_stage,
             "reduce_bucket_size": block,
@@ -122,8 +145,9 @@ class ZeRO(Engine):
             name = self.names[id(parameter)]
             shape = self.shapes[name]
             if name in self.frozen:
-                whole = self.frozen[name].view(-1)
-                yield LocalRange(f"model/{name}", shape, 0, whole, self.world.rank, self.world.size)
+                offset = min(self.world.rank * self._share(parameter), self._numel(parameter))
+                data = self.frozen[name][: self._numel(parameter) - offset]
+                yield LocalRange(f"model/{name}", shape, offset, data, 0, 1)
                 continue
             for kind in (None, *STATE[self.config.optim.name]):
                 offset, data = self._part(parameter, kind)
@@ -132,10 +156,13 @@ class ZeRO(Engine):
     def loaded(self) -> None:
         """Bring the parameters that compute up to date with the fp32 state that was loaded."""
         for parameter in self.model.parameters():
-            name = self.names[id(parameter)]
-            if name in self.frozen:
-                with self.gathered([parameter], modifier_rank=0):
-                    parameter.data.copy_(self.frozen[name])
+            share = self.frozen.get(self.names[id(parameter)])
+            if share is not None and self.config.engine.zero_stage < 3:
+                shares = [torch.empty_like(share) for _ in range(self.world.size)]
+                dist.all_gather(shares, share)
+                parameter.data.copy_(torch.cat(shares)[: parameter.numel()].view(parameter.shape))
+            elif share is not None:
+                parameter.ds_tensor.data.copy_(share)
         if self.config.engine.zero_stage < 3:
             self.optimizer.update_lp_params()
             return
@@ -154,6 +181,15 @@ class ZeRO(Engine):
         for state in map(self._state, self._flat_parts()):
             if "step" in state:
                 state["step"].fill_(max(steps.values()))
+
+    def _numel(self, parameter: nn.Parameter) -> int:
+        return prod(self.shapes[self.names[id(parameter)]])
+
+    def _share(self, parameter: nn.Parameter) -> int:
+        """How many values of a parameter that is not trained a process keeps."""
+        if self.config.engine.zero_stage < 3:
+            return -(-self._numel(parameter) // self.world.size)
+        return parameter.ds_tensor.numel()
 
     def _flat_parts(self) -> list[Tensor]:
         if self.config.engine.zero_stage < 3:

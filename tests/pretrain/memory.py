@@ -1,7 +1,7 @@
 """Run by torchrun: how far each process's memory rises while CONFIG is trained under several engines in turn.
 
 memory.py CONFIG OUTPUT RUNS [key=value ...]; RUNS: JSON, {run name: [key=value, ...]}. Writes OUTPUT: JSON,
-{run name: [[bytes before the first step, most bytes until the end] of each process]}.
+{run name: [[most bytes until the first step, most until the end] of each process]}.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ for name, settings in json.loads(runs).items():
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     trainer = Trainer(config, inputs, split, world, folder, stop, watchdog)
-    at_rest = resident("VmRSS") - before
+    built = resident("VmHWM") - before
     trainer.run()
-    rises[name] = world.gather((at_rest, resident("VmHWM") - before))
+    rises[name] = world.gather((built, resident("VmHWM") - before))
     del trainer
 if world.rank == 0:
     Path(output).write_text(json.dumps(rises))

@@ -33,9 +33,9 @@ def test_no_process_holds_the_full_optimizer_state(
     found = Checkpoint(complete(tmp_path / "ddp/checkpoints")[0])
     parameters = 4 * sum(found.whole(key).numel() for key in found.tensors if key.startswith("model/"))
     moments = 2 * parameters
-    at_rest, peak = ({name: [rise[i] for rise in found] for name, found in rises.items()} for i in (0, 1))
-    assert min(at_rest["ddp"]) > moments, "the measure finds the state where it is held"
+    built, peak = ({name: [rise[i] for rise in found] for name, found in rises.items()} for i in (0, 1))
+    assert min(built["ddp"]) > moments, "the measure finds the state where it is held"
     saved = moments - moments // PROCESSES
     for name in ("fsdp", *ZERO):
         assert max(peak[name]) < min(peak["ddp"]) - saved, name
-    assert max(*at_rest["fsdp"], *at_rest["zero-3"]) < moments
+    assert max(*built["fsdp"], *built["zero-3"]) < moments, "nor the whole model while it is built"
