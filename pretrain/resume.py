@@ -8,7 +8,8 @@ from data_tools.errors import UsageError
 
 from .config import Config, OptimConfig
 from .engine.base import Engine
-from .engine.checkpoint import Checkpoint, newest, remove_incomplete
+from .engine.checkpoint import Checkpoint, newest
+from .engine.upkeep import remove_incomplete, settle
 from .engine.world import World
 from .inputs import Inputs
 from .run_folder import RunFolder, log
@@ -38,6 +39,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, wo
     found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
     engine.set_optimizer_steps(found.state["optimizer_steps"])
     engine.loaded()
+    world.rank0_first(lambda: settle(found.path.parent, found.path))
     if engine.ema and not averaged:
         engine.ema.restart()
         log.info("%s has no averaged weights: the average begins at its weights", found.path.name)

@@ -20,7 +20,8 @@ from data_tools.stream import BatchStream, checksum
 from .config import Config
 from .engine.base import InitialValue
 from .engine.kinds import ENGINES
-from .engine.saver import Retention, Saver
+from .engine.saver import Saver
+from .engine.upkeep import Retention
 from .engine.world import World
 from .evaluate import Interrupted, evaluate
 from .examples import Example, look_at
