@@ -158,7 +158,8 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
 
     from .config import load
     from .foreign import kind_of, read_foreign
-    from .train import build_model, model_facts
+    from .model_facts import model_facts
+    from .train import build_model
 
     config = load(recipe, settings)
     kind = kind_of(Path(source))
