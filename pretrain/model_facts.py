@@ -49,11 +49,9 @@ def difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     """By key of the configuration; null gives way to what it stands for."""
-    groups = {
-        "model": _filled(facts["model"]),
-        "objective": {"name": facts["objective"]},
-        "data": facts["preprocessing"],
-    }
+    groups = {"model": _filled(facts.get("model", {})), "data": facts.get("preprocessing", {})}
+    if "objective" in facts:
+        groups["objective"] = {"name": facts["objective"]}
     return flat(json.loads(json.dumps(groups)))  # a tuple as the list that it is in a file
 
 
