@@ -172,8 +172,10 @@ class Checkpoint:
         with reading(self.path, name):
             file = safe_open(plain(self.path / name), "pt")
             names = set(file.keys())
-            for key in sorted(names ^ wanted.keys()):
-                raise DataError(f"{self.path}: {name} is damaged: only it or the manifest has {key!r}")
+            if unmatched := sorted(names ^ wanted.keys()):
+                raise DataError(
+                    f"{self.path}: {name} is damaged: only it or the manifest has {unmatched[0]!r}"
+                )
             for key in names:
                 piece = file.get_slice(key)
                 if piece.get_dtype() != "F32" or piece.get_shape() != [wanted[key]]:

@@ -18,7 +18,7 @@ from data_tools.errors import UsageError
 from finetune.config import load_finetune
 from finetune.source import open_source
 from pretrain.checkpoints import main
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.engine.checkpoint import Checkpoint, complete, open_checkpoint
 from pretrain.run_folder import RunFolder
 
 
@@ -102,6 +102,10 @@ def test_verify_names_the_damaged_one(run: Path, tmp_path: Path, capsys: pytest.
     flip(file)
     call("verify", copy, code=3)
     assert "step-00000030: rank-00000.safetensors is damaged" in capsys.readouterr().err
+    flip(copy / "checkpoints/step-00000034/state.json")
+    open_checkpoint(copy)
+    assert "step-00000034: state.json is damaged" in capsys.readouterr().out
+    assert [path.name for path in complete(copy / "checkpoints")][:2] == ["step-00000034", "step-00000030"]
 
 
 def flip(file: Path) -> None:

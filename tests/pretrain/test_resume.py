@@ -228,6 +228,7 @@ def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted
     done = run("pretrain", *arguments(recipe, name))
     assert done.returncode == 3
     assert "rank-00001.safetensors is damaged" in done.stderr
+    assert len(complete(recipe.parent / name / "checkpoints")) == 3
     assert done.stderr.count("\n") == 1
     assert metrics(recipe.parent / name) == metrics_before
 
