@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 from pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from pretrain.engine.checkpoint import Checkpoint, open_checkpoint
+from pretrain.engine.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
+from pretrain.foreign import kind_of
 from pretrain.model.classifier import Classifier
 from pretrain.train import build_model
 from pretrain.weights_file import FACTS, METADATA_KEY
@@ -81,13 +82,29 @@ def open_source(init: str, weights: str = "auto") -> Source:
         return _from_file(path)
     if is_peer(path) and not (path / "manifest.json").is_file():
         return _from_peer(path)
+    if not is_checkpoint(path) and not complete(path / "checkpoints"):
+        _refuse_pickles(path)
     return _from_checkpoint(open_checkpoint(path), weights)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Say how weights get out of a folder that DeepSpeed or torch's DCP wrote, if it is one."""
+    try:
+        kind = kind_of(path)
+    except UsageError:
+        return
+    raise UsageError(
+        f"{path}: a {kind} checkpoint, which holds pickles: write its weights as a file first, "
+        f"python -m pretrain.checkpoints import {path} FILE.safetensors CONFIG --trust-pickle, "
+        f"and give that file"
+    )
 
 
 def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> Source:
     keys = checkpoint.weights(weights)
     shapes = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    facts = {key: checkpoint.state[key] for key in FACTS if key in checkpoint.state}
+    optional = {"objective"} - checkpoint.state.keys()
+    facts = {key: checkpoint.state[key] for key in FACTS if key not in optional}
     return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
 
 

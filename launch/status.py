@@ -136,7 +136,7 @@ def _checkpoint(folder: RunFolder, now: float) -> str:
     try:
         name = (folder.checkpoints / "latest").read_text().strip()
         age = now - (folder.checkpoints / name).stat().st_mtime
-    except OSError:
+    except (OSError, ValueError):
         return "no checkpoint yet"
     return f"checkpoint {name}, {duration(age)} ago"
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
 from data_tools.errors import DataError, UsageError, UserError
 
-from .engine.checkpoint import Checkpoint, complete, open_checkpoint
-from .engine.saver import Retention, read_best
+from .engine.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
+from .engine.upkeep import Retention, delete, read_best
 from .run_folder import RunFolder
 from .weights_file import write_weights
 
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command.add_argument("run", metavar="RUN|CHECKPOINT")
     command.set_defaults(action=lambda given: verify(given.run))
 
-    command = commands.add_parser("prune", help="delete old ones; what `best` names stays")
+    command = commands.add_parser(
+        "prune", help="delete old ones; what `best` names, and what is damaged, stays"
+    )
     command.add_argument("run", metavar="RUN")
     command.add_argument("--keep", type=int, required=True, help="newest ones that stay, at least 1")
     command.add_argument("--keep-every", type=int, default=0, help="multiples of this step stay as well")
@@ -81,47 +84,62 @@ def ls(run: str) -> int:
     root = _root(run)
     best = read_best(root)
     for path in complete(root):
-        size = sum(file.stat().st_size for file in path.iterdir())
         try:
             found = Checkpoint(path)
+            engine = f"{found.state['engine'].get('kind')} x {found.state['processes']}"
         except DataError as error:
             print(f"{path.name}  damaged: {error}")
             continue
-        state = found.state
         kinds = sorted({key.partition("/")[0] for key in found.tensors})
         notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
-        engine = f"{state['engine']['kind']} x {state['processes']}"
-        print("  ".join([path.name, f"{size / 2**20:.1f} MiB", engine, f"holds {', '.join(kinds)}", *notes]))
+        holds = f"holds {', '.join(kinds)}"
+        print("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
     for path in sorted(root.glob("*.tmp")):
         print(f"{path.name}  incomplete: being written, or left by an interrupted save")
+    for path in sorted(root.glob("*.damaged*")):
+        print(f"{path.name}  set aside: it was damaged when the run went on from an older one")
     return 0
 
 
 def verify(run: str) -> int:
     """One line for each checkpoint; returns 3 if one is damaged."""
     path = Path(run)
-    code = 0
-    for folder in [path] if (path / "manifest.json").exists() else complete(_root(run)):
-        try:
-            found = Checkpoint(folder)
-            found.verify()
-        except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = DataError.exit_code
-        else:
-            print(f"{folder.name}  whole: {len(found.tensors)} tensors")
-    return code
+    folders = [path] if is_checkpoint(path) else complete(_root(run))
+    whole = [_is_whole(folder) for folder in folders]
+    return 0 if all(whole) else DataError.exit_code
 
 
 def prune(run: str, keep: int, every: int) -> int:
-    """Delete what is neither among the newest `keep` nor a multiple of `every` nor the best."""
+    """Delete what is neither among the newest `keep` that are whole nor a multiple of `every` nor the best.
+
+    What stays is verified first; returns 3 if some of it is damaged, 1 if something could not be deleted.
+    """
     if keep < 1 or every < 0:
         raise UsageError("--keep must be above 0 and --keep-every at least 0")
     root = _root(run)
+    if root.name != "checkpoints":
+        raise UsageError(f"{root}: not the checkpoints of a run: give the run folder")
     RunFolder(root.parent).lock(patience=0.0)
-    for name in Retention(keep, every).prune(root):
-        print(f"deleted {name}")
-    return 0
+    whole: dict[Path, bool] = {}
+    stale = Retention(keep, every).stale(root, lambda path: whole.setdefault(path, _is_whole(path)))
+    deleted = [path for path in stale if delete(path)]
+    for path in deleted:
+        print(f"deleted {path.name}")
+    if not all(whole.values()):
+        return DataError.exit_code
+    return 0 if deleted == stale else 1
+
+
+def _is_whole(folder: Path) -> bool:
+    """Verify a checkpoint and say how it is, in one line."""
+    try:
+        found = Checkpoint(folder)
+        found.verify()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print(f"{folder.name}  whole: {len(found.tensors)} tensors")
+    return True
 
 
 def consolidate(run: str, destination: str, which: str) -> int:
@@ -140,7 +158,8 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
 
     from .config import load
     from .foreign import kind_of, read_foreign
-    from .train import build_model, model_facts
+    from .model_facts import model_facts
+    from .train import build_model
 
     config = load(recipe, settings)
     kind = kind_of(Path(source))
@@ -163,7 +182,7 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
 
 def _root(run: str) -> Path:
     """The folder of a run's checkpoints."""
-    path = Path(run)
+    path = Path(abspath(run))  # `.` has no name and no parent
     for root in (path / "checkpoints", path):
         if complete(root) or (root.name == "checkpoints" and root.is_dir()):
             return root

@@ -87,6 +87,11 @@ def check(config: Config) -> None:
     if config.checkpoint.keep_best and not config.data.val:
         raise UsageError("checkpoint.keep_best=true needs data.val: its top-1 decides which is the best")
     _check_offload(config.engine)
+    if config.engine.shard_size and config.engine.kind != "fsdp":
+        raise UsageError(
+            f"engine.shard_size={config.engine.shard_size}: engine.kind={config.engine.kind} does not group "
+            f"its processes: set it to 0, or set engine.kind=fsdp"
+        )
     if not 0 <= config.data.max_bad_fraction <= 1:
         raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):

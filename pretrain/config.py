@@ -246,15 +246,16 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
 
 def changes(old: Config, new: Config) -> dict[str, str]:
     """The keys whose values differ, with "old → new"."""
-    before, after = (_flat(asdict(config)) for config in (old, new))
+    before, after = (flat(asdict(config)) for config in (old, new))
     return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:

@@ -40,10 +40,11 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def kind_of(folder: Path) -> str:
-    """Either "deepspeed" or "dcp"; raises UsageError if it looks like neither."""
+    """Either "deepspeed" or "dcp", by the names of its files; raises UsageError if it is neither."""
     if (folder / ".metadata").is_file():
         return "dcp"
-    if (folder / "latest").is_file() or list(folder.glob("*_optim_states.pt")):
+    tagged = (folder / "latest").is_file() and any(folder.glob("*/*_states.pt"))
+    if tagged or any(folder.glob("*_states.pt")):
         return "deepspeed"
     raise UsageError(f"{folder}: neither a folder that DeepSpeed's save_checkpoint nor one that DCP wrote")
 

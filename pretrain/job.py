@@ -69,7 +69,7 @@ def run_job(
 
     try:
         world = processes.start(config.train.step_timeout, config.launch.join_timeout, stop)
-        folder.create()
+        world.together(folder.create)
         world.rank0_first(lambda: (folder.lock(), watchdog.clear(folder.path)))
     except Stopped:
         os._exit(EXIT_CODE)  # nothing has begun: the checkpoint is that of the life before

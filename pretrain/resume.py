@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 
 from .config import Config, OptimConfig
 from .engine.base import Engine
-from .engine.checkpoint import Checkpoint, newest, remove_incomplete
+from .engine.checkpoint import Checkpoint, newest
+from .engine.upkeep import remove_incomplete, settle
 from .engine.world import World
 from .inputs import Inputs
+from .model_facts import difference, model_facts
 from .run_folder import RunFolder, log
+from .split import BatchSplit
 
 
 def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
@@ -26,31 +29,58 @@ def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
     return found
 
 
-def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, world: World) -> int:
-    """Load `found` into the engine; returns its step.
+def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, split: BatchSplit) -> int:
+    """Load `found`, the newest whole checkpoint, into the engine; returns its step.
 
-    Raises UsageError where classes, order of images or model are others, naming what differs.
+    Raises UsageError where classes, order of images or model are others, naming what differs. Damaged
+    checkpoints that are newer are set aside once `found` is in use.
     """
     _check_classes(found, inputs)
     _check_optimizer(found, config.optim)
     _check_order(found, inputs, config.run.accept_new_order)
     averaged = engine.ema is not None and found.has("ema")
     found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
-    engine.set_optimizer_steps(found.state["optimizer_steps"])
+    check_model(found, config, inputs.num_classes)
+    try:
+        engine.set_optimizer_steps(found.state["optimizer_steps"])
+    except KeyError as error:
+        raise DataError(f"{found.path}: state.json: optimizer_steps lacks {error}", shared=True) from None
     engine.loaded()
+    engine.world.rank0_first(lambda: settle(found.path.parent, found.path))
     if engine.ema and not averaged:
         engine.ema.restart()
         log.info("%s has no averaged weights: the average begins at its weights", found.path.name)
-    noise = max(config.model.dropout, config.model.attention_dropout, config.model.drop_path)
-    if noise and found.state["processes"] != world.size:
-        log.warning(
-            "warning: dropout is on and the run goes from %d to %d processes: its noise is drawn by "
-            "(seed, step, process), so the losses are not bitwise those of the old size",
-            found.state["processes"],
-            world.size,
-        )
+    warn_of_other_noise(found, config, split)
     log.info("resumed from %s: step %d", found.path, found.step)
     return found.step
+
+
+def warn_of_other_noise(found: Checkpoint, config: Config, split: BatchSplit) -> None:
+    """Dropout is keyed by what the processes and micro-batches of the run are: say it if they are others."""
+    if not max(config.model.dropout, config.model.attention_dropout, config.model.drop_path):
+        return
+    now = {"processes": split.ranks, "micro_batch_size": split.micro_batch_size}
+    was = {key: found.state.get(key, value) for key, value in now.items()}
+    if was != now:
+        log.warning(
+            "warning: dropout is on and the run goes from %d processes and micro-batches of %d images to %d "
+            "and %d: its noise is drawn by (seed, step, micro-batch, process), so the losses are not "
+            "bitwise those of the old sizes",
+            *was.values(),
+            *now.values(),
+        )
+
+
+def check_model(found: Checkpoint, config: Config, num_classes: int) -> None:
+    """Refuse a configuration that makes another model of the same tensors. Raises UsageError."""
+    differs = difference(found.state, model_facts(config, num_classes))
+    if differs:
+        key, old, new = differs
+        raise UsageError(
+            f"{found.path}: it was trained with {key}={old}, this run has {new}, which is another model: "
+            f"set it back, or set another run.name",
+            shared=True,
+        )
 
 
 def _check_classes(found: Checkpoint, inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from data_tools.errors import UsageError, UserError
@@ -48,7 +50,13 @@ class RunFolder:
         self.refused = path / "slurm/refused.json"
 
     def create(self) -> None:
-        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        """Make the folders that a run writes to. Raises UsageError, or UserError for a full disk."""
+        for folder in (self.path, self.path / "logs", self.checkpoints):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise _unwritable(folder, error) from None
 
     def lock(self, patience: float = LOCK_PATIENCE) -> None:
         """Keep other jobs out of this folder while this process lives.
@@ -56,7 +64,10 @@ class RunFolder:
         Waits `patience` seconds for the remains of a job that was killed; then raises UsageError, or for an
         earlier life of this very SLURM job, which will not stay for ever, UserError.
         """
-        self._lock = (self.path / ".lock").open("a+")
+        try:
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise _unwritable(self.path / ".lock", error) from None
         limit = time.monotonic() + patience
         told = False
         while True:
@@ -187,6 +198,13 @@ class RunFolder:
     def add_trace(self, rows: list[dict[str, Any]]) -> None:
         self.trace.mkdir(exist_ok=True)
         _append(self.trace / f"rank-{self.rank}.jsonl", rows)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    todo = "make room" if full else "check run.dir and run.name, and who may write there"
+    kind = UserError if full else UsageError
+    return kind(f"{path}: it cannot be written: {error.strerror}: {todo}", shared=True)
 
 
 def _of_this_job(owner: str) -> bool:

@@ -20,7 +20,8 @@ from data_tools.stream import BatchStream, checksum
 from .config import Config
 from .engine.base import InitialValue
 from .engine.kinds import ENGINES
-from .engine.saver import Retention, Saver
+from .engine.saver import Saver
+from .engine.upkeep import Retention
 from .engine.world import World
 from .evaluate import Interrupted, evaluate
 from .examples import Example, look_at
@@ -31,6 +32,7 @@ from .model.classifier import Classifier
 from .model.flops import training_flops
 from .model.init import initial_value
 from .model.masked import MaskedPatches
+from .model_facts import model_facts
 from .nonfinite import NonFinite, finite
 from .objective import build_measure, build_objective
 from .optim import freeze, schedule
@@ -47,26 +49,12 @@ from .watchdog import Watchdog
 StartingValues = Callable[[nn.Module], InitialValue]
 
 
-# What a user of the weights must do to images as this run did.
-PREPROCESSING = ("tile_size", "max_tiles", "eval_resize", "eval_crop", "eval_resample", "mean", "std")
-
-
 def build_model(config: Config, num_classes: int) -> Classifier:
     data = config.data
     pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
     if config.objective.name == "masked_patches":
         return MaskedPatches(config.model, **pixels, seed=config.run.seed)
     return Classifier(config.model, num_classes=num_classes, **pixels)
-
-
-def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
-    """What a model's weights are of no use without."""
-    return {
-        "model": asdict(config.model),
-        "num_classes": num_classes,
-        "objective": config.objective.name,
-        "preprocessing": {key: asdict(config.data)[key] for key in (*PREPROCESSING, "max_pixels")},
-    }
 
 
 def model_text(config: Config) -> str:
@@ -116,7 +104,7 @@ class Trainer:
         if starting_values is None or found:
             starting_values = partial(random_values, seed=config.run.seed)
         self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
-        self.step = resume(found, self.engine, inputs, config, world) if found else 0
+        self.step = resume(found, self.engine, inputs, config, split) if found else 0
         before = found.state.get("images", found.state["position"]) if found else 0
         self.images_of_other_sizes = before - self.step * split.batch_size  # 0 with one batch size throughout
         self.saver = Saver(
@@ -354,6 +342,7 @@ class Trainer:
             "optimizer_steps": self.engine.optimizer_steps(),
             "engine": asdict(config.engine),
             "processes": self.world.size,
+            "micro_batch_size": self.split.micro_batch_size,
             "wandb_id": self.folder.status().get("wandb_id"),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from jobs import Data, run
@@ -40,3 +42,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         done = run("data_tools", "pack", folder / "images" / split, folder / split, "--shard-size", "20KB")
         assert done.returncode == 0, done.stderr
     return Data(folder / "train", folder / "val", folder / "images/val")
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """An empty folder; the test may not read and write everything, even if it was started by root."""
+    root = os.geteuid() == 0
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)

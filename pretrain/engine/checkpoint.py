@@ -10,6 +10,7 @@
             state.json              step, position, seed, order, classes, preprocessing, ...
             manifest.json           size and sha256 of every file, shape and pieces of every tensor
         step-00002000.tmp/          being written; never read
+        step-00003000.damaged/      set aside at a start that went on from an older one; never read
 
 Nothing in it can run code. A folder gets its final name only when every file in it is complete and on
 the disk, and `latest` moves after that, so a stop at any moment leaves the previous checkpoint as it was.
@@ -17,27 +18,27 @@ the disk, and `latest` moves after that, so a stop at any moment leaves the prev
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import re
-import shutil
 from collections.abc import Iterable
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
+
+from .manifest import check_file, plain, read_manifest, read_state, reading
 
 if TYPE_CHECKING:
     from .ranges import LocalRange
     from .world import World
 
-FORMAT = "vit-pretrain-checkpoint-v1"
-NAME = re.compile(r"step-(\d{8,})")
+NAME = re.compile(r"step-[0-9]{8,18}")
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -51,52 +52,47 @@ def temporary_folder(final: Path) -> Path:
 
 def complete(root: Path) -> list[Path]:
     """The published checkpoints under `root`, newest first."""
-    if not root.is_dir():
+    try:
+        found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    except OSError as error:
+        raise UsageError(f"{root}: it cannot be read: {error.strerror}; check its permissions") from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def remove_incomplete(root: Path) -> list[str]:
-    """Delete what interrupted saves left under `root`; returns the names."""
-    left = [path for path in root.glob("*.tmp")] if root.is_dir() else []
-    for path in left:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return [path.name for path in left]
-
-
 class Checkpoint:
-    """A published checkpoint. Opening reads the manifest only; raises DataError if that is damaged.
+    """A published checkpoint. Opening reads manifest and state only; raises DataError if they are damaged.
 
-    path: its folder. state: content of state.json. tensors: {key: whole shape}.
+    path: its folder. state: content of state.json. tensors: {key: whole shape}. size: its bytes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._manifest = _read_manifest(path)
+        self._manifest = read_manifest(path)
         self.tensors = {key: tuple(entry["shape"]) for key, entry in self._manifest["tensors"].items()}
-        self._check("state.json")
-        self.state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        self.size = sum(entry["size"] for entry in self._manifest["files"].values())
+        self.state = read_state(path, self._manifest)
         self.step: int = self.state["step"]
+        if NAME.fullmatch(path.name) and path.name != step_folder(path.parent, self.step).name:
+            raise DataError(f"{path}: its content is that of step {self.step}: a renamed or mixed-up folder")
         self._open: dict[str, Any] = {}
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
-        """Check size and sha256 of every file, or of one of `parts` shares. Raises DataError."""
+        """Check size, sha256 and header of every file, or of one of `parts` shares. Raises DataError."""
         for name in sorted(self._manifest["files"])[part::parts]:
-            self._check(name)
+            check_file(self.path, name, self._manifest)
+            if name.endswith(".safetensors"):
+                self._open_file(name)
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of the flattened tensor `key`, fp32."""
         out = torch.empty(stop - start)
-        missing = stop - start
         for offset, length, name in self._manifest["tensors"][key]["pieces"]:
             low, high = max(start, offset), min(stop, offset + length)
             if low < high:
                 piece = self._file(name).get_slice(key)[low - offset : high - offset]
                 out[low - start : high - start] = piece
-                missing -= high - low
-        if missing:
-            raise DataError(f"{self.path}: {key} lacks {missing} of its values; use another checkpoint")
         return out
 
     def whole(self, key: str) -> Tensor:
@@ -156,25 +152,43 @@ class Checkpoint:
         for item in ranges:
             item.data.copy_(self.read(item.key, item.offset, item.offset + item.data.numel()))
 
-    def _check(self, name: str) -> None:
-        wanted, file = self._manifest["files"][name], self.path / name
-        if not file.is_file():
-            raise DataError(f"{self.path}: {name} is missing")
-        size = file.stat().st_size
-        if size != wanted["size"]:
-            raise DataError(
-                f"{self.path}: {name} is damaged: {size} bytes where the manifest says {wanted['size']}"
-            )
-        if describe(file) != wanted:
-            raise DataError(f"{self.path}: {name} is damaged: its sha256 is not the manifest's")
+    @cached_property
+    def _contents(self) -> dict[str, dict[str, int]]:
+        """{file: {tensor: how many of its values are in there}}."""
+        contents: dict[str, dict[str, int]] = {}
+        for key, entry in self._manifest["tensors"].items():
+            for _, length, name in entry["pieces"]:
+                contents.setdefault(name, {})[key] = length
+        return contents
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            try:
-                self._open[name] = safe_open(self.path / name, "pt")
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{self.path}: {name} is damaged: {error}") from None
+            self._open[name] = self._open_file(name)
         return self._open[name]
+
+    def _open_file(self, name: str) -> Any:
+        """A safetensors file that holds what the manifest says: all of it, nothing else, flat fp32."""
+        wanted = self._contents.get(name, {})
+        with reading(self.path, name):
+            file = safe_open(plain(self.path / name), "pt")
+            names = set(file.keys())
+            if unmatched := sorted(names ^ wanted.keys()):
+                raise DataError(
+                    f"{self.path}: {name} is damaged: only it or the manifest has {unmatched[0]!r}"
+                )
+            for key in names:
+                piece = file.get_slice(key)
+                if piece.get_dtype() != "F32" or piece.get_shape() != [wanted[key]]:
+                    raise DataError(
+                        f"{self.path}: {name} is damaged: {key!r} is {piece.get_dtype()} "
+                        f"{piece.get_shape()} where the manifest says F32 [{wanted[key]}]"
+                    )
+        return file
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the folder `path` is one checkpoint, and not a run."""
+    return os.path.isfile(path / "manifest.json") or bool(NAME.fullmatch(path.name) and os.path.isdir(path))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -183,7 +197,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Prints what is damaged where an older one is taken. Raises UsageError if it is neither, DataError if
     nothing whole is left.
     """
-    single = (path / "manifest.json").is_file()
+    single = is_checkpoint(path)
     candidates = [path] if single else complete(path / "checkpoints")
     if not candidates:
         raise UsageError(f"{path}: not a run with a checkpoint, nor a checkpoint: check the path")
@@ -207,8 +221,8 @@ def newest(root: Path, world: World) -> tuple[Checkpoint | None, list[str]]:
     Every process checks a share of the files. Raises DataError if there are checkpoints, all damaged.
     """
     damaged: list[str] = []
-    for path in complete(root):
-        found, error = None, ""
+    for name in world.gather([path.name for path in complete(root)])[0]:
+        path, found, error = root / name, None, ""
         try:
             found = Checkpoint(path)
             found.verify(world.rank, world.size)
@@ -223,35 +237,3 @@ def newest(root: Path, world: World) -> tuple[Checkpoint | None, list[str]]:
             f"{damaged[0]}; no older checkpoint is whole: remove {root} to start over", shared=True
         )
     return None, []
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_bytes())
-        digest = manifest.pop("sha256")
-    except FileNotFoundError:
-        raise DataError(f"{path}: not a checkpoint: it has no manifest.json") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: manifest.json is damaged ({error})") from None
-    if digest != digest_of(manifest):
-        raise DataError(f"{path}: manifest.json is damaged: its sha256 does not fit its content")
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: written in format {manifest.get('format')}; this version reads {FORMAT}")
-    for name in manifest["files"]:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise DataError(f"{path}: manifest.json names a file outside its folder: {name!r}")
-    named = {piece[2] for tensor in manifest["tensors"].values() for piece in tensor["pieces"]}
-    if not named | {"state.json"} <= manifest["files"].keys():
-        raise DataError(f"{path}: manifest.json has values in files that it does not list")
-    return manifest
-
-
-def digest_of(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"size": file.stat().st_size, "sha256": digest}

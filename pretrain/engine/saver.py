@@ -9,7 +9,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from data_tools.errors import UserError
 
-from .checkpoint import FORMAT, complete, describe, digest_of, step_folder, temporary_folder
+from .checkpoint import step_folder, temporary_folder
+from .manifest import FORMAT, describe, digest_of
 from .tensor_file import write_tensors
+from .upkeep import Retention, delete, erase, flush, point, read_best
 
 if TYPE_CHECKING:
     from .ranges import LocalRange
@@ -29,37 +30,6 @@ if TYPE_CHECKING:
 SPARE = 2**20  # bytes of headers, state.json and manifest.json, generously
 
 log = logging.getLogger("pretrain")
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints stay: the newest `keep` (0: all), every one whose step `every` divides, the best."""
-
-    keep: int = 0
-    every: int = 0
-
-    def prune(self, root: Path) -> list[str]:
-        """Delete the others under `root`; returns their names."""
-        best = read_best(root).get("checkpoint")
-        stale = [
-            path
-            for path in (complete(root)[self.keep :] if self.keep else [])
-            if path.name != best and not (self.every and int(path.name[5:]) % self.every == 0)
-        ]
-        for path in stale:
-            doomed = temporary_folder(path)
-            os.rename(path, doomed)
-            shutil.rmtree(doomed)
-        return [path.name for path in stale]
-
-
-def read_best(root: Path) -> dict[str, Any]:
-    """The file `best`: checkpoint, step and `Evaluation.score`. Empty without one, or without its folder."""
-    try:
-        best = json.loads((root / "best").read_bytes())
-        return best if (root / best["checkpoint"]).is_dir() else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 class Saver:
@@ -134,7 +104,7 @@ class Saver:
         self.best_score = score
         final = step_folder(self.root, step)
         self._best = {"checkpoint": final.name, "step": step, "score": score}
-        self.world.rank0_first(lambda: final.is_dir() and _point(self.root / "best", json.dumps(self._best)))
+        self.world.rank0_first(lambda: final.is_dir() and point(self.root / "best", json.dumps(self._best)))
 
     @property
     def pending(self) -> bool:
@@ -223,15 +193,15 @@ class Saver:
             _write_json(temporary / "manifest.json", _manifest(temporary, step, self.world.size))
             if self._best.get("step") == step:
                 # Before the checkpoint is there: a stop in between is put right when the step is done again.
-                _point(self.root / "best", json.dumps(self._best))
-            if final.exists():
-                shutil.rmtree(final)
+                point(self.root / "best", json.dumps(self._best))
+            erase(final)
             os.rename(temporary, final)
-            _flush(self.root)
-            _point(self.root / "latest", final.name)
+            flush(self.root)
+            point(self.root / "latest", final.name)
         except OSError as error:
             raise _unwritten(temporary, "the manifest", error) from None
-        self.retention.prune(self.root)
+        for path in self.retention.stale(self.root):
+            delete(path)
 
     def _fail(self, temporary: Path, error: UserError) -> None:
         self.world.rank0_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
@@ -244,8 +214,7 @@ class Saver:
 def _make_room(temporary: Path, needed: int) -> None:
     """An empty folder to write `needed` bytes in. Raises UserError where the disk has not so many left."""
     try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        erase(temporary)
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary).free
     except OSError as error:
@@ -286,23 +255,6 @@ def _manifest(folder: Path, step: int, size: int) -> dict[str, Any]:
     return {"sha256": digest_of(body), **body}
 
 
-def _point(pointer: Path, text: str) -> None:
-    """Replace a pointer file in one go."""
-    temporary = pointer.with_name(pointer.name + ".tmp")
-    temporary.write_text(text + "\n")
-    _flush(temporary)
-    os.replace(temporary, pointer)
-    _flush(pointer.parent)
-
-
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, sort_keys=True))
-    _flush(file)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(file)

@@ -43,17 +43,20 @@ class World:
     def barrier(self) -> None:
         self.sum([0.0])
 
+    def together(self, action: Callable[[], Any]) -> None:
+        """Run `action` on every process; the error of the first one that fails is raised on all."""
+        mine = None
+        try:
+            action()
+        except Exception as raised:
+            mine = raised
+        for error in self.gather(mine):
+            if error is not None:
+                raise error
+
     def rank0_first(self, action: Callable[[], Any]) -> None:
         """Run `action` on rank 0 while the others wait; an error there is raised on every process."""
-        error = None
-        if self.rank == 0:
-            try:
-                action()
-            except Exception as raised:
-                error = raised
-        error = self.gather(error)[0]
-        if error is not None:
-            raise error
+        self.together(lambda: action() if self.rank == 0 else None)
 
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from pretrain.config import Config, EngineConfig, ModelConfig
 from pretrain.engine import world as processes
 from pretrain.engine.fsdp import FSDP
-from pretrain.engine.saver import Retention, Saver
+from pretrain.engine.saver import Saver
+from pretrain.engine.upkeep import Retention
 from pretrain.engine.world import World
 from pretrain.train import build_model
 

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from pretrain.engine.ranges import LocalRange
-from pretrain.engine.saver import Retention, Saver
+from pretrain.engine.saver import Saver
+from pretrain.engine.upkeep import Retention
 from pretrain.engine.world import ALONE
 
 TENSORS = 300

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data_tools.errors import DataError, UsageError
-from pretrain.engine.checkpoint import Checkpoint, complete, digest_of, newest, remove_incomplete
+from pretrain.engine.checkpoint import Checkpoint, complete, newest
+from pretrain.engine.manifest import describe, digest_of
 from pretrain.engine.ranges import LocalRange
-from pretrain.engine.saver import Retention, Saver
-from pretrain.engine.world import ALONE
+from pretrain.engine.saver import Saver
+from pretrain.engine.upkeep import Retention, read_best, remove_incomplete, settle
+from pretrain.engine.world import ALONE, World
 
 VALUES = {"model/a": torch.randn(6, 5), "model/gate": torch.randn(1), "exp_avg/a": torch.randn(6, 5)}
 
@@ -97,6 +106,119 @@ def test_the_one_before_a_damaged_one_is_used(tmp_path: Path) -> None:
     assert len(damaged) == 1 and "step-00000002: rank-00000.safetensors is damaged" in damaged[0]
 
 
+def damage(checkpoint: Path, name: str = "rank-00000.safetensors") -> None:
+    content = bytearray((checkpoint / name).read_bytes())
+    content[-1] ^= 1
+    (checkpoint / name).write_bytes(content)
+
+
+class Pair(World):
+    """Two processes, each a thread of this one."""
+
+    meeting = Barrier(2)
+    values: ClassVar[dict[int, Any]] = {}
+
+    def gather(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.meeting.wait()
+        gathered = [self.values[0], self.values[1]]
+        self.meeting.wait()
+        return gathered
+
+
+@pytest.mark.parametrize("name", ["rank-00000.json", "rank-00000.safetensors", "state.json", "manifest.json"])
+def test_the_processes_together_verify_every_file(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2), name)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda rank: newest(tmp_path, Pair(rank, 2, torch.device("cpu"))), (0, 1)))
+    for checkpoint, damaged in found:
+        assert checkpoint is not None and checkpoint.step == 1
+        assert len(damaged) == 1 and f"step-00000002: {name} is damaged" in damaged[0]
+
+
+def test_a_renamed_copy_is_no_checkpoint_of_that_step(tmp_path: Path) -> None:
+    shutil.copytree(save(tmp_path, 1), tmp_path / "step-00000009")
+    found, damaged = newest(tmp_path, ALONE)
+    assert found is not None and found.path.name == "step-00000001"
+    assert "step-00000009: its content is that of step 1" in damaged[0]
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "mine")
+    assert Checkpoint(tmp_path / "mine").step == 1
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00000.json", "state.json", "manifest.json"])
+def test_a_file_that_cannot_be_read_is_damage(unprivileged: Path, name: str) -> None:
+    save(unprivileged, 1)
+    (save(unprivileged, 2) / name).chmod(0)
+    found, damaged = newest(unprivileged, ALONE)
+    assert found is not None and found.step == 1
+    assert damaged == [f"{unprivileged}/step-00000002: {name} cannot be read: Permission denied"]
+
+
+def test_damaged_checkpoints_do_not_count_and_the_one_just_written_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (20, 25, 30):
+        save(tmp_path, step)
+    for step in (25, 30):
+        damage(tmp_path / f"step-{step:08d}")
+    (tmp_path / "step-00000030.damaged").mkdir()
+    (tmp_path / "latest").write_bytes(b"\xff\0")
+    found, _ = newest(tmp_path, ALONE)
+    assert found is not None
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        settle(tmp_path, found.path)
+    assert "step-00000025 is damaged and set aside as step-00000025.damaged" in caplog.text
+    assert (tmp_path / "latest").read_text() == "step-00000020\n"
+    save(tmp_path, 24, keep=2)
+    assert [path.name for path in complete(tmp_path)] == ["step-00000024", "step-00000020"]
+    names = {path.name for path in tmp_path.glob("*.damaged*")}
+    assert names == {"step-00000030.damaged", "step-00000030.damaged-2", "step-00000025.damaged"}
+
+
+def test_an_old_one_that_is_a_link_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    shutil.move(save(root, 1), elsewhere)
+    (root / "step-00000001").symlink_to(elsewhere)
+    (root / "foo.tmp").symlink_to(elsewhere)
+    assert remove_incomplete(root) == ["foo.tmp"]
+    save(root, 2, keep=1)
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step-00000002"]
+    Checkpoint(elsewhere).verify()
+
+
+def test_an_old_one_that_cannot_be_deleted_is_a_warning(
+    unprivileged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(unprivileged, 1).chmod(0o555)
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        save(unprivileged, 2, keep=1)
+        assert remove_incomplete(unprivileged) == []
+        save(unprivileged, 3, keep=1)
+    assert caplog.text.count("could not be deleted: Permission denied") == 2
+    assert [path.name for path in complete(unprivileged)] == ["step-00000003"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"checkpoint": "step-00000001", "step": 1}',
+        '{"checkpoint": "step-00000001", "step": 1, "score": "0.5"}',
+        '{"checkpoint": "step-00000009", "step": 9, "score": 0.5}',
+        '{"checkpoint": 5}',
+        '{"checkpoint": "a\\u0000b", "step": 1, "score": 0.5}',
+        "[" * 100_000,
+        "[]",
+        "",
+    ],
+)
+def test_a_best_that_says_nothing_is_none(tmp_path: Path, content: str) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "best").write_text(content)
+    assert read_best(tmp_path) == {}
+    assert Saver(tmp_path, ALONE, background=False).best_score == float("-inf")
+
+
 def test_only_the_newest_stay(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         save(tmp_path, step, keep=2)
@@ -142,15 +264,136 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path, na
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "a/b"])
-def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    folder = save(tmp_path, 1)
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit the manifest, and let its sha256 fit."""
     body = json.loads((folder / "manifest.json").read_bytes())
     body.pop("sha256")
-    body["files"][name] = body["files"]["state.json"]
+    edit(body)
     (folder / "manifest.json").write_text(json.dumps({"sha256": digest_of(body), **body}))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "a/b", "", "a\0b", "\ud800", "a" * 5000])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path, 1)
+    change(folder, lambda body: body["files"].update({name: body["files"]["state.json"]}))
     with pytest.raises(DataError, match="outside its folder"):
         Checkpoint(folder)
+
+
+FILE = "rank-00000.safetensors"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"tensors": []},
+        {"tensors": None},
+        {"tensors": {"model/a": 5}},
+        {"files": ["state.json"]},
+        {"files": {"state.json": 5}},
+        {"files": {"state.json": {"size": float("nan"), "sha256": "0" * 64}}},
+        {"step": "1"},
+        {"step": 2},
+        {"step": None},
+    ],
+)
+def test_a_manifest_of_other_types_is_damage(tmp_path: Path, edit: dict[str, Any]) -> None:
+    folder = save(tmp_path, 1)
+    change(folder, lambda body: body.update(edit))
+    with pytest.raises(DataError, match=r"is damaged"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *({"shape": shape} for shape in ([-6, 5], [6.0, 5], [float("nan")], "abc", [10**13], [6], None)),
+        {"shape": [1] * 100_000},
+        {"pieces": 5},
+        {"pieces": [[0, 10]]},
+        {"pieces": [[0.0, 30.0, FILE]]},
+        {"pieces": [[0, 30, [FILE]]]},
+        {"pieces": [[0, 30, "state.json"]]},
+        {"pieces": [[0, 30, "rank-00001.safetensors"]]},
+        {"pieces": [[-10, 40, FILE]]},
+        {"pieces": [[0, 30, FILE], [0, 30, FILE]]},
+        {"pieces": [[0, 15, FILE], [15, 15, FILE]]},
+        {"pieces": [[1, 29, FILE]]},
+        {"pieces": []},
+    ],
+)
+def test_pieces_that_are_not_the_tensor_once_are_damage(tmp_path: Path, edit: dict[str, Any]) -> None:
+    folder = save(tmp_path, 1)
+    change(folder, lambda body: body["tensors"]["model/a"].update(edit))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"sha256": 1, "a":' + "[" * 100_000, "[1]", ""])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_json_of_another_kind_is_damage(tmp_path: Path, name: str, content: str) -> None:
+    folder = save(tmp_path, 1)
+    (folder / name).write_text(content)
+    if name == "state.json":
+        change(folder, lambda body: body["files"].update({name: describe(folder / name)}))
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"step": "1"}, {"step": 1, "model": []}, {"step": 1, "optimizer_steps": {"a": "b"}}]
+)
+def test_a_state_of_other_types_is_damage(tmp_path: Path, state: dict[str, Any]) -> None:
+    folder = save(tmp_path, 1)
+    (folder / "state.json").write_text(json.dumps(state))
+    change(folder, lambda body: body["files"].update({"state.json": describe(folder / "state.json")}))
+    with pytest.raises(DataError, match=r"state\.json is damaged: its \w+ is"):
+        Checkpoint(folder)
+
+
+def test_what_the_state_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"step-00000001: state\.json lacks optimizer"):
+        Checkpoint(save(tmp_path, 1)).state["optimizer"]
+
+
+def without_a(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.pop("model/a")
+
+
+def as_int8(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model/a"] = tensors["model/a"].to(torch.int8)
+
+
+def shorter(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model/a"] = tensors["model/a"][:-1].clone()
+
+
+@pytest.mark.parametrize("edit", [without_a, as_int8, shorter])
+def test_a_file_with_other_tensors_than_the_manifest_says_is_damage(
+    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    folder = save(tmp_path, 1)
+    tensors = load_file(folder / FILE)
+    edit(tensors)
+    save_file(tensors, folder / FILE)
+    change(folder, lambda body: body["files"].update({FILE: describe(folder / FILE)}))
+    with pytest.raises(DataError, match=rf"{FILE} is damaged: .*'model/a'"):
+        Checkpoint(folder).verify()
+    with pytest.raises(DataError, match=rf"{FILE} is damaged"):
+        Checkpoint(folder).whole("model/gate")
+
+
+@pytest.mark.parametrize("name", [FILE, "state.json", "manifest.json"])
+def test_a_file_that_is_a_link_or_a_pipe_is_damage(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path, 1)
+    shutil.move(folder / name, tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"{name} is damaged: a link"):
+        Checkpoint(folder).verify()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=rf"{name} is damaged: a link"):
+        Checkpoint(folder).verify()
 
 
 def test_a_header_of_10_gb_is_refused(tmp_path: Path) -> None:

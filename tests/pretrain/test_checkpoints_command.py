@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from data_tools.errors import UsageError
 from finetune.config import load_finetune
 from finetune.source import open_source
 from pretrain.checkpoints import main
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.engine.checkpoint import Checkpoint, complete, open_checkpoint
+from pretrain.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +99,28 @@ def test_verify_names_the_damaged_one(run: Path, tmp_path: Path, capsys: pytest.
     shutil.copytree(run, copy)
     call("verify", copy)
     file = copy / "checkpoints/step-00000030/rank-00000.safetensors"
+    flip(file)
+    call("verify", copy, code=3)
+    assert "step-00000030: rank-00000.safetensors is damaged" in capsys.readouterr().err
+    flip(copy / "checkpoints/step-00000034/state.json")
+    open_checkpoint(copy)
+    assert "step-00000034: state.json is damaged" in capsys.readouterr().out
+    assert [path.name for path in complete(copy / "checkpoints")][:2] == ["step-00000034", "step-00000030"]
+
+
+def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    call("verify", copy, code=3)
-    assert "step-00000030: rank-00000.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_verify_names_what_cannot_be_read(unprivileged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = unprivileged / "run/checkpoints/step-00000001"
+    folder.mkdir(parents=True)
+    folder.chmod(0)
+    for path in (unprivileged / "run", folder):
+        call("verify", path, code=3)
+        assert "step-00000001: manifest.json cannot be read: Permission denied" in capsys.readouterr().err
 
 
 def test_prune_keeps_what_it_is_told_and_the_best(run: Path, tmp_path: Path) -> None:
@@ -111,6 +130,58 @@ def test_prune_keeps_what_it_is_told_and_the_best(run: Path, tmp_path: Path) -> 
     steps = {int(path.name[5:]) for path in complete(copy / "checkpoints")}
     assert steps == {34, 20, best_row(run)["step"]}
     call("prune", copy, "--keep", 0, code=2)
+
+
+def test_prune_counts_whole_ones_and_deletes_none_that_is_damaged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    flip(copy / "checkpoints/step-00000034/rank-00000.safetensors")
+    (copy / "checkpoints/best").unlink()
+    call("prune", copy, "--keep", 1, code=3)
+    assert "step-00000034: rank-00000.safetensors is damaged" in capsys.readouterr().err
+    assert [path.name for path in complete(copy / "checkpoints")] == ["step-00000034", "step-00000030"]
+    flip(copy / "checkpoints/step-00000030/rank-00000.safetensors")
+    call("prune", copy, "--keep", 1, code=3)
+    assert len(complete(copy / "checkpoints")) == 2
+
+
+def test_prune_from_within_the_folder_waits_for_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    folder = RunFolder(copy)
+    folder.lock()
+    monkeypatch.chdir(copy / "checkpoints")
+    call("prune", ".", "--keep", 1, code=2)
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+    assert complete(copy / "checkpoints") and not (copy / "checkpoints/.lock").exists()
+    shutil.copytree(copy / "checkpoints", tmp_path / "elsewhere")
+    call("prune", tmp_path / "elsewhere", "--keep", 1, code=2)
+
+
+def test_prune_of_a_run_that_cannot_be_written(
+    unprivileged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (unprivileged / "run/checkpoints").mkdir(parents=True)
+    (unprivileged / "run").chmod(0o555)
+    call("prune", unprivileged / "run", "--keep", 1, code=2)
+    assert f"{unprivileged}/run/.lock: it cannot be written: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"checkpoint": "step-00000030", "step": 30}', "[" * 100_000])
+def test_ls_of_a_run_whose_best_says_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints/best").write_text(content)
+    (copy / "checkpoints/step-00000099.damaged").mkdir()
+    call("ls", copy)
+    output = capsys.readouterr().out
+    assert "best" not in output and "step-00000099.damaged  set aside" in output
 
 
 @pytest.mark.parametrize("which", ["auto", "ema", "last"])

@@ -68,6 +68,13 @@ def test_a_wrong_value_is_named(recipe: Path, setting: str, says: str) -> None:
         load(str(recipe), [setting])
 
 
+def test_groups_of_processes_are_for_fsdp(recipe: Path) -> None:
+    assert load(str(recipe), ["engine.kind=fsdp", "engine.shard_size=2"]).engine.shard_size == 2
+    for kind in ("ddp", "deepspeed"):
+        with pytest.raises(UsageError, match=f"engine.shard_size=2: engine.kind={kind} does not"):
+            load(str(recipe), [f"engine.kind={kind}", "engine.shard_size=2"])
+
+
 def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("data: {train: [")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from jobs import Data, script, write_recipe
 
+from data_tools.errors import UsageError
 from finetune.source import open_source
 from pretrain.checkpoints import main
 from pretrain.config import load
@@ -75,6 +76,8 @@ def test_no_pickle_is_read_unless_it_is_trusted(
         source = file.parent
         convert(source, tmp_path / "a.safetensors", recipe, code=2)
         assert "can run any code" in (error := capsys.readouterr().err) and "--trust-pickle" in error
+        with pytest.raises(UsageError, match=rf"checkpoints import {source} .*--trust-pickle"):
+            open_source(str(source))
     assert not (tmp_path / "ran").exists()
     convert(tmp_path / "dcp", tmp_path / "a.safetensors", recipe, "--trust-pickle", code=3)
     assert (tmp_path / "ran").exists()  # the canary is one

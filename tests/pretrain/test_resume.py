@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -15,8 +17,11 @@ import torch
 from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
 from data_tools.errors import UsageError, UserError
+from pretrain.config import load
 from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.resume import check_model, warn_of_other_noise
 from pretrain.run_folder import RunFolder
+from pretrain.split import BatchSplit
 
 STEPS = 40
 
@@ -207,9 +212,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, 
     newest, older = complete(recipe.parent / name / "checkpoints")[:2]
     file = newest / "rank-00000.safetensors"
     os.truncate(file, file.stat().st_size - 10)
-    output = succeed("pretrain", *arguments(recipe, name))
+    output = succeed("pretrain", *arguments(recipe, name), processes=2)  # rank 1 finds it
     assert f"{newest}: rank-00000.safetensors is damaged" in output
+    assert f"{newest} is damaged and set aside as {newest.name}.damaged" in output
     assert f"resumed from {older}" in output
+    Checkpoint(newest).verify()
     assert losses(recipe.parent / name) == pytest.approx(losses(uninterrupted), abs=1e-5)
 
 
@@ -221,6 +228,7 @@ def test_with_no_whole_checkpoint_the_run_is_refused(recipe: Path, uninterrupted
     done = run("pretrain", *arguments(recipe, name))
     assert done.returncode == 3
     assert "rank-00001.safetensors is damaged" in done.stderr
+    assert len(complete(recipe.parent / name / "checkpoints")) == 3
     assert done.stderr.count("\n") == 1
     assert metrics(recipe.parent / name) == metrics_before
 
@@ -244,6 +252,85 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert done.returncode == 2
     assert named in done.stderr
     assert {file: file.read_bytes() for file in kept} == kept
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("model.num_heads=4", "model.num_heads=2, this run has 4"),
+        ("model.activation=relu", "model.activation=gelu, this run has relu"),
+        ("model.norm_eps=0.1", "model.norm_eps=1e-06, this run has 0.1"),
+        ("model.pool=mean", "model.class_token=True, this run has False"),
+        ("data.mean=[0.1,0.1,0.1]", "data.mean=[0.5, 0.5, 0.5], this run has [0.1, 0.1, 0.1]"),
+        ("objective.name=sigmoid", "objective.name=softmax, this run has sigmoid"),
+    ],
+)
+def test_another_model_of_the_same_tensors_is_refused(
+    recipe: Path, uninterrupted: Path, setting: str, named: str
+) -> None:
+    found = Checkpoint(complete(uninterrupted / "checkpoints")[0])
+    with pytest.raises(UsageError, match=re.escape(f"trained with {named}, which is another model: set")):
+        check_model(found, load(str(recipe), [setting]), 3)
+
+
+def test_what_makes_no_other_model_may_change(recipe: Path, uninterrupted: Path) -> None:
+    found = Checkpoint(complete(uninterrupted / "checkpoints")[0])
+    sizes = ("model.name=vit_s16", "model.class_token=true", "model.num_classes=3")
+    noise = ("model.dropout=0.1", "model.attention_dropout=0.1", "model.drop_path=0.1", "model.head_bias=1")
+    seen = ("data.eval_resize=20", "data.eval_crop=false", "data.eval_resample=bilinear", "data.max_pixels=9")
+    check_model(found, load(str(recipe), [*sizes, *noise, *seen]), 3)
+    del found.state["model"]["activation"], found.state["objective"]  # of an older version
+    check_model(found, load(str(recipe), ["model.activation=relu", "objective.name=sigmoid"]), 3)
+
+
+def test_other_processes_or_micro_batches_change_the_noise_and_that_is_said(
+    recipe: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = Checkpoint(complete(uninterrupted / "checkpoints")[0])
+    noisy, same = load(str(recipe), ["model.drop_path=0.1"]), load(str(recipe), [])
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        warn_of_other_noise(found, noisy, BatchSplit(12, 2, 6, 1))
+        warn_of_other_noise(found, same, BatchSplit(12, 1, 12, 1))
+        assert not caplog.text
+        warn_of_other_noise(found, noisy, BatchSplit(12, 2, 3, 2))
+        assert "from 2 processes and micro-batches of 6 images to 2 and 3: its noise" in caplog.text
+        caplog.clear()
+        warn_of_other_noise(found, noisy, BatchSplit(12, 1, 6, 2))
+        assert "to 1 and 6: its noise" in caplog.text
+
+
+def test_an_average_that_is_asked_for_later_begins_at_the_loaded_weights(
+    recipe: Path, uninterrupted: Path
+) -> None:
+    folder = recipe.parent / continued(uninterrupted, "averaged")
+    settings = ("train.steps=41", "optim.ema=0.75", "optim.schedule=constant", "data.val=")
+    output = succeed("pretrain", *arguments(recipe, folder.name), *settings)
+    assert "step-00000040 has no averaged weights: the average begins at its weights" in output
+    after, before = (Checkpoint(path) for path in complete(folder / "checkpoints")[:2])
+    assert (before.step, after.step) == (40, 41)
+    for key, name in after.weights("ema").items():
+        old, new = before.whole(f"model/{key}"), after.whole(f"model/{key}")
+        assert torch.allclose(after.whole(name), 0.75 * old + 0.25 * new, rtol=0, atol=3e-7)
+
+
+def test_a_place_that_cannot_be_written_is_named_at_the_start(recipe: Path, unprivileged: Path) -> None:
+    (unprivileged / "file").touch()
+    (unprivileged / "closed").mkdir(mode=0o555)
+    for place in ("file", "file/deeper", "closed", "closed/deeper"):
+        with pytest.raises(UsageError, match=f"{place}: it cannot be written: "):
+            RunFolder(unprivileged / place).create()
+    with pytest.raises(UsageError, match=r"/proc/nope: it cannot be written"):
+        RunFolder(Path("/proc/nope")).create()
+
+
+def test_checkpoints_that_cannot_be_saved_are_found_before_the_first_step(recipe: Path) -> None:
+    folder = recipe.parent / "blocked"
+    folder.mkdir()
+    (folder / "checkpoints").touch()
+    done = run("pretrain", *arguments(recipe, "blocked"))
+    assert done.returncode == 2
+    assert f"error: {folder}/checkpoints: it cannot be written: File exists" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
