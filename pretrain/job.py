@@ -118,7 +118,8 @@ def run_job(
             log.info("done: step %d, run folder %s", trainer.step, folder.path)
         if rank == 0:
             state = "stopped" if code == EXIT_CODE else "done"
-            folder.set_status(state, step=trainer.step, exit_code=code)
+            signal = {"signal": stop.signal} if stop.signal else {}
+            folder.set_status(state, step=trainer.step, exit_code=code, **signal)
     except UserError as error:
         if isinstance(error, UsageError) and before:
             folder.refuse(error.exit_code, str(error))
