@@ -78,6 +78,7 @@ def run_job(
         fail(error, rank, first_only=error.shared)
     before = folder.status()
     try:
+        stop.begun = True
         folder.log_to_file_and_console()
         if rank == 0:
             folder.set_status(

@@ -18,6 +18,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.begun = False  # until then there is nothing to put in order after a second SIGINT
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def install(self) -> None:
@@ -26,6 +27,8 @@ class StopFlag:
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == "SIGINT":
+            if not self.begun:
+                os._exit(1)
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
 

@@ -136,6 +136,23 @@ def test_a_signal_before_the_first_step_saves_and_stops(recipe: Path) -> None:
     assert status(folder)["step"] <= 1
 
 
+def test_a_second_ctrl_c_ends_a_start_at_once_and_without_a_traceback(recipe: Path) -> None:
+    job = Job(recipe.parent / "twice", "pretrain", *arguments(recipe, "twice"))
+    process = Path(f"/proc/{job.process.pid}/status")
+    job.wait_until(lambda: catches_usr1(process))
+    while job.process.poll() is None:
+        job.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    code, output = job.finish()
+    assert code == 1 and "Traceback" not in output, output
+
+
+def catches_usr1(process: Path) -> bool:
+    """Whether a process, given as /proc/PID/status, has a handler of its own for SIGUSR1."""
+    caught = int(process.read_text().partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGUSR1 - 1))
+
+
 def test_workers_whose_torchrun_was_killed_save_and_end(recipe: Path, uninterrupted: Path) -> None:
     folder = recipe.parent / "orphans"
     call = arguments(recipe, "orphans", "engine.kind=fsdp")
