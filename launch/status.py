@@ -18,7 +18,7 @@ SILENT = 30.0  # status.json is written every 5 s while the job lives
 STALLED_STEPS = 20.0  # as many times the usual time of a step
 STALLED = 60.0
 QUEUED = "slurm/queued"  # the id of the job that was queued last
-GONE = ", which is no longer in the queue and never began"
+GONE = " is no longer in the queue, and left no word"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,21 +78,21 @@ def look(folder: RunFolder) -> Standing:
     if not life or (not same and life["time"] < status.get("time", 0.0)):
         return Standing(status, None, waiting)
     if not same:
-        facts = {key: life[key] for key in ("state", "reason", "job", "restart")}
-        status = status | facts | {"exit_code": life["code"], "rank": None}
+        facts = {key: life[key] for key in ("state", "job", "restart")}
+        reason = life["reason"].removeprefix("failed: ")
+        status = status | facts | {"exit_code": life["code"], "reason": reason, "rank": None}
     return Standing(status, life["requeued"], waiting)
 
 
 def queued_text(job: str) -> str:
-    text = f"queued as SLURM job {job}"
     if not shutil.which("squeue"):
-        return text
+        return f"queued as SLURM job {job}"
     asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
     done = subprocess.run(asked, capture_output=True, text=True)
     answer = done.stdout.strip()
     if not answer and (done.returncode == 0 or "Invalid job id" in done.stderr):
-        return text + GONE
-    return f"{text}: {answer}" if answer else text
+        return f"SLURM job {job}{GONE}"
+    return f"SLURM job {job}: {answer}" if answer else f"queued as SLURM job {job}"
 
 
 def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]:

@@ -91,7 +91,7 @@ def judge(status: dict[str, Any], code: int, job: str, restart: int, checkpoint:
         code = status["exit_code"]
         reason = {
             "done": "finished",
-            "stopped": f"stopped by {signal} at step {status.get('step')}, checkpoint saved",
+            "stopped": f"stopped by {signal or 'a signal'} at step {status.get('step')}, checkpoint saved",
             "failed": f"failed: {status.get('reason')}",
         }[state]
     elif code == 0:

@@ -78,6 +78,7 @@ def run_job(
         fail(error, rank, first_only=error.shared)
     before = folder.status()
     try:
+        stop.begun = True
         folder.log_to_file_and_console()
         if rank == 0:
             folder.set_status(
@@ -118,7 +119,8 @@ def run_job(
             log.info("done: step %d, run folder %s", trainer.step, folder.path)
         if rank == 0:
             state = "stopped" if code == EXIT_CODE else "done"
-            folder.set_status(state, step=trainer.step, exit_code=code)
+            signal = {"signal": stop.signal} if stop.signal else {}
+            folder.set_status(state, step=trainer.step, exit_code=code, **signal)
     except UserError as error:
         if isinstance(error, UsageError) and before:
             folder.refuse(error.exit_code, str(error))

@@ -82,8 +82,8 @@ class RunFolder:
                     told = True
                 _end_earlier_life(owner)
                 if time.monotonic() > limit:
-                    if _of_this_job(owner):
-                        text = f"{self.path} is still in use by {owner}, of an earlier life: end that process"
+                    if _is_earlier_life(owner):
+                        text = f"{self.path} is still in use by {owner}: end that process"
                         raise UserError(text, shared=True) from None
                     text = f"{self.path} is in use by {owner}: end that job first, or set another run.name"
                     raise UsageError(text, shared=True) from None
@@ -92,7 +92,7 @@ class RunFolder:
                 log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
-        of_job = f" of SLURM job {life()['job']}" if life() else ""
+        of_job = " of SLURM job {job}, restart {restart}".format(**life()) if life() else ""
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}{of_job}\n")
         self._lock.flush()
 
@@ -207,18 +207,19 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return kind(f"{path}: it cannot be written: {error.strerror}: {todo}", shared=True)
 
 
-def _of_this_job(owner: str) -> bool:
-    return bool(life()) and owner.endswith(f" of SLURM job {life()['job']}")
+def _is_earlier_life(owner: str) -> bool:
+    """Whether it is one of this very SLURM job."""
+    match = re.search(r" of SLURM job (\S+), restart (\d+)$", owner)
+    return bool(match and life()) and match[1] == life()["job"] and int(match[2]) < life()["restart"]
 
 
 def _end_earlier_life(owner: str) -> None:
-    """Kill the process that holds the lock if it is left over from an earlier life of this very SLURM job."""
+    """Kill the process that holds the lock if it is left over from an earlier life, and on this node."""
     match = re.match(r"process (\d+) on (\S+)", owner)
-    if match and match[2] == socket.gethostname() and _of_this_job(owner):
+    if match and match[2] == socket.gethostname() and _is_earlier_life(owner):
         with suppress(OSError):  # it is gone
-            pairs = Path(f"/proc/{match[1]}/environ").read_text(errors="replace").split("\0")
-            its = life(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
-            if its and its["job"] == life()["job"] and its["restart"] < life()["restart"]:
+            environment = Path(f"/proc/{match[1]}/environ").read_bytes().split(b"\0")
+            if f"SLURM_JOB_ID={life()['job']}".encode() in environment:
                 os.kill(int(match[1]), signal.SIGKILL)
 
 

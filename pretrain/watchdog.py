@@ -75,6 +75,7 @@ class Watchdog:
 
     def _tell(self) -> None:
         """Rank 0 says what the job does; every rank says when it was asked to stop."""
+        self.stop.listen()
         state = "stopping" if self.stop else "starting" if self.phase == PHASE_ORDER[0] else "running"
         if self.rank and state != "stopping":
             return

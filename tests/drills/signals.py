@@ -1,10 +1,11 @@
 """Signals at random moments: which one, how often in a row, and to whom are random too.
 
-    python tests/drills/signals.py [--rounds 20] [--seed 0]
+    python tests/drills/signals.py [--rounds 20] [--seed 0] [--compile]
 
 Two FSDP processes under torchrun, evaluation and a checkpoint every few steps; after each stop the same
 command. Ends with an error if status.json does not say within a second that the job is stopping, a checkpoint
 does not hold the very step that the job ended at, or the losses are not those of a run that was left alone.
+A second SIGINT ends a process at once. With --compile every life compiles anew, which most signals then meet.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from pretrain.engine.checkpoint import complete
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-def drill(folder: Path, rounds: int, seed: int) -> None:
+def drill(folder: Path, rounds: int, seed: int, compiled: bool = False) -> None:
     """`rounds` stops of one run, each of which is gone on from, and then the run left alone."""
     recipe, run = write_recipe(folder, pack(folder)), folder / "stopped"
     settings = (f"run.dir={folder}", f"train.steps={60 * rounds}", "train.eval_every=4", "engine.kind=fsdp")
     settings += ("checkpoint.every=3", "data.trace=false")
+    if compiled:
+        os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+        settings += ("engine.compile=true",)
     succeed("pretrain", recipe, *settings, "run.name=whole", processes=2)
     chance = random.Random(seed)
     for number in range(1, rounds + 1):
@@ -46,8 +50,6 @@ def drill(folder: Path, rounds: int, seed: int) -> None:
         time.sleep(wait)
         what, often = chance.choice(SIGNALS), chance.choice((1, 2, 4))
         whom = chance.choice(("a rank", "all ranks", "torchrun"))
-        if what == signal.SIGINT and often > 1:
-            often = 1  # a second Ctrl-C means: at once
         phase = current(run, began)
         send(job, whom, what, often, chance)
         slow = told_after(run) if phase and whom != "torchrun" else 0.0
@@ -59,7 +61,9 @@ def drill(folder: Path, rounds: int, seed: int) -> None:
             flush=True,
         )
         assert slow < 1.0, f"status.json said so after {slow:.2f} s"
-        if phase and not (what == signal.SIGUSR1 and whom == "torchrun"):
+        if what == signal.SIGINT and often > 1:
+            assert not phase or ended["state"] in ("stopped", "failed"), output
+        elif phase and not (what == signal.SIGUSR1 and whom == "torchrun"):
             assert ended["state"] == "stopped", output
             assert complete(run / "checkpoints")[0].name == f"step-{ended['step']:08d}"
     succeed("pretrain", recipe, *settings, "run.name=stopped", processes=2)
@@ -107,9 +111,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        drill(Path(folder), given.rounds, given.seed)
+        drill(Path(folder), given.rounds, given.seed, given.compile)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def queue(folder: Path, recipe: Path, name: str, *arguments: object) -> QueuedJo
 
 def four_blows(folder: Path, recipe: Path, settings: tuple[str, ...]) -> None:
     """Two preemptions, a time limit and a lost node in 60 steps on 2 × 2 processes."""
-    own = ("engine.kind=fsdp", "tracking.wandb=offline", "fault=slow:rank=0:seconds=0.5")
+    own = ("engine.kind=fsdp", "tracking.wandb=offline", "fault=slow:rank=0:seconds=1.5")
     job = queue(folder, recipe, "blows", "--nodes", 2, "--time", 20, *settings, *own)
     began = time.monotonic()
     for restart, step in ((1, 8), (2, 18)):
@@ -155,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, cluster():
         folder = Path(name)
         recipe = write_recipe(folder, pack(folder))
-        for steps, part in ((60, "lives"), (6 * given.preemptions, "random"), (10, "neighbours")):
+        for steps, part in ((60, "lives"), (12 * given.preemptions, "random"), (10, "neighbours")):
             if given.only in (None, part):
                 settings = (f"train.steps={steps}", f"checkpoint.every={EVERY}", "data.trace=false")
                 # Undisturbed, and outside SLURM.

@@ -241,6 +241,13 @@ def test_times_of_slurm() -> None:
     assert [seconds(text) for text in ("00:01:30", "1-00:00:00")] == [90, 86400]
 
 
+def stops_and_resumes(job: QueuedJob) -> tuple[list[int], list[int]]:
+    """The steps that lives of a job were stopped at, and those that later ones began with."""
+    stops = re.findall(r"^stopped by SIG\w+ at step (\d+), checkpoint saved$", job.output, re.MULTILINE)
+    resumes = re.findall(r"resumed from .*: step (\d+)", job.output)
+    return [*map(int, stops)], [*map(int, resumes)]
+
+
 def test_a_job_is_preempted_told_of_its_limit_and_loses_a_node_and_nothing_is_lost(
     slurm: None, recipe: Path
 ) -> None:
@@ -268,11 +275,63 @@ def test_a_job_is_preempted_told_of_its_limit_and_loses_a_node_and_nothing_is_lo
     assert job.field("ExitCode") == "0:0" and job.restarts == 3
     assert "4 ranks × 3" in job.output and "2 ranks × 6" in job.output
     assert losses(folder) == pytest.approx(losses(recipe.parent / "whole"), abs=1e-5)
-    stopped = [
-        int(step) for step in re.findall(r"stopped by SIG\w+ at step (\d+), checkpoint saved;", job.output)
-    ]
-    resumed = [int(step) for step in re.findall(r"resumed from .*: step (\d+)", job.output)]
+    stopped, resumed = stops_and_resumes(job)
     assert resumed[:2] == stopped[:2], "a step was lost"
     found = status(folder)
     assert (found["state"], found["job"], found["restart"]) == ("done", job.id, 3)
     assert "SLURM job" in run("launch", "status", folder).stdout
+
+
+TUNING = """
+data: {{train: {train}, val: {val}, tile_size: 24, max_tiles: 4, workers: 1}}
+model: {{head: linear}}
+optim: {{name: sgd, lr: 0.05}}
+train: {{steps: 3, batch_size: 12, log_every: 1}}
+engine: {{precision: fp32}}
+tracking: {{wandb: disabled}}
+"""
+
+
+def test_a_job_of_torchrun_that_is_requeued_by_an_administrator_is_followed_by_its_fine_tuning(
+    slurm: None, recipe: Path, data: Data
+) -> None:
+    """Tiles of 24 pixels fit the pretrained model, which nobody knows yet, and not the usual one."""
+    where, sizes = f"run.dir={recipe.parent}", ("--nodes", 2, "--gpus-per-node", 1, "--time", 10)
+    settings = ("train.steps=24", "checkpoint.every=100", "data.trace=false", "fault=slow:seconds=0.3")
+    folder, tuned = recipe.parent / "first", recipe.parent / "tuned"
+    job = QueuedJob(folder, recipe, *sizes, "--launcher", "torchrun", where, "run.name=first", *settings)
+    tuning = recipe.parent / "tuning.yaml"
+    tuning.write_text(TUNING.format(train=data.train, val=data.val))
+    follow = ("--stage", "finetune", "--after", job.id, f"init={folder}")
+    second = QueuedJob(tuned, tuning, *sizes, *follow, where, "run.name=tuned")
+    assert "PENDING (Dependency)" in run("launch", "status", tuned).stdout
+    job.wait_for_step(4)
+    call("scontrol", "requeue", job.id)
+    job.wait_for_restart(1)
+    job.wait_until(lambda: job.state == "COMPLETED")
+    stopped, resumed = stops_and_resumes(job)
+    assert len(stopped) == 1 and stopped == resumed, "a step was lost"
+    assert sorted(losses(folder)) == list(range(1, 25))
+    second.wait_until(lambda: second.state == "COMPLETED")
+    assert f"init {folder}/checkpoints/step-00000024" in second.output
+    assert (status(tuned)["state"], status(tuned)["step"]) == ("done", 3)
+
+
+def test_a_task_that_fails_before_the_run_begins_does_not_requeue_it_for_ever(
+    slurm: None, recipe: Path
+) -> None:
+    """srun ends the task beside it by SIGTERM, whose code of a stop that was asked for is the higher one."""
+    broken, prolog, site = (recipe.parent / name for name in ("broken", "prolog.sh", "site.yaml"))
+    broken.mkdir()
+    (broken / "omegaconf.py").write_text("raise ImportError('broken on this node')\n")
+    prolog.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && echo export PYTHONPATH={broken}\nexit 0\n')
+    prolog.chmod(0o755)
+    site.write_text(f"srun: [--task-prolog={prolog}]")
+    settings = (f"run.dir={recipe.parent}", "run.name=bad", "launch.max_restarts=1", "--cluster", site)
+    job = QueuedJob(
+        recipe.parent / "bad", recipe, "--nodes", 1, "--gpus-per-node", 2, "--time", 10, *settings
+    )
+    job.wait_until(lambda: job.state == "FAILED")
+    assert job.restarts == 1 and "1 restarts in a row brought no newer checkpoint" in job.output
+    done = run("launch", "status", job.folder, "--follow")
+    assert done.returncode == 1 and "failed, exit code 1: the processes ended without a word" in done.stdout

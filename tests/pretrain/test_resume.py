@@ -9,12 +9,14 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
+from jobs import ROOT, Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
 from data_tools.errors import UsageError, UserError
 from pretrain.config import load
@@ -139,6 +141,23 @@ def test_a_signal_before_the_first_step_saves_and_stops(recipe: Path) -> None:
     assert status(folder)["step"] <= 1
 
 
+def test_a_second_ctrl_c_ends_a_start_at_once_and_without_a_traceback(recipe: Path) -> None:
+    job = Job(recipe.parent / "twice", "pretrain", *arguments(recipe, "twice"))
+    process = Path(f"/proc/{job.process.pid}/status")
+    job.wait_until(lambda: catches_usr1(process))
+    while job.process.poll() is None:
+        job.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    code, output = job.finish()
+    assert code == 1 and "Traceback" not in output, output
+
+
+def catches_usr1(process: Path) -> bool:
+    """Whether a process, given as /proc/PID/status, has a handler of its own for SIGUSR1."""
+    caught = int(process.read_text().partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGUSR1 - 1))
+
+
 def test_workers_whose_torchrun_was_killed_save_and_end(recipe: Path, uninterrupted: Path) -> None:
     folder = recipe.parent / "orphans"
     call = arguments(recipe, "orphans", "engine.kind=fsdp")
@@ -163,19 +182,35 @@ def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
         second.lock(patience=0.0)
 
 
-def test_an_earlier_life_of_a_slurm_job_on_another_node_is_waited_for_and_is_no_usage_error(
+def test_what_an_earlier_life_of_a_slurm_job_left_on_this_node_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("pretrain.run_folder.socket.gethostname", lambda: "node1")
-    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
-    first.create()
-    first.lock()
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    monkeypatch.setattr("pretrain.run_folder.socket.gethostname", lambda: "node2")
-    with pytest.raises(UserError, match="on node1 of SLURM job 7, of an earlier life") as raised:
-        second.lock(patience=0.0)
-    assert raised.value.exit_code == 1
+    hold = "folder.create(); folder.lock(); print('held', flush=True); time.sleep(600)"
+    code = "import sys, time; from pathlib import Path; from pretrain.run_folder import RunFolder; "
+    left = subprocess.Popen(
+        [sys.executable, "-c", f"{code} folder = RunFolder(Path(sys.argv[1])); {hold}", tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"SLURM_JOB_ID": "7"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert left.stdout and left.stdout.readline() == b"held\n"
+        folder = RunFolder(tmp_path)
+        for job, restart in (("7", "0"), ("8", "1")):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+            with pytest.raises(UsageError, match=f"in use by process {left.pid} on .* of SLURM job 7"):
+                folder.lock(patience=0.0)
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="still in use by") as raised:
+            elsewhere.setattr("pretrain.run_folder.socket.gethostname", lambda: "another-node")
+            folder.lock(patience=0.0)
+        assert raised.value.exit_code == 1, "it will not stay for ever: the job may be requeued"
+        folder.lock(patience=30.0)
+        assert left.wait(timeout=30) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.communicate()
 
 
 def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
