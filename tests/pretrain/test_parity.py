@@ -148,7 +148,8 @@ def test_with_dropout_a_run_that_was_stopped_goes_on_bitwise(folder: Path) -> No
 
 def test_with_dropout_another_size_is_warned_of(folder: Path) -> None:
     log = (folder / "noisy-stopped/logs/rank-0.log").read_text()
-    assert log.count("dropout is on and the run goes from 2 to 4 processes") == 1
+    says = "dropout is on and the run goes from 2 processes and micro-batches of 8 images to 4 and 4"
+    assert log.count(says) == 1
 
 
 def test_what_engines_compute_with() -> None:
