@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 240
+TIMEOUT = 400
 
 RECIPE = """
 data: {{train: {train}, val: {val}, tile_size: 16, max_tiles: 4, workers: 1, trace: true,
