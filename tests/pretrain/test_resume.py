@@ -9,20 +9,17 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from jobs import ROOT, Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
+from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError
 from pretrain.config import load
 from pretrain.engine.checkpoint import Checkpoint, complete
 from pretrain.resume import check_model, warn_of_other_noise
-from pretrain.run_folder import RunFolder
 from pretrain.split import BatchSplit
 
 STEPS = 40
@@ -174,45 +171,6 @@ def test_workers_whose_torchrun_was_killed_save_and_end(recipe: Path, uninterrup
     assert losses(folder) == losses(uninterrupted)
 
 
-def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
-    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
-    first.create()
-    first.lock()
-    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
-        second.lock(patience=0.0)
-
-
-def test_what_an_earlier_life_of_a_slurm_job_left_on_this_node_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hold = "folder.create(); folder.lock(); print('held', flush=True); time.sleep(600)"
-    code = "import sys, time; from pathlib import Path; from pretrain.run_folder import RunFolder; "
-    left = subprocess.Popen(
-        [sys.executable, "-c", f"{code} folder = RunFolder(Path(sys.argv[1])); {hold}", tmp_path],
-        cwd=ROOT,
-        env=os.environ | {"SLURM_JOB_ID": "7"},
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert left.stdout and left.stdout.readline() == b"held\n"
-        folder = RunFolder(tmp_path)
-        for job, restart in (("7", "0"), ("8", "1")):
-            monkeypatch.setenv("SLURM_JOB_ID", job)
-            monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
-            with pytest.raises(UsageError, match=f"in use by process {left.pid} on .* of SLURM job 7"):
-                folder.lock(patience=0.0)
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
-        with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="still in use by") as raised:
-            elsewhere.setattr("pretrain.run_folder.socket.gethostname", lambda: "another-node")
-            folder.lock(patience=0.0)
-        assert raised.value.exit_code == 1, "it will not stay for ever: the job may be requeued"
-        folder.lock(patience=30.0)
-        assert left.wait(timeout=30) == -signal.SIGKILL
-    finally:
-        left.kill()
-        left.communicate()
-
-
 def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, uninterrupted: Path) -> None:
     name = continued(uninterrupted, "longer")
     kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
@@ -347,26 +305,6 @@ def test_an_average_that_is_asked_for_later_begins_at_the_loaded_weights(
     for key, name in after.weights("ema").items():
         old, new = before.whole(f"model/{key}"), after.whole(f"model/{key}")
         assert torch.allclose(after.whole(name), 0.75 * old + 0.25 * new, rtol=0, atol=3e-7)
-
-
-def test_a_place_that_cannot_be_written_is_named_at_the_start(recipe: Path, unprivileged: Path) -> None:
-    (unprivileged / "file").touch()
-    (unprivileged / "closed").mkdir(mode=0o555)
-    for place in ("file", "file/deeper", "closed", "closed/deeper"):
-        with pytest.raises(UsageError, match=f"{place}: it cannot be written: "):
-            RunFolder(unprivileged / place).create()
-    with pytest.raises(UsageError, match=r"/proc/nope: it cannot be written"):
-        RunFolder(Path("/proc/nope")).create()
-
-
-def test_checkpoints_that_cannot_be_saved_are_found_before_the_first_step(recipe: Path) -> None:
-    folder = recipe.parent / "blocked"
-    folder.mkdir()
-    (folder / "checkpoints").touch()
-    done = run("pretrain", *arguments(recipe, "blocked"))
-    assert done.returncode == 2
-    assert f"error: {folder}/checkpoints: it cannot be written: File exists" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_resume_never_refuses_a_folder_that_holds_a_run(recipe: Path, uninterrupted: Path) -> None:
