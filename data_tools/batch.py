@@ -54,6 +54,19 @@ class TileBatch:
     def __len__(self) -> int:
         return len(self.tiles_per_image)
 
+    def pinned(self) -> TileBatch:
+        """The same batch; what `to` copies lies in pinned memory, from where a copy makes nobody wait."""
+        labels = self.labels.pin_memory()
+        unmixed = self.partner_labels is self.labels
+        return replace(
+            self,
+            tiles=self.tiles.pin_memory(),
+            labels=labels,
+            weight=self.weight.pin_memory(),
+            partner_labels=labels if unmixed else self.partner_labels.pin_memory(),
+            mix=self.mix.pin_memory(),
+        )
+
     def to(self, device: torch.device | str) -> TileBatch:
         """The same batch, tiles, labels and weights on `device`; pinned copies overlap.
 

@@ -68,12 +68,13 @@ class Mix:
             return self._pair(a, b, grids[first], positions[first])
 
         weights = map_(mix, range(0, len(grids), 2))
-        own = torch.tensor(weights, pin_memory=pin).repeat_interleave(2)
+        own = torch.tensor(weights).repeat_interleave(2)
         labels = batch.labels
         swapped = labels.view(len(weights), 2, -1).flip(1).view_as(labels)
         mixed = (own < 1).view(-1, *[1] * (labels.ndim - 1))
         partners = torch.where(mixed, swapped, labels)
-        return replace(batch, partner_labels=partners.pin_memory() if pin else partners, mix=own)
+        batch = replace(batch, partner_labels=partners, mix=own)
+        return batch.pinned() if pin else batch
 
     def _pair(self, a: Tiles, b: Tiles, grid: Sequence[int], position: int) -> float:
         choice, quantile, down, right = uniform(self.seed, _MIX, position, np.arange(4)).tolist()

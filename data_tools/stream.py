@@ -235,13 +235,14 @@ def assemble(
     tiles = torch.empty((sum(counts), *sides, channels), dtype=torch.uint8, pin_memory=pin)
     tiles = tiles.permute(0, 3, 1, 2)
     np.concatenate([item.tiles for item in items], out=tiles.numpy())
-    return TileBatch(
+    batch = TileBatch(
         tiles=tiles,
         tiles_per_image=torch.tensor(counts),
         grid=torch.tensor([(item.rows, item.columns) for item in items]),
-        labels=torch.tensor(np.array([item.label for item in items]), pin_memory=pin),
-        weight=torch.tensor([item.weight for item in items], pin_memory=pin),
+        labels=torch.from_numpy(np.array([item.label for item in items])),
+        weight=torch.tensor([item.weight for item in items]),
         position=torch.tensor([item.position for item in items]),
         sample=torch.tensor([item.sample for item in items]),
         bad=passed_over + tuple(bad for item in items for bad in item.bad),
     )
+    return batch.pinned() if pin else batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ SHAPES = ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2))
 TILE = 16
 HELD_OUT = 0.2
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# How far the pictures for training differ from how the digit was written: degrees, and rows per column.
+TURN, SLANT = 8.0, 0.08
 
 
 def write_digits(folder: Path, seed: int = 0) -> None:
     """Write PNG files as folder/train/CLASS/*.png and folder/val/CLASS/*.png.
 
-    The 1797 digits are split once. One for training gives a picture in each of the shapes; one that is held
-    out gives a single picture, in a shape drawn at random.
+    The 1797 digits are split once. Each gives a picture in each of the shapes; those for training are turned
+    and slanted a little.
     """
     from sklearn.datasets import load_digits
 
@@ -27,20 +30,38 @@ def write_digits(folder: Path, seed: int = 0) -> None:
     held_out = set(rng.permutation(len(digits.images))[: round(HELD_OUT * len(digits.images))].tolist())
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "val" if number in held_out else "train"
-        shapes = [SHAPES[rng.integers(len(SHAPES))]] if split == "val" else SHAPES
         target = folder / split / f"{label}_{NAMES[label]}"
         target.mkdir(parents=True, exist_ok=True)
-        for rows, columns in shapes:
-            _picture(pixels, rows, columns, rng).save(target / f"{number:04d}_{rows}x{columns}.png")
+        for rows, columns in SHAPES:
+            glyph = _glyph(pixels)
+            if split == "train":
+                glyph = _written_otherwise(glyph, rng)
+            _picture(glyph, rows, columns, rng).save(target / f"{number:04d}_{rows}x{columns}.png")
 
 
-def _picture(pixels: np.ndarray, rows: int, columns: int, rng: np.random.Generator) -> Image.Image:
-    """An 8x8 digit with values in 0..16, stretched to nearly fill a picture of rows x columns tiles."""
-    height = round(TILE * (rows - 1 + rng.uniform(0.8, 1.0)))
-    width = round(TILE * (columns - 1 + rng.uniform(0.8, 1.0)))
-    size = (round(width * rng.uniform(0.85, 1.0)), round(height * rng.uniform(0.85, 1.0)))
-    glyph = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+def _glyph(pixels: np.ndarray) -> Image.Image:
+    """An 8x8 digit with values in 0..16 as a grey picture of 32x32 pixels."""
+    grey = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
+    return grey.resize((2 * TILE, 2 * TILE), Image.Resampling.BICUBIC)
+
+
+def _written_otherwise(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The digit turned and slanted about its middle."""
+    turn, slant = math.radians(rng.uniform(-TURN, TURN)), rng.uniform(-SLANT, SLANT)
+    inverse = np.array([[math.cos(turn), slant - math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    middle = np.full(2, (glyph.width - 1) / 2)
+    shift = middle - inverse @ middle
+    rows = np.column_stack([inverse, shift])
+    return glyph.transform(glyph.size, Image.Transform.AFFINE, tuple(rows.ravel()), Image.Resampling.BICUBIC)
+
+
+def _picture(glyph: Image.Image, rows: int, columns: int, rng: np.random.Generator) -> Image.Image:
+    """The digit stretched to nearly fill a picture of rows x columns tiles."""
+    height = round(TILE * (rows - 1 + rng.uniform(0.9, 1.0)))
+    width = round(TILE * (columns - 1 + rng.uniform(0.9, 1.0)))
+    size = (round(width * rng.uniform(0.92, 1.0)), round(height * rng.uniform(0.92, 1.0)))
     picture = Image.new("RGB", (width, height))
     corner = (int(rng.integers(width - size[0] + 1)), int(rng.integers(height - size[1] + 1)))
-    picture.paste(Image.merge("RGB", (glyph,) * 3), corner)
+    stretched = glyph.resize(size, Image.Resampling.BICUBIC)
+    picture.paste(Image.merge("RGB", (stretched,) * 3), corner)
     return picture

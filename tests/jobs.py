@@ -1,4 +1,7 @@
-"""Running the commands as users do: real processes, torchrun, gloo."""
+"""Running the commands as users do: real processes, torchrun, gloo.
+
+A command without torchrun, and what only has to succeed, begins with its imports done (see warm.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 400
@@ -54,7 +59,9 @@ def command(module: str, *arguments: object, processes: int = 0) -> list[str]:
 
 
 def run(module: str, *arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run to the end, in the repository."""
+    """Run to the end, in the repository; with `processes` under torchrun, from a cold start."""
+    if not processes:
+        return run_warm(["-m", module, *map(str, arguments)], environment(), TIMEOUT)
     return subprocess.run(
         command(module, *arguments, processes=processes),
         cwd=ROOT,
@@ -66,28 +73,20 @@ def run(module: str, *arguments: object, processes: int = 0) -> subprocess.Compl
 
 
 def succeed(module: str, *arguments: object, processes: int = 0) -> str:
-    """Run to the end and return stdout; fails with stderr if the exit code is not 0."""
-    done = run(module, *arguments, processes=processes)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """Run to the end and return stdout; fails with stderr if the exit code is not 0.
+
+    With `processes`, so many of them meet as torchrun's workers do.
+    """
+    return _succeed(["-m", module, *map(str, arguments)], processes)
 
 
 def script(name: str, *arguments: object, processes: int = 0) -> str:
-    """Run a script of tests/pretrain, under torchrun if `processes` is given; as `succeed`."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            *(launch if processes else ()),
-            str(ROOT / "tests/pretrain" / name),
-            *map(str, arguments),
-        ],
-        cwd=ROOT,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    """Run a script of tests/pretrain, as `succeed` does."""
+    return _succeed([str(ROOT / "tests/pretrain" / name), *map(str, arguments)], processes)
+
+
+def _succeed(arguments: list[str], processes: int) -> str:
+    done = run_warm(arguments, environment(), TIMEOUT, processes)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from data_tools.errors import UsageError
+
 from ..rendezvous import join, started_by_srun
 from ..stop import StopFlag
 
@@ -74,8 +76,10 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
     device = torch.device("cpu")
     backend = "gloo"
     if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        _check_gpus(count)
         # A site may show each task its own GPU only.
-        local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        local = int(os.environ.get("LOCAL_RANK", 0)) % count
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
@@ -87,6 +91,20 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
         meeting = {"store": store, "rank": rank, "world_size": size}
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
     return World(rank, size, device)
+
+
+def _check_gpus(count: int) -> None:
+    """Refuse more processes of torchrun on this host than the GPUs that it shows to each of them: NCCL cannot
+    share one. (srun may show each task its own GPU only, so there the count says nothing.)"""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > count and not started_by_srun():
+        gpus = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise UsageError(
+            f"{processes} processes were started on a host that shows {gpus}, and each needs one of its own: "
+            f"start {count} (torchrun --nproc-per-node={count}), or compute on the CPU with "
+            "CUDA_VISIBLE_DEVICES= in the environment",
+            shared=True,
+        )
 
 
 def leave(world: World, code: int) -> NoReturn:

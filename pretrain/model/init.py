@@ -60,10 +60,15 @@ ones = constant(1.0)
 
 
 def reset(module: nn.Module) -> None:
-    """Fill what `module` declares rules for from torch's own generator; for use in constructors."""
+    """Fill what `module` declares rules for from torch's own generator; for use in constructors.
+
+    Nothing is drawn on the meta device, where torch would import its compiler for it.
+    """
     with torch.no_grad():
         for name, rule in module.init_rules.items():
-            rule(module.get_parameter(name), None)
+            parameter = module.get_parameter(name)
+            if not parameter.is_meta:
+                rule(parameter, None)
 
 
 def initial_value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> Tensor:
