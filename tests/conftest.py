@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,23 @@ from tempfile import TemporaryDirectory
 import pytest
 from jobs import Data, run
 from pictures import write_pictures
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only the tests that start no other process")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick(request: pytest.FixtureRequest) -> None:
+    """With --quick, a test is skipped as soon as it starts a process."""
+    if request.config.getoption("--quick"):
+        sys.addaudithook(_skip_at_a_process)
+
+
+def _skip_at_a_process(event: str, arguments: tuple[object, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        pytest.skip("--quick: it starts another process")
+
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

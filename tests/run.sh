@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone, two files at a time. Arguments go to pytest; -n 0 for one after the other.
+# The tests, from a fresh clone, two files at a time. Arguments go to pytest; -n 0 for one after the other,
+# --quick for those that start no other process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh
