@@ -130,8 +130,10 @@ def run(*command: str, quiet: bool = False) -> str:
 
 
 def environment() -> dict[str, str]:
-    """One computing thread a process: the processes and the loader threads share the cores."""
-    return os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    """No GPU, so that every machine shows the same, those that have fewer GPUs than processes too; and
+    one computing thread a process, as the processes and the loader threads share the cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads}
 
 
 def status(run_folder: Path) -> dict[str, Any]:

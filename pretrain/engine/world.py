@@ -77,7 +77,7 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
     backend = "gloo"
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
-        _check_gpus(count)
+        check_gpus(count)
         # A site may show each task its own GPU only.
         local = int(os.environ.get("LOCAL_RANK", 0)) % count
         device = torch.device("cuda", local)
@@ -93,7 +93,7 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
     return World(rank, size, device)
 
 
-def _check_gpus(count: int) -> None:
+def check_gpus(count: int) -> None:
     """Refuse more processes of torchrun on this host than the GPUs that it shows to each of them: NCCL cannot
     share one. (srun may show each task its own GPU only, so there the count says nothing.)"""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -233,3 +233,16 @@ def test_leaving_an_evaluation_early_ends_its_threads(make_shards) -> None:
     for _ in stream:
         break
     assert threading.active_count() == before
+
+
+def test_all_that_goes_to_the_device_lies_in_pinned_memory(make_shards, monkeypatch) -> None:
+    """On a machine without a device torch pins nothing, and refuses to: only what it is asked for is seen."""
+    pinned: list[torch.Tensor] = []
+    empty = torch.empty
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **kind: empty(*shape, **kind))
+    shards = make_shards([19, 12, 9])
+    for mix in (None, Mix(1, 1.0, 0.0)):
+        batch = train(shards, range(1), pin=True, mix=mix)[0]
+        moved = (batch.tiles, batch.labels, batch.weight, batch.partner_labels, batch.mix)
+        assert all(any(tensor is other for other in pinned) for tensor in moved)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from data_tools.errors import UserError
+from data_tools.errors import UsageError, UserError
 from launch.address import free_port
+from pretrain.engine.world import check_gpus
 from pretrain.rendezvous import Stopped, adopt_slurm, join
 from pretrain.stop import StopFlag
 
@@ -82,3 +83,12 @@ def test_only_tasks_of_srun_take_their_rank_from_slurm(given: dict[str, Any], ra
     environment = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"} | given
     adopt_slurm(environment)
     assert environment.get("RANK") == rank
+
+
+def test_torchrun_with_more_processes_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    check_gpus(4)
+    with pytest.raises(UsageError, match=r"4 processes were started on a host that shows 2 GPUs.*start 2"):
+        check_gpus(2)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")  # srun may show each task its own GPU only
+    check_gpus(1)
