@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
         console.print(evaluated.strip())
         accuracy = json.loads(evaluated)
-        images = sorted((DATA / "images/val").glob("*/*.png"))[::72]
+        images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
