@@ -28,12 +28,16 @@ def cluster(nodes: int = 2) -> Iterator[None]:
     if os.geteuid() != 0:
         raise Unavailable("the SLURM cluster on one machine needs root")
     ours = subprocess.run([BOX, "status"], capture_output=True).returncode != 0
-    up = subprocess.run([BOX, "up", "--nodes", str(nodes)], capture_output=True, text=True, timeout=300)
+    # SLURM's own patience, not the box's short one: a slow machine needs it to save a checkpoint.
+    command = [BOX, "up", "--nodes", str(nodes), "--set", "KillWait=30"]
+    up = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if up.returncode:
         raise Unavailable(f"no SLURM cluster: {up.stderr.strip().splitlines()[-1]}")
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = up.stdout.strip().partition("=")[2]
     try:
+        if ours:
+            call("scontrol", "update", "partitionname=preempt", "gracetime=30")
         yield
     finally:
         while QUEUED:

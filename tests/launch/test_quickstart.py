@@ -61,7 +61,7 @@ def test_it_was_stopped_once_and_resumed(quickstart: tuple[Path, str]) -> None:
     folder, output = quickstart
     assert "stopped by SIGTERM at step" in output
     assert "resumed from runs/quickstart/checkpoints/step-" in output
-    steps = [1, *range(20, 401, 20)]
+    steps = [1, *range(25, 501, 25)]
     assert list(losses(folder / "quickstart")) == steps
     assert status(folder / "quickstart")["state"] == "done"
 
@@ -92,5 +92,5 @@ def test_the_run_folder_holds_what_the_readme_says(quickstart: tuple[Path, str])
     for name in ("config.yaml", "status.json", "metrics.jsonl", "classes.json", "report.html", "wandb"):
         assert (run / name).exists(), name
     assert len(list((run / "logs").glob("rank-*.log"))) == 2
-    assert (run / "checkpoints/latest").read_text().strip() == "step-00000400"
+    assert (run / "checkpoints/latest").read_text().strip() == "step-00000500"
     assert len(json.loads((run / "classes.json").read_bytes())) == 10
