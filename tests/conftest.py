@@ -17,6 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that start no other process")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes go first, so that none is left for one worker at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick(request: pytest.FixtureRequest) -> None:
     """With --quick, a test is skipped as soon as it starts a process."""
@@ -29,6 +34,10 @@ def _skip_at_a_process(event: str, arguments: tuple[object, ...]) -> None:
         pytest.skip("--quick: it starts another process")
 
 
+LONG = (
+    *("test_quickstart", "test_parity", "test_slurm", "test_resume", "test_checkpoint_ring"),
+    *("test_short_drills", "test_order_and_engines", "test_readme", "test_survive", "test_memory"),
+)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

@@ -20,6 +20,7 @@ from warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 400
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 RECIPE = """
 data: {{train: {train}, val: {val}, tile_size: 16, max_tiles: 4, workers: 1, trace: true,
@@ -52,10 +53,8 @@ def write_recipe(folder: Path, data: Data, name: str = "tiny.yaml") -> Path:
 
 def command(module: str, *arguments: object, processes: int = 0) -> list[str]:
     """The command line of `python -m module`, under torchrun if `processes` is given."""
-    python = [sys.executable, "-m"]
-    if processes:
-        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    return [*python, module, *map(str, arguments)]
+    python = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes else [sys.executable]
+    return [*python, "-m", module, *map(str, arguments)]
 
 
 def run(module: str, *arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
@@ -80,9 +79,21 @@ def succeed(module: str, *arguments: object, processes: int = 0) -> str:
     return _succeed(["-m", module, *map(str, arguments)], processes)
 
 
-def script(name: str, *arguments: object, processes: int = 0) -> str:
-    """Run a script of tests/pretrain, as `succeed` does."""
-    return _succeed([str(ROOT / "tests/pretrain" / name), *map(str, arguments)], processes)
+def script(name: str, *arguments: object, processes: int = 0, cold: bool = False) -> str:
+    """Run a script of tests/pretrain, as `succeed` does; or `cold`, by torchrun."""
+    path = str(ROOT / "tests/pretrain" / name)
+    if not cold:
+        return _succeed([path, *map(str, arguments)], processes)
+    done = subprocess.run(
+        [*TORCHRUN, f"--nproc-per-node={processes}", path, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _succeed(arguments: list[str], processes: int) -> str:

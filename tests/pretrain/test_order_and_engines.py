@@ -32,6 +32,7 @@ def folders(data: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
             recipe,
             f"run.dir={root}",
             f"run.name={folder}",
+            "checkpoint.every=50",
             *settings,
             processes=processes,
         )
