@@ -145,7 +145,8 @@ def _rgb(image: Image.Image) -> Pixels:
         image = Image.alpha_composite(background, image)
     if image.mode not in ("RGB", "RGBA", "L", "P", "1", "CMYK"):
         raise DecodeError(f"pixels of mode {image.mode} are not supported")
-    return np.array(image.convert("RGB"))  # a copy: torch takes no read-only memory
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return np.array(rgb)  # a copy: torch takes no read-only memory
 
 
 def _orientation(image: Image.Image) -> int:

@@ -34,6 +34,7 @@ def possible_canvases(max_tiles: int, tile_size: int) -> tuple[tuple[int, int], 
     return tuple(canvas for group in groups.values() for canvas in group)
 
 
+@lru_cache(maxsize=1 << 14)
 def choose_canvas(
     height: int,
     width: int,

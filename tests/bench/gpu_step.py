@@ -11,7 +11,7 @@ bf16, and ends with code 1 if they differ. --rows: only rows whose name contains
 tiny models of the same kinds, few steps, no C++ compiler; the only sensible form on a CPU, where its figures
 say nothing about a GPU.
 
-No GPU has run this yet: what it prints there is unknown.
+It has run on one H200 with torch 2.11 and CUDA 13.
 """
 
 from __future__ import annotations

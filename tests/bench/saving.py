@@ -129,11 +129,14 @@ def work(folder: Path, rounds: int) -> None:
         print(f"{parameters / 1e6:.1f} M parameters with Adam, FSDP x {world.size}, {rounds} rounds")
         medians = {}
         for name, found in rows.items():
-            medians[name] = [statistics.median(column) for column in zip(*found[1:], strict=True)]
-            print(
-                f"{name:30} blocked {medians[name][0]:7.3f} s  total {medians[name][1]:7.3f} s   "
-                f"first: {found[0][0]:.3f} / {found[0][1]:.3f}"
+            columns = list(zip(*found[1:], strict=True))
+            medians[name] = [statistics.median(column) for column in columns]
+            blocked, total = (
+                f"{statistics.median(column):.2f} s ({min(column):.2f} to {max(column):.2f})"
+                for column in columns
             )
+            first = f"{found[0][0]:.2f} / {found[0][1]:.2f}"
+            print(f"{name:30} blocked {blocked:24} total {total:24} first: {first}")
         (mine, total), (whole, whole_total), (dcp_blocked, dcp_total) = medians.values()
         print(
             f"blocked: 1/{whole / mine:.1f} of torch.save, {mine / dcp_blocked:.2f} of async_save; "

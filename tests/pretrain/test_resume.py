@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
+from jobs import TIMEOUT, Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
 from data_tools.errors import UsageError
 from pretrain.config import load
@@ -162,7 +162,7 @@ def test_workers_whose_torchrun_was_killed_save_and_end(recipe: Path, uninterrup
     job.wait_for_step(5)
     workers = job.workers()
     os.kill(job.process.pid, signal.SIGKILL)
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + TIMEOUT
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < limit, "the workers went on"
         time.sleep(0.05)
