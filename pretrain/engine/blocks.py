@@ -16,7 +16,7 @@ from ..model.attention import Packing
 
 Forward = Callable[[Tensor, Packing], Tensor]
 
-BACKEND = "inductor"
+BACKEND: str | Callable[..., Any] = "inductor"
 
 # What `selective` keeps: the outputs of matrix products and of attention, whichever kernel computes it. The
 # rest of a block is cheap to compute again.
