@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data_tools.errors import UsageError, UserError
-from data_tools.index import build_index
-from data_tools.pack import Packed, pack
-from data_tools.recode import Recode
-from data_tools.shards import ShardSet, load_index
-from data_tools.storage import is_url
+from data_tools.packing.pack import Packed, pack
+from data_tools.packing.recode import Recode
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet, load_index
+from data_tools.shards.storage import is_url
 from data_tools.verify import balance, verify
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -153,7 +153,7 @@ def _index(options: argparse.Namespace) -> int:
     if urls:
         if len(urls) < len(options.shards) or not options.out:
             raise UsageError("URLs of shards go without local paths and with --out DIR, for the index.")
-        from data_tools.remote import expand
+        from data_tools.shards.remote import expand
 
         folder, urls = options.out, expand(urls)
     elif len(options.shards) > 1 or options.out:

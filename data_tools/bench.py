@@ -17,14 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageOps
 from yaml import YAMLError
 
-from data_tools.augment import Tiles, TrainTransform, fit
+from data_tools.augment.mix import Mix
+from data_tools.augment.transforms import Tiles, TrainTransform, fit
+from data_tools.batches.order import Order
+from data_tools.batches.stream import TrainStream, Transform
 from data_tools.errors import UsageError
-from data_tools.images import DecodeError, Picture, Pixels, open_image
-from data_tools.jpeg import read_header
-from data_tools.mix import Mix
-from data_tools.order import Order
-from data_tools.shards import ShardSet
-from data_tools.stream import TrainStream, Transform
+from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
+from data_tools.images.jpeg import read_header
+from data_tools.shards.shard_set import ShardSet
 
 STAGES = ("read", "decode", "augment", "batch")
 _BATCH_SIZE = 64

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_tools.augment import EvalTransform
+from data_tools.augment.transforms import EvalTransform
 from data_tools.errors import UsageError
-from data_tools.images import DecodeError, open_image
-from data_tools.order import hash64, permute
-from data_tools.shards import ShardSet
+from data_tools.images.decode import DecodeError, open_image
+from data_tools.random_numbers import hash64, permute
+from data_tools.shards.shard_set import ShardSet
 
 _CELL, _GAP, _TEXT_LINES, _FONT = 240, 14, 3, 13  # pixels, pixels, lines, pixels
 _PAPER, _INK, _GREY, _BORDER, _BAD = "white", "black", "#666666", "#ff2d95", "#c00000"

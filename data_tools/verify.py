@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import DataError
-from data_tools.images import DecodeError, decode
-from data_tools.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
-from data_tools.samples import Problem, Scan
-from data_tools.shards import ShardSet, load_index, size_problem
-from data_tools.storage import Storage
+from data_tools.images.decode import DecodeError, decode
+from data_tools.shards.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
+from data_tools.shards.samples import Problem, Scan
+from data_tools.shards.shard_set import ShardSet, load_index, size_problem
+from data_tools.shards.storage import Storage
 
 _DECODE_AHEAD = 1024
 _READ_BYTES = 8 << 20  # a ranged read shorter than this costs more in waiting than in bytes

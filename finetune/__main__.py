@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from data_tools.errors import UserError
-from pretrain.stop import StopFlag
+from pretrain.run.stop import StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         stop.install()  # first of all: what follows takes seconds to import
 
     from pretrain.job import fail
-    from pretrain.rendezvous import adopt_slurm
+    from pretrain.run.rendezvous import adopt_slurm
 
     adopt_slurm()
     rank = int(os.environ.get("RANK", 0))
@@ -45,7 +45,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     given = parser.parse_args(arguments)
 
     from pretrain.job import run_job
-    from pretrain.run_folder import log, write_json
+    from pretrain.run.folder import log, write_json
     from pretrain.train import StartingValues
 
     from .adapt import adapt
@@ -77,7 +77,7 @@ def _evaluate(arguments: list[str]) -> int:
     _add_weights(parser)
     given = parser.parse_args(arguments)
 
-    from .predict import evaluate_run
+    from .evaluate import evaluate_run
 
     return evaluate_run(given.run, given.shards, given.batch_size, given.workers, given.weights)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from data_tools.errors import UsageError
-from pretrain.config import Config, ModelConfig, load
+from pretrain.config.loading import load
+from pretrain.config.schema import Config, ModelConfig
 
 from .source import Source, open_source
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain.weights_file import write_weights
+from pretrain.checkpoints.weights_file import write_weights
 
-from .peers import write_peer
+from .formats.folder import write_peer
 from .source import open_source
 
 

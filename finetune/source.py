@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
-from pretrain.config import Config, DataConfig, ModelConfig, ObjectiveConfig
-from pretrain.engine.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
-from pretrain.foreign import kind_of
+from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
+from pretrain.checkpoints.foreign import kind_of
+from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
+from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
+from pretrain.model.build import build_model
 from pretrain.model.classifier import Classifier
-from pretrain.train import build_model
-from pretrain.weights_file import FACTS, METADATA_KEY
 
-from .peers import is_peer, read_peer
+from .formats.folder import is_peer, read_peer
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = rest[:-1] if rest else []
     try:
         if command == "slurm":
-            from .slurm import main as slurm
+            from .slurm.submit import main as slurm
 
             return slurm(rest)
         if command == "status":

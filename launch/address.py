@@ -1,68 +1,11 @@
-"""Where the processes of a SLURM job meet: `python -m launch.address` prints name and port.
+"""python -m launch.address, as the scripts of jobs call it that were queued by version 0.1: launch.slurm.address now.
 
-The name is that of the first node, where the script itself and rank 0 run. The port follows from the job id
-and moves on while it is taken. Needs nothing but Python.
+Goes with the next release.
 """
 
-from __future__ import annotations
-
-import os
-import re
-import socket
-import subprocess
 import sys
 
-LOW, PORTS, STRIDE = 20000, 10000, 37
-
-
-def main() -> int:
-    try:
-        address = os.environ.get("MASTER_ADDR") or first_address(os.environ["SLURM_JOB_NODELIST"])
-        port = free_port(int(os.environ["SLURM_JOB_ID"]))
-    except KeyError as error:
-        print(f"error: {error.args[0]} is not set: this runs in a SLURM job", file=sys.stderr)
-        return 2
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"error: no address to meet at: {error}", file=sys.stderr)
-        return 1
-    print(address, port)
-    return 0
-
-
-def first_address(nodes: str) -> str:
-    """The first name of the job's nodes; where it does not resolve, the address that SLURM has for it."""
-    name = _scontrol("hostnames", nodes).split()[0]
-    try:
-        socket.getaddrinfo(name, None)
-        return name
-    except socket.gaierror:
-        found = re.search(r"NodeAddr=(\S+)", _scontrol("node", name))
-        return found[1] if found else name
-
-
-def free_port(job: int) -> int:
-    """A port that nobody listens on here: 20000 + job modulo 10000, or one behind it."""
-    for attempt in range(100):
-        port = LOW + (job + attempt * STRIDE) % PORTS
-        if all(_can_listen(port, family) for family in (socket.AF_INET, socket.AF_INET6)):
-            return port
-    raise OSError("100 ports are taken")
-
-
-def _can_listen(port: int, family: socket.AddressFamily) -> bool:
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("", port))
-            server.listen()
-    except OSError as error:
-        return family == socket.AF_INET6 and error.errno != 98  # a machine without IPv6
-    return True
-
-
-def _scontrol(*what: str) -> str:
-    return subprocess.run(["scontrol", "show", *what], check=True, capture_output=True, text=True).stdout
-
+from .slurm.address import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError
-from pretrain.run_folder import GOING_ON, RunFolder, read_rows
+from pretrain.run.folder import GOING_ON, RunFolder, read_rows
+
+from .slurm.requeue import QUEUED
 
 SILENT = 30.0  # status.json is written every 5 s while the job lives
 STALLED_STEPS = 20.0  # as many times the usual time of a step
 STALLED = 60.0
-QUEUED = "slurm/queued"  # the id of the job that was queued last
 GONE = " is no longer in the queue, and left no word"
 
 

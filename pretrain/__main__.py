@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .stop import StopFlag
+from .run.stop import StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -17,9 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     from data_tools.errors import UsageError
 
-    from .config import load
+    from .config.loading import load
     from .job import fail, run_job
-    from .rendezvous import adopt_slurm
+    from .run.rendezvous import adopt_slurm
 
     adopt_slurm()
     parser = argparse.ArgumentParser(

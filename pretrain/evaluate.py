@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_tools.batch import TileBatch
 from data_tools.errors import DataError
+from data_tools.tile_batch import TileBatch
 
-from .engine.world import World
+from .engine.base import Engine
+from .model.inspection import rolled_out
 from .objective import Measure
+from .run.processes import World
+from .run.report import Example
+
+EXAMPLES = 12  # images of the report
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,29 @@ def evaluate(
         raise DataError("none of the evaluation images could be read; see bad_samples.jsonl", shared=True)
     means = {key: value / n for key, value in zip(sums, values, strict=True)}
     return Evaluation(int(n), means, int(bad))
+
+
+def look_at(batches: Iterable[TileBatch], engine: Engine) -> list[Example]:
+    """The first images of `batches`, which are the same on all processes; unreadable ones are left out."""
+    found: list[Example] = []
+    for batch in batches:
+        found += _examples(batch, engine)
+        if len(found) >= EXAMPLES:
+            break
+    return found[:EXAMPLES]
+
+
+def _examples(batch: TileBatch, engine: Engine) -> Iterator[Example]:
+    with rolled_out(engine.model) as rollout:
+        outputs = engine.logits(batch.to(engine.world.device)).float().cpu()
+    tiles = batch.tiles.split(batch.tiles_per_image.tolist())
+    for image, (rows, columns) in enumerate(batch.grid.tolist()):
+        if batch.weight[image]:
+            attention = rollout.patches(engine.model, image, rows, columns).cpu()
+            known = _known(batch.labels[image])
+            yield Example(tiles[image].clone(), (rows, columns), known, outputs[image], attention)
+
+
+def _known(labels: Tensor) -> tuple[float, ...]:
+    values = labels.view(-1).tolist()
+    return tuple(values if labels.is_floating_point() else (label for label in values if label >= 0))

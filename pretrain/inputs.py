@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from data_tools.augment import EvalTransform, TrainTransform
+from data_tools.augment.mix import Mix
+from data_tools.augment.transforms import EvalTransform, TrainTransform
+from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.order import Order, default_layout
+from data_tools.batches.sequential import SequentialShards, SequentialStream
+from data_tools.batches.stream import BatchStream, EvalStream, TrainStream
 from data_tools.errors import UsageError
-from data_tools.mix import Mix
-from data_tools.mixture import Mixture, Source
-from data_tools.order import Order, default_layout
-from data_tools.sequential import SequentialShards, SequentialStream
-from data_tools.shards import ShardSet
-from data_tools.stream import BatchStream, EvalStream, TrainStream
+from data_tools.shards.shard_set import ShardSet
+from data_tools.tile_batch import TileBatch
 
-from .checks import training_sources
-from .config import Config, DataConfig
-from .engine.world import ALONE, World
+from .config.batch_split import BatchSplit
+from .config.checks import training_sources
+from .config.schema import Config, DataConfig
 from .model.variants import COLOURS
-from .split import BatchSplit
+from .run.folder import log
+from .run.processes import ALONE, World
 
 # The same at any number of processes, so that images are evaluated in the same groups.
 EVAL_BATCH_SIZE = 64
@@ -222,3 +225,40 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
         f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
         f"{b!r} there and {a!r} in training; pack both with the same classes"
     )
+
+
+class SkippingStream:
+    """Passes over the steps of train.skip: their images count as seen, nothing is computed for them.
+
+    It is the stream that `open_at(step)` gives, opened anew behind each of the ranges [first, last] of steps."""
+
+    def __init__(self, ranges: Sequence[Sequence[int]], open_at: Callable[[int], BatchStream]) -> None:
+        self._ranges, self._open_at = ranges, open_at
+        self._stream: BatchStream | None = None
+
+    def seek(self, step: int) -> int:
+        """How many steps are behind us when those to pass over after `step` steps are."""
+        target = step
+        while passed := [last for first, last in self._ranges if first <= target + 1 <= last]:
+            target = max(passed)
+        if target != step:
+            log.info("steps %d to %d are passed over (train.skip)", step + 1, target)
+            self.close()
+        if self._stream is None:
+            self._stream = self._open_at(target)
+        return target
+
+    def __next__(self) -> TileBatch:
+        assert self._stream is not None
+        return next(self._stream)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data_tools.errors import UsageError, UserError
 
-from . import config as configuration
-from . import watchdog
-from .config import Config
+from .config import loading as configuration
+from .config.schema import Config
 from .model.variants import resolve
-from .rendezvous import Stopped, life, started_by_srun
-from .run_folder import RunFolder, log, write_json
-from .stop import EXIT_CODE, StopFlag
-from .watchdog import Watchdog
+from .run import watchdog
+from .run.folder import RunFolder, log, write_json
+from .run.rendezvous import Stopped, life, started_by_srun
+from .run.stop import EXIT_CODE, StopFlag
+from .run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .inputs import Inputs
@@ -43,10 +43,10 @@ def run_job(
     try:
         resolve(config.model).grid(config.data.tile_size)
 
-        from .engine import world as processes
-        from .engine.checkpoint import complete
+        from .checkpoints.checkpoint import complete
+        from .config.batch_split import split_batch
         from .inputs import open_inputs
-        from .split import split_batch
+        from .run import processes as processes
 
         split = split_batch(config.train, size)
         inputs = open_inputs(config)
@@ -95,7 +95,7 @@ def run_job(
             from .train import Trainer
 
             if started_by_srun():
-                from .cpus import share_out
+                from .run.cpus import share_out
 
                 share_out(config.data.workers)
             trainer = Trainer(config, inputs, split, world, folder, stop, watch, starting_values)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.batch import TileBatch
+from data_tools.tile_batch import TileBatch
 
-from .config import ObjectiveConfig
+from .config.schema import ObjectiveConfig
 
 
 def softmax(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

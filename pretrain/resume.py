@@ -6,15 +6,15 @@ from typing import Any
 
 from data_tools.errors import DataError, UsageError
 
-from .config import Config, OptimConfig
+from .checkpoints.checkpoint import Checkpoint, newest
+from .checkpoints.facts import difference, model_facts
+from .checkpoints.retention import remove_incomplete, settle
+from .config.batch_split import BatchSplit
+from .config.schema import Config, OptimConfig
 from .engine.base import Engine
-from .engine.checkpoint import Checkpoint, newest
-from .engine.upkeep import remove_incomplete, settle
-from .engine.world import World
 from .inputs import Inputs
-from .model_facts import difference, model_facts
-from .run_folder import RunFolder, log
-from .split import BatchSplit
+from .run.folder import RunFolder, log
+from .run.processes import World
 
 
 def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:

@@ -13,48 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_tools.batch import TileBatch
+from data_tools.batches.stream import BatchStream, checksum
 from data_tools.errors import DataError
-from data_tools.stream import BatchStream, checksum
+from data_tools.tile_batch import TileBatch
 
-from .config import Config
+from .checkpoints.facts import model_facts
+from .checkpoints.retention import Retention
+from .checkpoints.saver import Saver
+from .config.batch_split import BatchSplit
+from .config.fault import STEP_PHASES, parse_fault
+from .config.schema import Config
 from .engine.base import InitialValue
 from .engine.kinds import ENGINES
-from .engine.saver import Saver
-from .engine.upkeep import Retention
-from .engine.world import World
-from .evaluate import Interrupted, evaluate
-from .examples import Example, look_at
-from .fault import STEP_PHASES, Injector, parse_fault
-from .inputs import Inputs
-from .metrics import Meter, console_line, peak_flops, speed_row
-from .model.classifier import Classifier
+from .engine.optim import freeze, schedule
+from .evaluate import Interrupted, evaluate, look_at
+from .inputs import Inputs, SkippingStream
+from .model.build import build_model
 from .model.flops import training_flops
 from .model.init import initial_value
-from .model.masked import MaskedPatches
-from .model_facts import model_facts
-from .nonfinite import NonFinite, finite
 from .objective import build_measure, build_objective
-from .optim import freeze, schedule
-from .progress import progress_bar
-from .report import write_report
 from .resume import newest_checkpoint, resume
-from .run_folder import RunFolder, log, read_rows
-from .skip import SkippingStream
-from .split import BatchSplit
-from .stop import EXIT_CODE, StopFlag
-from .tracking import start_tracking
-from .watchdog import Watchdog
+from .run.folder import RunFolder, log, read_rows
+from .run.injector import Injector
+from .run.metrics import Meter, console_line, peak_flops, progress_bar, speed_row
+from .run.nonfinite import NonFinite, finite
+from .run.processes import World
+from .run.report import Example, write_report
+from .run.stop import EXIT_CODE, StopFlag
+from .run.tracking import start_tracking
+from .run.watchdog import Watchdog
 
 StartingValues = Callable[[nn.Module], InitialValue]
-
-
-def build_model(config: Config, num_classes: int) -> Classifier:
-    data = config.data
-    pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
-    if config.objective.name == "masked_patches":
-        return MaskedPatches(config.model, **pixels, seed=config.run.seed)
-    return Classifier(config.model, num_classes=num_classes, **pixels)
 
 
 def model_text(config: Config) -> str:

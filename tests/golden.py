@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_tools.augment import EvalTransform
-from data_tools.tiles import (
+from data_tools.augment.transforms import EvalTransform
+from data_tools.images.tiles import (
     best_canvas,
     choose_canvas,
     fitted_size,
@@ -22,7 +22,7 @@ from data_tools.tiles import (
     resize_with_pad,
     tile_crop,
 )
-from pretrain.model.interchange import load_peer, to_peer
+from finetune.formats import load_peer, to_peer
 from pretrain.model.resize import resize_grid
 
 # Of the reference files: for Transformers, for the features of a ResNet and what follows, in float64,

@@ -28,10 +28,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
-    *("data_tools.__main__", "data_tools.verify", "data_tools.pack", "data_tools.bench"),
+    *("data_tools.__main__", "data_tools.verify", "data_tools.packing.pack", "data_tools.bench"),
     *("data_tools.preview",),
-    *("pretrain.job", "pretrain.train", "pretrain.checkpoints", "pretrain.foreign"),
-    *("finetune.__main__", "finetune.predict", "finetune.export", "finetune.peers", "finetune.hub"),
+    *("pretrain.job", "pretrain.train", "pretrain.checkpoints.__main__", "pretrain.checkpoints.foreign"),
+    *(
+        "finetune.__main__",
+        "finetune.predict",
+        "finetune.evaluate",
+        "finetune.export",
+        "finetune.formats.folder",
+    ),
     *("deepspeed", "torch._dynamo", "torch.distributed.fsdp", "webdataset"),
     *("numpy.random", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),
 )

@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from data_tools.batch import TileBatch
-from data_tools.order import hash64
+from data_tools.random_numbers import hash64
+from data_tools.tile_batch import TileBatch
 
-from ..config import Config
-from ..optim import build_optimizer, create_state, parameter_groups, set_learning_rate, state_tensors
+from ..config.schema import Config
+from ..run.processes import World
 from .blocks import prepare_blocks
 from .ema import EMA
+from .optim import build_optimizer, create_state, parameter_groups, set_learning_rate, state_tensors
 from .ranges import LocalRange, local_range
-from .world import World
 
 Loss = Callable[[Tensor, TileBatch], Tensor]
 InitialValue = Callable[[str, torch.Size], Tensor]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..config import EngineConfig
-from ..model.attention import Packing
+from ..config.schema import EngineConfig
+from ..model.packing import Packing
 
 Forward = Callable[[Tensor, Packing], Tensor]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
+from data_tools.tile_batch import TileBatch
 
 from .base import Engine
 

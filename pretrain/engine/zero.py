@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_tools.batch import TileBatch
+from data_tools.tile_batch import TileBatch
 
-from ..optim import STATE, set_learning_rate
 from .base import Engine, Loss
+from .optim import STATE, set_learning_rate
 from .ranges import LocalRange
 
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "AttentionPool": "pool",
+    "AttentionPool": "heads",
     "Block": "block",
     "ClassEmbedding": "embeddings",
     "ClassProjection": "embeddings",

@@ -1,123 +1,16 @@
-"""Packed images of different lengths, and attention that keeps each image to itself.
-
-Tokens of all images lie one behind the other: no padding is computed, and none is attended to.
-Images are packed in order of their number of tiles, so that images of one length are one reshape
-away from a dense batch.
-"""
+"""Attention that keeps each image of a packed batch to itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 if torch.cuda.is_available():
     # Not elsewhere, where nothing uses it: it imports the compiler, a third of a process's start-up.
     from torch.nn.attention.varlen import varlen_attn
 
-from pretrain.model.grouped import dense_attention, grouped_attention
-
-Watch: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Packing], Tensor]"
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
-
-    uniform: whether all images have the same number of tiles; single: whether none can have more
-    than one; max_length: tokens of the longest image that there can be.
-    groups: (images, tiles of each), in packed order, tiles ascending.
-    order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
-    image_inverse: (B,) place in the batch -> packed image; None for the identity.
-    image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
-    offsets: int32 (B + 1,) first token of each packed image; host_offsets: the same on the CPU.
-    watch: what computes attention instead, for looking at a model (`inspection.AttentionMaps`).
-    Other tensors are on the device of the tokens, all else is known to the host.
-    """
-
-    tokens_per_tile: int
-    uniform: bool
-    single: bool
-    max_length: int
-    groups: tuple[tuple[int, int], ...]
-    order: Tensor | None
-    inverse: Tensor | None
-    image_inverse: Tensor | None
-    image: Tensor
-    row: Tensor
-    column: Tensor
-    offsets: Tensor
-    host_offsets: Tensor
-    watch: Watch | None = None
-
-    @classmethod
-    def of(
-        cls, grid: Tensor, tokens_per_tile: int, device: torch.device, max_tiles: int | None = None
-    ) -> Packing:
-        """The packing of images whose tiles lie row by row.
-
-        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: what the images of other
-        batches may have: torch.compile makes one graph for all of them. ValueError if an image has
-        no tile.
-        """
-        if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
-            raise ValueError(f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}")
-        if len(grid) == 0 or grid.min() < 1:
-            raise ValueError("every image needs at least one row and one column of tiles")
-        tiles = grid.prod(1)
-        tiles, packed = torch.sort(tiles, stable=True)
-        shortest, longest = int(tiles[0]), int(tiles[-1])
-        uniform = shortest == longest
-        image = torch.arange(len(grid)).repeat_interleave(tiles)
-        within = torch.arange(len(image)) - (tiles.cumsum(0) - tiles)[image]
-        columns = grid[packed, 1][image]
-        in_batch = grid.prod(1)
-        order = (in_batch.cumsum(0) - in_batch)[packed][image] + within
-        lengths, counts = torch.unique_consecutive(tiles, return_counts=True)
-        offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
-        return cls(
-            tokens_per_tile=tokens_per_tile,
-            uniform=uniform,
-            single=max(longest, max_tiles or 1) == 1,
-            max_length=max(longest, max_tiles or 1) * tokens_per_tile,
-            groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
-            order=None if uniform else to_device(order, device),
-            inverse=None if uniform else to_device(torch.argsort(order), device),
-            image_inverse=None if uniform else to_device(torch.argsort(packed), device),
-            image=to_device(image, device),
-            row=to_device(within // columns, device),
-            column=to_device(within % columns, device),
-            offsets=to_device(offsets, device),
-            host_offsets=offsets,
-        )
-
-    @property
-    def images(self) -> int:
-        return len(self.offsets) - 1
-
-    def pack(self, tiles: Tensor) -> Tensor:
-        """(T, ...) from the order of the batch into packed order."""
-        return tiles if self.order is None else tiles.index_select(0, self.order)
-
-    def unpack(self, tiles: Tensor) -> Tensor:
-        """(T, ...) from packed order into the order of the batch."""
-        return tiles if self.inverse is None else tiles.index_select(0, self.inverse)
-
-    def image_means(self, tiles: Tensor) -> Tensor:
-        """(T, D) in packed order -> (B, D) in the order of the batch: the mean over each image."""
-        parts = tiles.split([count * length for count, length in self.groups])
-        means = torch.cat(
-            [part.unflatten(0, group).mean(1) for part, group in zip(parts, self.groups, strict=True)]
-        )
-        return self.unpack_images(means)
-
-    def unpack_images(self, images: Tensor) -> Tensor:
-        """(B, ...) from packed order into the order of the batch."""
-        return images if self.image_inverse is None else images.index_select(0, self.image_inverse)
+from .grouped import dense_attention, grouped_attention
+from .packing import Packing
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
@@ -168,10 +61,3 @@ def pool_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     lengths = [count * tiles * tokens for count, tiles in packing.groups]
     parts = zip(q.split(counts), k.split(lengths), v.split(lengths), counts, strict=True)
     return torch.cat([dense_attention(*qkv, count) for *qkv, count in parts])
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for: only pinned memory is copied that way."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.attention import Packing, attention
-from pretrain.model.init import constant, normal, reset, xavier_uniform, zeros
+from .attention import attention
+from .init import constant, normal, reset, xavier_uniform, zeros
+from .packing import Packing
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:  # a function, as copies of a block are to have the same one

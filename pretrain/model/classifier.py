@@ -8,24 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from data_tools.batch import TileBatch
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig
-from pretrain.model.attention import Packing, Watch, to_device
-from pretrain.model.block import Block
-from pretrain.model.embeddings import (
+from data_tools.tile_batch import TileBatch
+
+from ..config.schema import ModelConfig
+from .block import Block
+from .embeddings import (
     TiledTokenPositionalEmbedding,
     TilePositionalEmbedding,
     TokenPositionalEmbedding,
     sides,
 )
-from pretrain.model.heads import LinearHead, MlpHead, Pooler
-from pretrain.model.hybrid import HybridEmbedding, ResNetV2
-from pretrain.model.inspection import Inspection, in_full, inspect
-from pretrain.model.pool import AttentionPool
-from pretrain.model.resize import Geometry, adapt_positions, is_position_table
-from pretrain.model.variants import Architecture, resolve
-from pretrain.model.vit import VisionTransformer
+from .heads import AttentionPool, LinearHead, MlpHead, Pooler
+from .hybrid import HybridEmbedding, ResNetV2
+from .inspection import Inspection, in_full, inspect
+from .packing import Packing, Watch, to_device
+from .resize import Geometry, adapt_positions, is_position_table
+from .variants import Architecture, resolve
+from .vit import VisionTransformer
 
 
 class Classifier(nn.Module):

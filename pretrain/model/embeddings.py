@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.attention import Packing
-from pretrain.model.init import lecun_normal, normal, reset, zeros
+from .init import lecun_normal, normal, reset, zeros
+from .packing import Packing
 
 
 class PatchEmbedding(nn.Module):

@@ -6,8 +6,8 @@ norms or activations. Nothing here imports torch.
 
 from __future__ import annotations
 
-from pretrain.config import BackboneConfig, ModelConfig
-from pretrain.model.variants import Architecture, corrupted, middle_width, resolve, stage_strides, stem_sides
+from ..config.schema import BackboneConfig, ModelConfig
+from .variants import Architecture, corrupted, middle_width, resolve, stage_strides, stem_sides
 
 
 def forward_flops(

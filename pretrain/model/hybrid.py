@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import BackboneConfig
-from pretrain.model.block import ACTIVATIONS
-from pretrain.model.embeddings import PatchEmbedding
-from pretrain.model.init import lecun_normal, reset, zeros
-from pretrain.model.variants import middle_width, stage_strides
+from ..config.schema import BackboneConfig
+from .block import ACTIVATIONS
+from .embeddings import PatchEmbedding
+from .init import lecun_normal, reset, zeros
+from .variants import middle_width, stage_strides
 
 
 class StandardizedConv(nn.Conv2d):

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.batch import TileBatch
-from data_tools.order import uniform
-from pretrain.config import ModelConfig
-from pretrain.model.attention import Packing, to_device
-from pretrain.model.classifier import Classifier
-from pretrain.model.variants import COLOURS, corrupted
+from data_tools.random_numbers import uniform
+from data_tools.tile_batch import TileBatch
+
+from ..config.schema import ModelConfig
+from .classifier import Classifier
+from .packing import Packing, to_device
+from .variants import COLOURS, corrupted
 
 MASKED, SWAPPED = 0.8, 0.1  # of the corrupted ones; the others stay as they are
 _MASK = -6  # as AUGMENT in data_tools.order, for one more use of random numbers

@@ -13,8 +13,9 @@ from math import prod
 from typing import TypeVar
 
 from data_tools.errors import UsageError
-from pretrain import checks
-from pretrain.config import BackboneConfig, ModelConfig
+
+from ..config import checks
+from ..config.schema import BackboneConfig, ModelConfig
 
 # Width, depth, MLP, heads.
 # Ti, S: arXiv 2012.12877, 2106.10270. B, L, H: 2010.11929, table 1. g, G: 2106.04560, table 2.

@@ -8,9 +8,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.attention import Packing, to_device
-from pretrain.model.embeddings import ClassEmbedding, PatchEmbedding, sides
-from pretrain.model.init import normal, reset, zeros
+from .embeddings import ClassEmbedding, PatchEmbedding, sides
+from .init import normal, reset, zeros
+from .packing import Packing, to_device
 
 
 class VisionTransformer(nn.Module):

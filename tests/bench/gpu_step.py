@@ -38,17 +38,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_tools.batch import TileBatch
-from pretrain.config import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
+from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine import blocks
 from pretrain.engine.kinds import ENGINES
-from pretrain.engine.world import World, start
-from pretrain.metrics import peak_flops
-from pretrain.model.attention import Packing, attention
+from pretrain.model.attention import attention
+from pretrain.model.build import build_model
 from pretrain.model.flops import training_flops
 from pretrain.model.grouped import grouped_attention
+from pretrain.model.packing import Packing
 from pretrain.objective import build_objective
-from pretrain.train import build_model, random_values
+from pretrain.run.metrics import peak_flops
+from pretrain.run.processes import World, start
+from pretrain.train import random_values
 
 CLASSES = 1000
 MIXED = (1, 2, 3, 4)

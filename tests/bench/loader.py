@@ -36,15 +36,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_tools import jpeg
-from data_tools.augment import Tiles, TrainTransform, crop_box
-from data_tools.images import Picture, open_image
-from data_tools.index import build_index
-from data_tools.order import Order
-from data_tools.shards import ShardSet
-from data_tools.stream import TrainStream
-from data_tools.tiles import choose_canvas, fitted_size
-from pretrain.config import AugmentConfig
+from data_tools.augment.transforms import Tiles, TrainTransform, crop_box
+from data_tools.batches.order import Order
+from data_tools.batches.stream import TrainStream
+from data_tools.images import jpeg
+from data_tools.images.decode import Picture, open_image
+from data_tools.images.tiles import choose_canvas, fitted_size
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
+from pretrain.config.schema import AugmentConfig
 
 SIZE, BATCH, SMALL_BATCH, MAX_PIXELS = 224, 64, 16, 67_108_864
 CROP = AugmentConfig(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=True)

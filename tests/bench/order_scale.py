@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_tools.order import Order
-from data_tools.stream import ORDER_BLOCK
+from data_tools.batches.order import Order
+from data_tools.batches.stream import ORDER_BLOCK
 
 RANKS, THREADS, CHUNK, CLASSES = 1024, 8, 64, 1000
 

@@ -27,10 +27,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pretrain.config import ModelConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.model import Classifier, VisionTransformer
-from pretrain.model.attention import Packing
 from pretrain.model.init import initialize
+from pretrain.model.packing import Packing
 
 MOST = 4
 BATCHES = {"1 tile": (1,), "2 tiles": (2,), "4 tiles": (4,), "1 to 4": (1, 2, 3, 4)}

@@ -28,13 +28,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-from pretrain.config import Config, EngineConfig, ModelConfig
-from pretrain.engine import world as processes
+from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.saver import Saver
+from pretrain.config.schema import Config, EngineConfig, ModelConfig
 from pretrain.engine.fsdp import FSDP
-from pretrain.engine.saver import Saver
-from pretrain.engine.upkeep import Retention
-from pretrain.engine.world import World
-from pretrain.train import build_model
+from pretrain.model.build import build_model
+from pretrain.run import processes as processes
+from pretrain.run.processes import World
 
 STEPS_BEFORE_THE_FIRST_SAVE = 5.0  # s
 

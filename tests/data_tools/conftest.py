@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sample_files import picture, write_tar
 
-from data_tools.index import build_index
-from data_tools.shards import ShardSet
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_tools.augment import EvalTransform, TrainTransform, crop_box
+from data_tools.augment.transforms import EvalTransform, TrainTransform, crop_box
 from data_tools.errors import UsageError
-from data_tools.images import Decoded
-from data_tools.order import uniform
-from pretrain.config import AugmentConfig
+from data_tools.images.decode import Decoded
+from data_tools.random_numbers import uniform
+from pretrain.config.schema import AugmentConfig
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 CROP = AugmentConfig(crop_scale=(0.3, 1.0), flip=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.augment import TrainTransform
+from data_tools.augment.transforms import TrainTransform
 from data_tools.bench import STAGES, Recipe, bench, distance_from_pillow, read_recipe
 from data_tools.errors import UsageError
-from pretrain.config import AugmentConfig, DataConfig
+from pretrain.config.schema import AugmentConfig, DataConfig
 
 
 def test_json_has_every_stage_and_the_total(make_shards, capsys, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from data_tools.chunks import ChunkCache
+from data_tools.shards.chunks import ChunkCache
 
 
 def test_a_chunk_that_many_want_is_fetched_once() -> None:

@@ -14,12 +14,12 @@ import pytest
 from jobs import ROOT
 from sample_files import picture, write_tar
 
-from data_tools.augment import EvalTransform
+from data_tools.augment.transforms import EvalTransform
+from data_tools.batches.order import Order
+from data_tools.batches.stream import TrainStream
 from data_tools.errors import DataError
-from data_tools.index import build_index
-from data_tools.order import Order
-from data_tools.shards import ShardSet
-from data_tools.stream import TrainStream
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
 from data_tools.verify import verify
 
 MAX_PIXELS = 67_108_864

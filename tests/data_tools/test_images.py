@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 from sample_files import picture
 
-from data_tools import jpeg
-from data_tools.images import DecodeError, decode, open_image
+from data_tools.images import jpeg
+from data_tools.images.decode import DecodeError, decode, open_image
 
 ROOT = Path(__file__).parents[2]
 MAX_PIXELS = 67_108_864

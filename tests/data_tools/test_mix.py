@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.batch import TileBatch
+from data_tools.augment.mix import Mix, beta_quantiles
 from data_tools.errors import UsageError
-from data_tools.mix import Mix, beta_quantiles
+from data_tools.tile_batch import TileBatch
 
 SIZE = 32
 

@@ -7,12 +7,12 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from data_tools.augment import EvalTransform
+from data_tools.augment.transforms import EvalTransform
+from data_tools.batches.mixture import Mixture, Source, allot
+from data_tools.batches.order import Order
+from data_tools.batches.stream import TrainStream
 from data_tools.errors import UsageError
-from data_tools.mixture import Mixture, Source, allot
-from data_tools.order import Order
-from data_tools.shards import ShardSet
-from data_tools.stream import TrainStream
+from data_tools.shards.shard_set import ShardSet
 
 
 def mixture(sources: list[tuple[ShardSet, float]], lanes: int = 16, **options) -> Mixture:

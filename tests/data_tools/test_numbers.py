@@ -12,15 +12,15 @@ import torch
 import webdataset
 from pictures import write_pictures
 
-from data_tools.augment import EvalTransform
+from data_tools.augment.transforms import EvalTransform
+from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.order import Order
+from data_tools.batches.stream import EvalStream
 from data_tools.errors import DataError
-from data_tools.index import build_index
-from data_tools.labels import parse_json
-from data_tools.mixture import Mixture, Source
-from data_tools.order import Order
-from data_tools.pack import pack
-from data_tools.shards import ShardSet
-from data_tools.stream import EvalStream
+from data_tools.packing.pack import pack
+from data_tools.shards.index import build_index
+from data_tools.shards.labels import parse_json
+from data_tools.shards.shard_set import ShardSet
 from data_tools.verify import verify
 
 

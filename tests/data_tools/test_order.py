@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data_tools.batches.order import Order, default_layout
 from data_tools.errors import DataError, UsageError
-from data_tools.order import Order, default_layout, hash64, permute, uniform
+from data_tools.random_numbers import hash64, permute, uniform
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 100, 4097, 65536])

@@ -13,9 +13,9 @@ from sample_files import picture, write_tar
 
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError
-from data_tools.images import decode
-from data_tools.pack import pack
-from data_tools.shards import ShardSet
+from data_tools.images.decode import decode
+from data_tools.packing.pack import pack
+from data_tools.shards.shard_set import ShardSet
 
 
 def files(folder: Path) -> dict[str, bytes]:

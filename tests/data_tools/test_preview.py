@@ -5,7 +5,7 @@ from PIL import Image
 from sample_files import picture, write_tar
 
 from data_tools import __main__ as cli
-from data_tools.index import build_index
+from data_tools.shards.index import build_index
 
 
 def pixels(path) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_tools.augment import TrainTransform
+from data_tools.augment.randaugment import RandAugment
+from data_tools.augment.transforms import TrainTransform
 from data_tools.errors import UsageError
-from data_tools.randaugment import RandAugment
-from pretrain.config import AugmentConfig
+from pretrain.config.schema import AugmentConfig
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (3, 48, 56), dtype=np.uint8)
 

@@ -12,11 +12,11 @@ import pytest
 from range_server import Server, serve
 
 from data_tools import __main__ as cli
-from data_tools import remote
+from data_tools.batches.order import Order
 from data_tools.errors import DataError, UsageError
-from data_tools.index import build_index
-from data_tools.order import Order
-from data_tools.shards import ShardSet
+from data_tools.shards import remote
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
 
 pytest.importorskip("aiohttp")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError
-from data_tools.index import build_index
-from data_tools.remote import expand
-from data_tools.shards import ShardSet
+from data_tools.shards.index import build_index
+from data_tools.shards.remote import expand
+from data_tools.shards.shard_set import ShardSet
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'vit-pretrain[s3]' moto[server]")
 server = pytest.importorskip("moto.server", reason="moto[server] is not installed")

@@ -12,11 +12,11 @@ from range_server import Server, serve
 from sample_files import picture, write_tar
 from test_hostile_shards import READ, REFUSED
 
-from data_tools import remote
-from data_tools.augment import EvalTransform
+from data_tools.augment.transforms import EvalTransform
+from data_tools.batches.sequential import SequentialShards, SequentialStream
+from data_tools.batches.stream import checksum
 from data_tools.errors import DataError, UsageError
-from data_tools.sequential import SequentialShards, SequentialStream
-from data_tools.stream import checksum
+from data_tools.shards import remote
 
 COMMON = {"seed": 3, "max_pixels": 10**6, "tile_size": 16, "micro_batch_size": 8}
 

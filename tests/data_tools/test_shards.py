@@ -12,8 +12,8 @@ import pytest
 from sample_files import picture, write_tar
 
 from data_tools.errors import DataError, UsageError
-from data_tools.index import build_index
-from data_tools.shards import ShardSet
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

@@ -16,12 +16,12 @@ from test_pack import files, originals
 
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError
-from data_tools.images import decode
-from data_tools.index import build_index
-from data_tools.pack import pack
-from data_tools.recode import Recode
-from data_tools.shards import ShardSet
-from data_tools.sources import FolderSource
+from data_tools.images.decode import decode
+from data_tools.packing.pack import pack
+from data_tools.packing.recode import Recode
+from data_tools.packing.sources import FolderSource
+from data_tools.shards.index import build_index
+from data_tools.shards.shard_set import ShardSet
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "./train/"])

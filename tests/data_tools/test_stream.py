@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.augment import EvalTransform, TrainTransform
-from data_tools.batch import TileBatch
+from data_tools.augment.mix import Mix
+from data_tools.augment.transforms import EvalTransform, TrainTransform
+from data_tools.batches.order import Order
+from data_tools.batches.stream import EvalStream, TrainStream, checksum
 from data_tools.errors import DataError, UsageError
-from data_tools.mix import Mix
-from data_tools.order import Order
-from data_tools.shards import ShardSet
-from data_tools.stream import EvalStream, TrainStream, checksum
-from pretrain.config import AugmentConfig
+from data_tools.shards.shard_set import ShardSet
+from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import AugmentConfig
 
 BATCH, MICRO, SIZE = 16, 2, 16
 COMMON = {"max_pixels": 10**6, "tile_size": SIZE}

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.tiles import (
-    cut_tiles,
-    resize_with_pad,
-    tile_crop,
-)
+from data_tools.images.tiles import cut_tiles, resize_with_pad, tile_crop
 
 MODES = {"no_max_canvas": False, "max_canvas": True}
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs import Data, Job, losses, metrics, succeed, write_recipe
 from pictures import write_pictures
 
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
 ENGINES = ("engine.kind=fsdp", "engine.kind=ddp", "engine.kind=deepspeed")
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.saver import Saver
 from pretrain.engine.ranges import LocalRange
-from pretrain.engine.saver import Saver
-from pretrain.engine.upkeep import Retention
-from pretrain.engine.world import ALONE
+from pretrain.run.processes import ALONE
 
 TENSORS = 300
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs import Job, losses, metrics, status, succeed, write_recipe
 from kills import pack
 
-from pretrain.engine.checkpoint import complete
+from pretrain.checkpoints.checkpoint import complete
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -28,7 +28,7 @@ from jobs import losses, metrics, rows, status, succeed, write_recipe
 from kills import pack
 from slurm_box import BOX, QueuedJob, call, cluster
 
-from launch.address import LOW
+from launch.slurm.address import LOW
 
 EVERY = 5
 

@@ -12,7 +12,7 @@ from jobs import Data, losses, run, succeed, write_recipe
 from safetensors.torch import load_file, save_file
 
 from finetune.source import METADATA_KEY, open_source
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
 from pretrain.model.resize import resize_grid
 
 FINETUNE = """

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from data_tools.errors import UsageError
 from finetune.export import export_peer
+from finetune.formats import load_peer
 from finetune.source import METADATA_KEY, open_source
-from pretrain.config import Config, DataConfig, ModelConfig
+from pretrain.config.schema import Config, DataConfig, ModelConfig
+from pretrain.model.build import build_model
 from pretrain.model.init import initialize
-from pretrain.model.interchange import load_peer
-from pretrain.train import build_model
 
 SIZES = {"embed_dim": 24, "num_layers": 2, "num_heads": 2, "mlp_dim": 48, "patch_size": 4}
 DATA = {"tile_size": 16, "max_tiles": 1, "eval_resize": 20, "mean": (0.4, 0.5, 0.6), "std": (0.5, 0.4, 0.3)}

@@ -77,9 +77,9 @@ def test_no_held_out_digit_was_trained_on(quickstart: tuple[Path, str]) -> None:
 
 
 def test_one_two_three_and_four_tiles_occur(quickstart: tuple[Path, str]) -> None:
-    from data_tools.augment import EvalTransform
-    from data_tools.images import decode
-    from data_tools.shards import ShardSet
+    from data_tools.augment.transforms import EvalTransform
+    from data_tools.images.decode import decode
+    from data_tools.shards.shard_set import ShardSet
 
     shards = ShardSet.open(quickstart[0] / "quickstart-data/shards/val")
     transform = EvalTransform(16, 4)

@@ -15,8 +15,8 @@ from jobs import ROOT, Data, losses, run, status, succeed, write_recipe
 from slurm_box import QueuedJob, Unavailable, call, cluster
 
 from launch.__main__ import main
-from launch.address import LOW, free_port
-from launch.verdict import Fate, decide, judge, read_fate, seconds
+from launch.slurm.address import LOW, free_port
+from launch.slurm.requeue import Fate, decide, judge, read_fate, seconds
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.status import Standing, describe, look
-from pretrain.run_folder import RunFolder
+from pretrain.run.folder import RunFolder
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from data_tools.batch import TileBatch
-from pretrain.config import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
-from pretrain.engine import world as processes
+from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from pretrain.engine.base import Engine, InitialValue
 from pretrain.engine.kinds import ENGINES
-from pretrain.optim import freeze
-from pretrain.train import build_model, random_values
+from pretrain.engine.optim import freeze
+from pretrain.model.build import build_model
+from pretrain.run import processes as processes
+from pretrain.train import random_values
 
 warnings.filterwarnings("ignore")
 KINDS = [("ddp", 2), ("fsdp", 2), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]

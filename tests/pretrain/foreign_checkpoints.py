@@ -12,10 +12,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
-from pretrain.config import load
-from pretrain.engine import world as processes
+from pretrain.config.loading import load
 from pretrain.engine.kinds import ENGINES
-from pretrain.train import build_model, random_values
+from pretrain.model.build import build_model
+from pretrain.run import processes as processes
+from pretrain.train import random_values
 
 recipe, target = sys.argv[1], Path(sys.argv[2])
 world = processes.start(60)

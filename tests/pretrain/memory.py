@@ -12,14 +12,14 @@ import re
 import sys
 from pathlib import Path
 
-from pretrain.config import load
-from pretrain.engine import world as processes
+from pretrain.config.batch_split import split_batch
+from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
-from pretrain.run_folder import RunFolder
-from pretrain.split import split_batch
-from pretrain.stop import StopFlag
+from pretrain.run import processes as processes
+from pretrain.run.folder import RunFolder
+from pretrain.run.stop import StopFlag
+from pretrain.run.watchdog import Watchdog
 from pretrain.train import Trainer
-from pretrain.watchdog import Watchdog
 
 
 def resident(key: str) -> int:

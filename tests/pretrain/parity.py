@@ -16,15 +16,15 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 
-from pretrain.config import load
+from pretrain.config.batch_split import split_batch
+from pretrain.config.loading import load
 from pretrain.engine import blocks
-from pretrain.engine import world as processes
 from pretrain.inputs import open_inputs
-from pretrain.run_folder import RunFolder
-from pretrain.split import split_batch
-from pretrain.stop import StopFlag
+from pretrain.run import processes as processes
+from pretrain.run.folder import RunFolder
+from pretrain.run.stop import StopFlag
+from pretrain.run.watchdog import Watchdog
 from pretrain.train import Trainer
-from pretrain.watchdog import Watchdog
 
 graph_calls = 0
 

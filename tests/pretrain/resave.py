@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pretrain.config import load
-from pretrain.engine import world as processes
-from pretrain.engine.saver import Saver
+from pretrain.checkpoints.saver import Saver
+from pretrain.config.batch_split import split_batch
+from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
-from pretrain.run_folder import RunFolder
-from pretrain.split import split_batch
-from pretrain.stop import StopFlag
+from pretrain.run import processes as processes
+from pretrain.run.folder import RunFolder
+from pretrain.run.stop import StopFlag
+from pretrain.run.watchdog import Watchdog
 from pretrain.train import Trainer
-from pretrain.watchdog import Watchdog
 
 destination, recipe, *settings = sys.argv[1:]
 config = load(recipe, settings)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from pretrain.checkpoints.retention import Retention
+from pretrain.checkpoints.saver import Saver
 from pretrain.engine.ranges import LocalRange
-from pretrain.engine.saver import Saver
-from pretrain.engine.upkeep import Retention
-from pretrain.engine.world import ALONE
+from pretrain.run.processes import ALONE
 
 VALUES = {"model/a": torch.randn(6, 5), "model/gate": torch.randn(1), "exp_avg/a": torch.randn(6, 5)}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import EngineConfig
+from pretrain.config.schema import EngineConfig
 from pretrain.engine import blocks
 from pretrain.model import Block, TiledTokenPositionalEmbedding, VisionTransformer
 

@@ -15,10 +15,10 @@ import torch
 from saved import VALUES, ranges, save
 
 from data_tools.errors import DataError, UsageError
-from pretrain.engine.checkpoint import Checkpoint, complete, newest
-from pretrain.engine.saver import Saver
-from pretrain.engine.upkeep import read_best, remove_incomplete, settle
-from pretrain.engine.world import ALONE, World
+from pretrain.checkpoints.checkpoint import Checkpoint, complete, newest
+from pretrain.checkpoints.retention import read_best, remove_incomplete, settle
+from pretrain.checkpoints.saver import Saver
+from pretrain.run.processes import ALONE, World
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from jobs import Data, losses, metrics, script, succeed, write_recipe
 
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
 RING = {
     "fsdp-4": ("engine.kind=fsdp",),

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from data_tools.errors import UsageError
 from finetune.config import load_finetune
 from finetune.source import open_source
-from pretrain.checkpoints import main
-from pretrain.engine.checkpoint import Checkpoint, complete, open_checkpoint
-from pretrain.run_folder import RunFolder
+from pretrain.checkpoints.__main__ import main
+from pretrain.checkpoints.checkpoint import Checkpoint, complete, open_checkpoint
+from pretrain.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

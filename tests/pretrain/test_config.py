@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import Config, load, read, save
-from pretrain.keys import known_keys
+from pretrain.config.keys import known_keys
+from pretrain.config.loading import load, read, save
+from pretrain.config.schema import Config
 
 
 @pytest.fixture

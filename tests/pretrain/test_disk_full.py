@@ -15,11 +15,11 @@ import torch
 from jobs import Data, Job, losses, run, status, write_recipe
 
 from data_tools.errors import UserError
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.saver import SPARE, Saver
 from pretrain.engine.ranges import LocalRange
-from pretrain.engine.saver import SPARE, Saver
-from pretrain.engine.world import ALONE
-from pretrain.run_folder import RunFolder
+from pretrain.run.folder import RunFolder
+from pretrain.run.processes import ALONE
 
 SIZE = 4 * 2**20
 

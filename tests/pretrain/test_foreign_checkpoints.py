@@ -11,10 +11,10 @@ from jobs import Data, script, write_recipe
 
 from data_tools.errors import UsageError
 from finetune.source import open_source
-from pretrain.checkpoints import main
-from pretrain.config import load
+from pretrain.checkpoints.__main__ import main
+from pretrain.config.loading import load
+from pretrain.model.build import build_model
 from pretrain.model.init import initial_value
-from pretrain.train import build_model
 
 
 @pytest.fixture(scope="module")

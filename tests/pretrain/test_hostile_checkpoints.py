@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from saved import save
 
 from data_tools.errors import DataError
-from pretrain.engine.checkpoint import Checkpoint
-from pretrain.engine.manifest import describe, digest_of
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.manifest import describe, digest_of
 
 
 class Canary:

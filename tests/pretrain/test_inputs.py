@@ -9,9 +9,9 @@ from jobs import Data, losses, metrics, run, succeed, trace, write_recipe
 from pictures import write_pictures
 
 from data_tools.errors import UsageError
-from pretrain.config import load
+from pretrain.config.batch_split import split_batch
+from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
-from pretrain.split import split_batch
 
 
 @pytest.fixture(scope="module")

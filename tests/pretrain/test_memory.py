@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jobs import Data, script, write_recipe
 
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
 SIZES = ("model.embed_dim=512", "model.mlp_dim=2048", "model.num_layers=6")
 ZERO = {f"zero-{stage}": ["engine.kind=deepspeed", f"engine.zero_stage={stage}"] for stage in (1, 2, 3)}

@@ -10,13 +10,13 @@ import torch
 from jobs import Data, losses, metrics, run, status, succeed, write_recipe
 from PIL import Image
 
-from data_tools.batch import TileBatch
-from data_tools.pack import pack
+from data_tools.packing.pack import pack
+from data_tools.tile_batch import TileBatch
 from finetune.adapt import adapt
 from finetune.source import open_source
-from pretrain.config import Config, ObjectiveConfig
+from pretrain.config.schema import Config, ObjectiveConfig
+from pretrain.model.build import build_model
 from pretrain.objective import build_measure, build_objective
-from pretrain.train import build_model
 
 MASKED = ("objective.name=masked_patches", "optim.schedule=constant", "model.pool=map")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig, OptimConfig, TrainConfig
+from pretrain.config.batch_split import split_batch
+from pretrain.config.schema import ModelConfig, OptimConfig, TrainConfig
+from pretrain.engine.optim import freeze, parameter_groups, schedule
 from pretrain.model.classifier import Classifier
-from pretrain.optim import freeze, parameter_groups, schedule
-from pretrain.split import split_batch
 
 
 def rates(name: str, steps: int = 100, warmup: int = 10) -> list[float]:

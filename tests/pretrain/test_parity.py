@@ -14,7 +14,7 @@ import pytest
 import torch
 from jobs import Data, losses, metrics, script, write_recipe
 
-from pretrain.engine.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
 
 ENGINES = {
     "ddp x 2": ("engine.kind=ddp",),

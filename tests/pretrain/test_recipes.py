@@ -8,8 +8,9 @@ import pytest
 import torch
 from jobs import ROOT
 
-from pretrain.config import Config, load
-from pretrain.train import build_model
+from pretrain.config.loading import load
+from pretrain.config.schema import Config
+from pretrain.model.build import build_model
 
 # Millions of parameters with a linear head for 1000 classes and a class token: ViT paper table 1 (B, L), DeiT
 # (S), timm's vit_base_r50_s16_384 for the hybrid, whose positions are those of 384 px.

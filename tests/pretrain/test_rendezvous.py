@@ -13,10 +13,10 @@ import pytest
 from torch.distributed import Store
 
 from data_tools.errors import UsageError, UserError
-from launch.address import free_port
-from pretrain.engine.world import check_gpus
-from pretrain.rendezvous import Stopped, adopt_slurm, join
-from pretrain.stop import StopFlag
+from launch.slurm.address import free_port
+from pretrain.run.processes import check_gpus
+from pretrain.run.rendezvous import Stopped, adopt_slurm, join
+from pretrain.run.stop import StopFlag
 
 NUMBERS = count(os.getpid() * 20)  # a store of the test before may still hold its port
 

@@ -17,10 +17,10 @@ import torch
 from jobs import TIMEOUT, Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
 from data_tools.errors import UsageError
-from pretrain.config import load
-from pretrain.engine.checkpoint import Checkpoint, complete
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
+from pretrain.config.batch_split import BatchSplit
+from pretrain.config.loading import load
 from pretrain.resume import check_model, warn_of_other_noise
-from pretrain.split import BatchSplit
 
 STEPS = 40
 

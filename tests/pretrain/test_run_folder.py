@@ -12,7 +12,7 @@ import pytest
 from jobs import ROOT, Data, run, write_recipe
 
 from data_tools.errors import UsageError, UserError
-from pretrain.run_folder import RunFolder
+from pretrain.run.folder import RunFolder
 
 
 def test_two_jobs_cannot_write_to_the_same_folder(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_what_an_earlier_life_of_a_slurm_job_left_on_this_node_is_ended(
                 folder.lock(patience=0.0)
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="still in use by") as raised:
-            elsewhere.setattr("pretrain.run_folder.socket.gethostname", lambda: "another-node")
+            elsewhere.setattr("pretrain.run.folder.socket.gethostname", lambda: "another-node")
             folder.lock(patience=0.0)
         assert raised.value.exit_code == 1, "it will not stay for ever: the job may be requeued"
         folder.lock(patience=30.0)

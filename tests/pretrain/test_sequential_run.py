@@ -9,7 +9,7 @@ from jobs import Data, losses, run, status, write_recipe
 from range_server import serve
 
 from data_tools.errors import UsageError
-from pretrain.config import load
+from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
 
 

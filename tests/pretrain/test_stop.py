@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pretrain.stop import STOPPING, StopFlag
+from pretrain.run.stop import STOPPING, StopFlag
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import torch
 from jobs import Data, losses, metrics, rows, run, status, succeed, trace, write_recipe
 
 from data_tools.errors import DivergedError, UsageError
-from pretrain.config import load
-from pretrain.engine.checkpoint import Checkpoint, complete
-from pretrain.fault import parse_fault
-from pretrain.nonfinite import NonFinite
-from pretrain.optim import SGD
-from pretrain.run_folder import RunFolder
-from pretrain.watchdog import culprit, describe
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
+from pretrain.config.fault import parse_fault
+from pretrain.config.loading import load
+from pretrain.engine.optim import SGD
+from pretrain.run.folder import RunFolder
+from pretrain.run.nonfinite import NonFinite
+from pretrain.run.watchdog import culprit, describe
 
 
 @pytest.fixture

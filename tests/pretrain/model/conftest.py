@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.batch import TileBatch
-from pretrain.config import ModelConfig
+from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.init import initialize
 

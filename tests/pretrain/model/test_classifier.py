@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.model import Classifier
-from pretrain.model.attention import Packing
+from pretrain.model.packing import Packing
 from pretrain.model.variants import USUAL_NAMES
 
 GRIDS = ((1, 2), (1, 1), (2, 2), (3, 1), (1, 1))

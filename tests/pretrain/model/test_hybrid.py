@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_tools.errors import UsageError
-from pretrain.config import BackboneConfig, ModelConfig
+from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model import Classifier
 from pretrain.model.flops import forward_flops
 from pretrain.model.hybrid import ResNetV2, StandardizedConv, pad_same

@@ -6,10 +6,10 @@ import pytest
 import torch
 from golden import read, under
 
-from pretrain.config import BackboneConfig
+from finetune.formats import load_peer, to_peer
+from pretrain.config.schema import BackboneConfig
 from pretrain.model import Block, Classifier, TokenPositionalEmbedding, VisionTransformer
 from pretrain.model.init import initialize
-from pretrain.model.interchange import load_peer, to_peer
 
 PIXELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 FILES = {
@@ -114,7 +114,7 @@ def test_out_and_in_again_is_the_identity(built, target, fields):
 
 def test_torchtunes_two_kinds_of_bias(built):
     config = {"tile_size": 16, "patch_size": 8, "embed_dim": 8, "num_layers": 1, "num_heads": 2}
-    from pretrain.model.interchange import torchtune
+    from finetune.formats import torchtune
 
     with torch.device("meta"):
         model = torchtune._build(torchtune.DEFAULTS | config | {"attn_bias": False, "max_num_tiles": 2})

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_tools.batch import TileBatch
-from pretrain.config import ModelConfig
+from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import ModelConfig
 from pretrain.model.flops import forward_flops
 from pretrain.model.init import initialize
 from pretrain.model.masked import MaskedPatches, corruption, mean_colours

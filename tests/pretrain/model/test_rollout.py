@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.model.rollout import rolled_out
+from pretrain.model.inspection import rolled_out
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config import ModelConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.model.variants import USUAL_NAMES, resolve
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import under
 
-from pretrain.model.interchange import load_peer
+from finetune.formats import load_peer
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pretrain.model import (
     TokenPositionalEmbedding,
     VisionTransformer,
 )
-from pretrain.model.attention import Packing, attention
+from pretrain.model.attention import attention
+from pretrain.model.packing import Packing
 
 GRIDS = ((1, 2), (1, 1), (2, 2), (3, 1), (1, 1), (2, 1))
 

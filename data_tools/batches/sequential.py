@@ -1,0 +1,251 @@
+"""Training batches from shards that can only be read from front to back.
+
+For web servers that send no parts of files, so that no sample can be read by its offset: the
+webdataset library's pipeline over a strict tar reader. There is no order by position: which image
+comes when depends on the number of processes, and a resumed job begins a new pass. Whatever can be
+read by range should be indexed instead.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.client import HTTPException
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from data_tools.augment.mix import Mix
+from data_tools.batches.prefetch import Map, Prefetch
+from data_tools.batches.stream import BatchStream, Item, Transform, assemble
+from data_tools.errors import DataError, UsageError
+from data_tools.images.decode import DecodeError, open_image
+from data_tools.random_numbers import hash64, permute
+from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.remote import expand, patiently, shown
+from data_tools.shards.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
+from data_tools.shards.tar import scan
+from data_tools.tile_batch import BadSample, TileBatch
+
+_TIMEOUT, _WINDOW, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
+_MAX_BAD = 100  # unusable samples for one batch, as many as TrainStream's substitutes
+
+
+@dataclass
+class _Sample:
+    """The members of one key as they come, or why they cannot be used."""
+
+    key: str
+    shard: str
+    images: list[bytes] = field(default_factory=list)
+    labels: dict[str, tuple[int, ...] | tuple[float, ...] | str | None] = field(default_factory=dict)
+    problem: str = ""
+
+    def label(self, num_classes: int) -> int:
+        """The one label; DecodeError for a sample that cannot be used."""
+        found = self.labels["cls"] if "cls" in self.labels else self.labels.get("json")
+        if self.problem or len(self.images) != 1:
+            raise DecodeError(self.problem or f"{len(self.images)} images under one key")
+        if found is None or isinstance(found, str) or len(found) != 1:
+            raise DecodeError(found if isinstance(found, str) else "not one label")
+        if isinstance(found[0], float):
+            raise DecodeError(f"label {found[0]} is not a class")
+        if found[0] >= num_classes:
+            raise DecodeError(f"label {found[0]}, but there are {num_classes} classes")
+        return found[0]
+
+
+class SequentialShards:
+    """Shards of a web server, each read as a whole. UsageError for anything but http(s) URLs.
+
+    urls: with {000..127} spelled out; classes: their names, or None; num_classes: their number.
+    """
+
+    multilabel = numeric = False
+    num_samples = epoch_size = None  # not known before all has been read
+
+    def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:
+        if not pattern.lower().startswith(("http://", "https://")) or "*" in pattern or pattern.endswith("/"):
+            raise UsageError(
+                f"data.train={shown(pattern)}: data.sequential=true reads shards from http(s) URLs written "
+                "out, such as https://host/train-{000..127}.tar; index everything else and read it by range."
+            )
+        self.folder, self.urls = shown(pattern), expand([pattern])
+        self.num_classes, self.classes = num_classes, classes
+
+    def constants(self) -> dict[str, Any]:
+        """As Mixture.constants(): nothing but that there is no order to keep."""
+        return {"sequential": True}
+
+    def describe(self, batch_size: int) -> str:
+        """As Mixture.describe()."""
+        return (
+            f"data: {len(self.urls)} shards read from front to back, as they cannot be read by range: "
+            "the order depends on the number of processes, and a resume does not continue it exactly"
+        )
+
+
+class SequentialStream(BatchStream):
+    """The endless training batches of one rank.
+
+    Each pass deals the shards anew to the ranks; samples pass through a buffer of `buffer` of them,
+    out of which they are drawn at random, anew at every start_step. An unusable sample is passed
+    over and reported in TileBatch.bad; TileBatch.sample is -1. UsageError for fewer shards than
+    ranks; DataError for a damaged shard, a source that stays away, and more than 100 unusable
+    samples for one batch.
+    """
+
+    def __init__(
+        self,
+        shards: SequentialShards,
+        transform: Transform,
+        *,
+        seed: int,
+        micro_batch_size: int,
+        max_pixels: int,
+        tile_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        threads: int = 4,
+        prefetch: int = 2,
+        buffer: int = 2000,
+        channels: int = 3,
+        pin: bool = False,
+        mix: Mix | None = None,
+    ) -> None:
+        if len(shards.urls) < world_size:
+            raise UsageError(
+                f"{shards.folder}: {len(shards.urls)} shards are too few for {world_size} processes that "
+                "read them from front to back: each needs one.",
+                shared=True,
+            )
+        if mix:
+            mix.check(micro_batch_size)
+        self._shards, self._transform, self._mix = shards, transform, mix
+        self._max_pixels, self._tile_shape, self._pin = max_pixels, (channels, tile_size, tile_size), pin
+        key = int(hash64(seed, start_step))
+        pipeline = webdataset.DataPipeline(
+            lambda: _dealt(shards.urls, key, rank, world_size),
+            _read_shards,
+            webdataset.shuffle(buffer, initial=buffer, rng=random.Random(int(hash64(key, rank)))),
+        )
+        self._samples = zip(count(rank, world_size), pipeline, strict=False)
+        self._lock, self._failure = threading.Lock(), None
+        sizes = iter(lambda: micro_batch_size, None)
+        self._batches = Prefetch(sizes, self._build, threads, prefetch)
+
+    def _build(self, size: int, map_: Map) -> TileBatch:
+        items: list[Item] = []
+        bad: list[BadSample] = []
+        while len(items) < size:
+            for item in map_(self._load, self._take(size - len(items))):
+                (bad if isinstance(item, BadSample) else items).append(item)
+            if len(bad) > _MAX_BAD:
+                raise DataError(
+                    f"{self._shards.folder} has too many unusable samples: {len(bad)} for one batch, the "
+                    f"last {bad[-1].key} in {bad[-1].shard}: {bad[-1].reason}"
+                )
+        batch = assemble(items, self._tile_shape, self._pin, tuple(bad))
+        return self._mix(batch, map_, self._pin) if self._mix else batch
+
+    def _take(self, size: int) -> list[tuple[int, _Sample]]:
+        with self._lock:  # batches are built two at a time, and a generator fails only once
+            if self._failure:
+                raise self._failure
+            try:
+                return list(islice(self._samples, size))
+            except Exception as error:
+                self._failure = error
+                raise
+
+    def _load(self, numbered: tuple[int, _Sample]) -> Item | BadSample:
+        position, sample = numbered
+        try:
+            label = sample.label(self._shards.num_classes)
+            tiles, rows, columns = self._transform(open_image(sample.images[0], self._max_pixels), position)
+        except DecodeError as error:
+            return BadSample(-1, sample.key, shown(sample.shard), str(error))
+        return Item(tiles, rows, columns, label, position, -1)
+
+
+def _dealt(urls: list[str], key: int, rank: int, world_size: int) -> Iterator[str]:
+    """The shards of one rank, without end; each pass deals all of them anew."""
+    for number in count():
+        order = permute(np.arange(len(urls)), len(urls), hash64(key, number))
+        for shard in order[rank::world_size]:
+            yield urls[shard]
+
+
+def _read_shards(urls: Iterable[str]) -> Iterator[_Sample]:
+    for url in urls:
+        samples = 0
+        for sample in _again(url):
+            samples += 1
+            yield sample
+        if not samples:
+            raise DataError(f"{shown(url)} holds no sample: leave it out of data.train.")
+
+
+def _again(url: str) -> Iterator[_Sample]:
+    """The samples of a shard; where the connection breaks, from the beginning without those handed out."""
+    done = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            for sample in islice(_read(url), done, None):
+                done += 1
+                yield sample
+            return
+        except (OSError, HTTPException) as error:
+            if attempt == _ATTEMPTS:
+                raise DataError(f"{shown(url)} broke off {attempt} times, the last time: {error}") from error
+
+
+def _read(url: str) -> Iterator[_Sample]:
+    with patiently(url, partial(urllib.request.urlopen, url, timeout=_TIMEOUT)) as answer:
+        if answer.length is None:
+            raise DataError(f"{shown(url)}: the server does not tell its size, so a cut could not be seen.")
+        yield from _samples(WindowedFile(_forward(answer.read), answer.length, _WINDOW), url)
+
+
+def _forward(read: Callable[[int], bytes]) -> Callable[[int, int], bytes]:
+    def read_range(_: int, length: int) -> bytes:  # a WindowedFile asks for one range after the other
+        data = read(length)
+        if len(data) != length:
+            raise OSError(f"{len(data)} bytes came instead of {length}")
+        return data
+
+    return read_range
+
+
+def _samples(file: WindowedFile, url: str) -> Iterator[_Sample]:
+    """Members with one key that stand together; a key that comes again is a problem."""
+    seen: set[str] = set()
+    sample: _Sample | None = None
+    for member in scan(file, shown(url), file.size):
+        key, extension = split_name(member.name)
+        problem = None if member.folder else unusable(member, extension)
+        if not problem and extension not in IMAGE_EXTENSIONS and extension not in LABEL_EXTENSIONS:
+            continue
+        if sample is None or key != sample.key:
+            if sample:
+                yield sample
+            sample = _Sample(key, url, problem="this key again, further on" if key in seen else "")
+            seen.add(key)
+        if problem:
+            sample.problem = problem
+        elif extension in IMAGE_EXTENSIONS:
+            file.seek(member.offset)
+            sample.images.append(file.read(member.size))
+        elif extension in sample.labels:
+            sample.problem = f"several {extension} members under one key"
+        else:
+            sample.labels[extension] = parse_label(file, member, extension)
+    if sample:
+        yield sample

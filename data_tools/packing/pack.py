@@ -1,0 +1,324 @@
+"""Images of a folder or archive, or of other shards, to WebDataset shards with their index.
+
+DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and path in SRC;
+                           keys are serial numbers, so that no name in the source can matter
+DST/classes.json           class names in the order of the labels
+DST/shardindex.*           as index.py has it
+DST/pack.json              what was packed and how; an interrupted run goes on only with the same
+
+All bytes are a function of the source and the options. Every file appears under its name only when
+it is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.errors import DataError, UsageError
+from data_tools.images.decode import DecodeError
+from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
+from data_tools.packing.recode import AS_IT_IS, Recode
+from data_tools.packing.sources import ShardSource, Source, open_source
+from data_tools.random_numbers import hash64, permute
+from data_tools.shards.index import (
+    CLASSES_NAME,
+    INDEX_NAME,
+    LABELS_NAME,
+    OFFSETS_NAME,
+    build_index,
+    write_json,
+)
+from data_tools.shards.tar import scan
+
+PLAN_NAME = "pack.json"
+_NAMES = "|".join((CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, LABELS_NAME, PLAN_NAME))
+_OURS = re.compile(rf"(shard-\d{{6}}\.tar|{_NAMES})(\.tmp)?")
+_SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
+_BLOCK = 512
+_AHEAD = 4  # images read ahead by each worker
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One folder of shards that was written.
+
+    ignored: files of the source that were left out. unreadable: images that were to be written anew
+    but could not be decoded, and are packed as they were.
+    """
+
+    folder: Path
+    images: int
+    classes: int
+    shards: int
+    bytes: int
+    ignored: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"packed {self.images} images, {self.classes} classes, {self.shards} shards, "
+            f"{self.bytes / 1e6:.1f} MB -> {self.folder}"
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that decides the bytes of one folder of shards."""
+
+    images: int
+    seed: int
+    shuffle: bool
+    shard_size: int
+    recode: Recode
+    max_pixels: int | None  # where images are written anew
+    sha256: str  # of the paths, sizes, labels and class names
+
+
+def pack(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    csv: str | Path | None = None,
+    shard_size: int = 10**9,
+    shuffle: bool = True,
+    seed: int = 0,
+    split: tuple[str, float] | None = None,
+    recode: Recode = AS_IT_IS,
+    max_pixels: int = 67_108_864,
+    workers: int = 1,
+    on_images: Callable[[int, int], None] = lambda more, total: None,
+) -> list[Packed]:
+    """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
+
+    split: (name, share) writes that share of the images to dst/name and the rest to dst/train.
+    recode: which images to write anew, by `workers` threads, whose number changes no byte.
+    on_images(more, total) is called whenever `more` of `total` images have been written.
+    UsageError for options that cannot work or a dst that holds something else; DataError for a
+    source without images or one that changes while it is packed.
+    """
+    source, dst = open_source(src), Path(dst)
+    labelled = _label(source, csv)
+    parts = {dst: labelled.entries}
+    if split:
+        name, share = split
+        _check_folder(dst, {"train", name}.__contains__)
+        rest, held_out = _divide(labelled.entries, share, seed)
+        parts = {dst / "train": rest, dst / name: held_out}
+    for folder in parts:
+        _check_folder(folder, lambda name: bool(_OURS.fullmatch(name)))
+    packed, total = [], len(labelled.entries)
+    for folder, entries in parts.items():
+        if shuffle:
+            order = permute(np.arange(len(entries)), len(entries), hash64(seed, _SHUFFLE))
+            entries = [entries[i] for i in order]
+        content = _content(entries, labelled.classes)
+        limit = max_pixels if recode else None
+        plan = _Plan(len(entries), seed, shuffle, shard_size, recode, limit, content)
+        unreadable: list[str] = []
+
+        def prepare(entry: Entry, unreadable: list[str] = unreadable) -> _Image:
+            return _prepare(source, entry, recode, max_pixels, unreadable)
+
+        with _begun(folder, plan, labelled.classes):
+            _write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
+            packed.append(_finish(folder, labelled, len(entries), sorted(unreadable)))
+    return packed
+
+
+def _label(source: Source, csv: str | Path | None) -> Labelled:
+    if isinstance(source, ShardSource):
+        if csv:
+            raise UsageError(f"{source.name} holds shards, which have labels of their own: leave out --csv.")
+        return label_by_shards(source)
+    return label_by_csv(source, csv) if csv else label_by_folder(source)
+
+
+def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+    if len(entries) < 2:
+        raise DataError("A single image cannot be split in two: leave out --split.")
+    place = permute(np.arange(len(entries)), len(entries), hash64(seed, _SPLIT))
+    held_out = place < min(max(round(share * len(entries)), 1), len(entries) - 1)
+    pairs = list(zip(entries, held_out, strict=True))
+    return [e for e, out in pairs if not out], [e for e, out in pairs if out]
+
+
+def _content(entries: list[Entry], classes: list[str]) -> str:
+    content = hashlib.sha256(json.dumps(classes).encode())
+    for entry in entries:
+        content.update(_metadata(entry) + b"%d\n" % entry.size)
+    return content.hexdigest()
+
+
+def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a new folder for the shards.")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if other := [name for name in names if not allowed(name)]:
+        raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
+
+
+@contextmanager
+def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
+    """`folder` with its plan, for this process alone; without one where no shard came about."""
+    _begin(folder, plan, classes)
+    with open(folder / PLAN_NAME) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being written by another pack: wait for it.") from None
+        try:
+            yield
+        except DataError:
+            if not any(folder.glob("shard-*.tar")):
+                for path in folder.iterdir():
+                    path.unlink()
+            raise
+
+
+def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN_NAME
+    if path.exists():
+        if json.loads(path.read_text()) != asdict(plan):
+            raise UsageError(
+                f"{folder} holds shards of another source or other options ({PLAN_NAME}): "
+                "give a new folder, or delete this one."
+            )
+    elif shards := sorted(folder.glob("*.tar")):
+        raise UsageError(f"{folder} already holds {shards[0].name}: give a new or an empty folder.")
+    else:
+        write_json(path, asdict(plan))
+    write_json(folder / CLASSES_NAME, classes)
+
+
+def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]) -> Packed:
+    for left in folder.glob("*.tmp"):
+        left.unlink()
+    summary = build_index(folder)
+    if summary.samples != images:
+        raise DataError(
+            f"{folder} has {summary.samples} readable samples for {images} images, first "
+            f"{next(iter(summary.problems), 'none')}: this is a fault of pack."
+        )
+    return Packed(
+        folder,
+        summary.samples,
+        len(labelled.classes),
+        summary.shards,
+        summary.bytes,
+        tuple(labelled.ignored),
+        tuple(unreadable),
+    )
+
+
+@dataclass(frozen=True)
+class _Image:
+    """What is written for one entry."""
+
+    data: bytes
+    extension: str
+    metadata: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes in the shard, headers included."""
+        return sum(-(-len(part) // _BLOCK) + 1 for part in (self.data, self.metadata)) * _BLOCK
+
+
+def _prepare(source: Source, entry: Entry, recode: Recode, max_pixels: int, unreadable: list[str]) -> _Image:
+    data = source.read(entry.path)
+    if len(data) != entry.size:
+        raise DataError(f"{entry.path!r} in {source.name} changed while it was packed: start again.")
+    extension = None
+    if recode:
+        try:
+            data, extension = recode(data, max_pixels)
+        except DecodeError as error:
+            unreadable.append(f"{entry.path}: {error}")
+    return _Image(data, extension or entry.path.rpartition(".")[2].lower(), _metadata(entry))
+
+
+def _write_shards(
+    folder: Path,
+    entries: list[Entry],
+    shard_size: int,
+    prepare: Callable[[Entry], _Image],
+    workers: int,
+    on_images: Callable[[int], None],
+) -> None:
+    """Write the shards that are not there yet; each is filled until the next image would not fit."""
+    number = done = 0
+    while (path := _shard_path(folder, number)).exists():
+        images = _count_images(path)
+        on_images(images)
+        number, done = number + 1, done + images
+    with ThreadPoolExecutor(workers, "pack") as pool:
+        images = _ahead(pool, prepare, iter(entries[done:]), workers * _AHEAD)
+        image = next(images, None)
+        while image is not None:
+            size = 0
+            with _new_shard(_shard_path(folder, number)) as writer:
+                while image is not None and (size == 0 or size + image.size <= shard_size):
+                    writer.write(
+                        {"__key__": f"{done:09d}", image.extension: image.data, "json": image.metadata}
+                    )
+                    size, done = size + image.size, done + 1
+                    on_images(1)
+                    image = next(images, None)
+            number += 1
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, prepare: Callable[[Entry], _Image], entries: Iterator[Entry], count: int
+) -> Iterator[_Image]:
+    """prepare(entry) for every entry, in order, up to `count` of them begun ahead."""
+    waiting: deque[Future[_Image]] = deque(pool.submit(prepare, entry) for entry in islice(entries, count))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.tar"
+
+
+def _count_images(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(member.name.endswith(".json") for member in scan(file, str(path), path.stat().st_size))
+
+
+@contextmanager
+def _new_shard(path: Path) -> Iterator[Any]:
+    """A writer of webdataset's; the shard has its name only after it is complete."""
+    import webdataset  # here, because it imports torch: a mistake is answered before that
+
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        with webdataset.TarWriter(file, user="", group="", encoder=False, mtime=0) as writer:
+            yield writer
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _metadata(entry: Entry) -> bytes:
+    label = {} if entry.label is None else {"label": entry.label}
+    return json.dumps(label | {"path": entry.path}).encode()

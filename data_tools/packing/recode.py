@@ -1,0 +1,69 @@
+"""Making images smaller before they are packed, so that training reads and decodes less."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+
+from data_tools.images.decode import DecodeError, decode
+
+_QUALITY = 90  # of what must be written anew while no quality is given
+
+
+@dataclass(frozen=True)
+class Recode:
+    """Which images are written anew, upright and in RGB; all others stay byte for byte.
+
+    max_side: those with a longer side are shrunk to it (PNG stays PNG, JPEG and WebP become
+    baseline JPEG 4:2:0). quality: all JPEG and WebP are written with this quality, where that makes
+    them smaller. baseline: progressive JPEG, which take twice as long to decode, are written as
+    baseline; Pillow cannot do so without loss.
+    """
+
+    max_side: int | None = None
+    quality: int | None = None
+    baseline: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.max_side or self.quality or self.baseline)
+
+    def __call__(self, data: bytes, max_pixels: int) -> tuple[bytes, str | None]:
+        """The image as it is to be packed, and its new extension; None where it stays as it is.
+
+        DecodeError for what is not an image, is too large or is damaged.
+        """
+        with _opened(data) as image:
+            kind, shrink = image.format, max(image.size) > (self.max_side or max(image.size))
+            progressive = self.baseline and bool(image.info.get("progressive"))
+            grey = image.mode == "L"
+        if not (shrink or progressive or (self.quality and kind != "PNG")):
+            return data, None
+        picture = Image.fromarray(decode(data, max_pixels))
+        if grey:
+            picture = picture.convert("L")
+        if shrink:
+            scale = self.max_side / max(picture.size)
+            size = tuple(max(1, round(side * scale)) for side in picture.size)
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        written = io.BytesIO()
+        if kind == "PNG":
+            picture.save(written, "PNG")
+            return written.getvalue(), "png"
+        picture.save(written, "JPEG", quality=self.quality or _QUALITY, subsampling="4:2:0")
+        if len(data) <= written.tell() and not (shrink or progressive):
+            return data, None
+        return written.getvalue(), "jpg"
+
+
+AS_IT_IS = Recode()
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not a JPEG, PNG or WebP image") from None
+    except Exception as error:  # hostile bytes make a decoder raise almost anything
+        raise DecodeError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,178 @@
+"""The samples of one shard: which members belong together, where the image lies, its labels.
+
+A sample is all members of a shard with one key: the path up to the first dot of the base name, as
+in the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg,
+png, webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json, an
+integer or a list of them, or a fraction or a list with one. Nothing is extracted and nothing unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import DataError
+from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
+from data_tools.shards.storage import Storage
+from data_tools.shards.tar import Member, scan
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+LABEL_EXTENSIONS = {"cls": parse_cls, "json": parse_json}
+ROW = np.dtype([("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")])
+_MAX_IMAGE, _MAX_LABEL_FILE = 2**31 - 1, 1 << 20
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: a dot file has no key
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample (or, without a key, a shard) that cannot be used, and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}:{self.key}: {self.reason}" if self.key else f"{self.shard}: {self.reason}"
+
+
+@dataclass
+class Scan:
+    """What a pass over one shard found.
+
+    rows: ROWs in the order of the file; the label is the first one, NO_LABEL for none. several: row
+    to labels, for samples with a list of other than one. numbers: row to labels, for samples with
+    fractions; their rows say NO_LABEL. keys: of the rows without any label.
+    ignored: files that are neither image, cls nor json.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    rows: NDArray[np.void]
+    several: dict[int, tuple[int, ...]]
+    numbers: dict[int, tuple[float, ...]]
+    unlabelled: dict[int, str]
+    problems: list[Problem]
+    ignored: int
+
+
+@dataclass
+class _Sample:
+    images: list[Member] = field(default_factory=list)
+    labels: dict[str, tuple[float, ...] | str | None] = field(default_factory=dict)  # str: what is wrong
+
+
+def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | None) -> Scan:
+    """The samples of shard `name`, read once from front to back.
+
+    Raises DataError, naming the shard, if it is damaged or without any usable sample.
+    """
+    size, shown = storage.size(name), storage.shown(name)
+    file = storage.open(name, size)
+    samples, problems, ignored = _group(file, name, shown)
+    named = {problem.key for problem in problems}
+    rows, several, numbers, unlabelled = [], {}, {}, {}
+    for key, sample in samples.items():
+        try:
+            image, labels = _image(sample.images), _labels(sample.labels, classes)
+        except ValueError as error:
+            if key not in named:
+                problems.append(Problem(name, key, str(error)))
+            continue
+        if labels is None:
+            unlabelled[len(rows)] = key
+        elif labels and isinstance(labels[0], float):
+            numbers[len(rows)] = labels
+            labels = ()
+        elif len(labels) != 1:
+            several[len(rows)] = labels
+        label = labels[0] if labels else NO_LABEL
+        rows.append((image.header, image.offset, label, image.size, number))
+    if not rows:
+        first = (
+            f" (the first of {len(problems)}: {problems[0].key}: {problems[0].reason})" if problems else ""
+        )
+        raise DataError(f"{shown} holds no usable sample{first}: remove it or write it again.")
+    return Scan(
+        name, size, file.sha256(), np.array(rows, ROW), several, numbers, unlabelled, problems, ignored
+    )
+
+
+def _group(file: WindowedFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
+    """Samples by key in the order of their first members; problems; how many members are ignored."""
+    samples: dict[str, _Sample] = {}
+    problems, ignored = [], 0
+    for member in scan(file, shown, file.size):
+        if member.folder:
+            continue
+        key, extension = split_name(member.name)
+        if reason := unusable(member, extension):
+            problems.append(Problem(name, key, reason))
+            continue
+        if extension not in IMAGE_EXTENSIONS and extension not in LABEL_EXTENSIONS:
+            ignored += 1
+            continue
+        sample = samples.setdefault(key, _Sample())
+        if extension in IMAGE_EXTENSIONS:
+            sample.images.append(member)
+        else:
+            found = extension in sample.labels
+            sample.labels[extension] = (
+                f"several {extension} members under one key"
+                if found
+                else parse_label(file, member, extension)
+            )
+    return samples, problems, ignored
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension, in lower case, of a member; no extension for a file that is of no sample."""
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else (name, "")
+
+
+def unusable(member: Member, extension: str) -> str | None:
+    """Why a member can be part of no sample, if so."""
+    if not member.regular:
+        return f"{member.name} is a link or device, not a file"
+    if "\\" in member.name or member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"{member.name} is not a relative path inside the shard"
+    if "." in extension and extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
+        return f"the first dot of {member.name} ends the key: rename it"
+    return None
+
+
+def parse_label(file: WindowedFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
+    """The labels in a cls or json member, None for none, or what is wrong with it."""
+    if member.size > _MAX_LABEL_FILE:
+        return f"a {extension} member of {member.size} bytes"
+    file.seek(member.offset)
+    try:
+        return LABEL_EXTENSIONS[extension](file.read(member.size))
+    except ValueError as error:
+        return str(error)
+
+
+def _image(images: list[Member]) -> Member:
+    if len(images) != 1:
+        raise ValueError("no image" if not images else f"{len(images)} images under one key")
+    if not 0 < images[0].size <= _MAX_IMAGE:
+        raise ValueError(f"an image of {images[0].size} bytes")
+    return images[0]
+
+
+def _labels(
+    found: dict[str, tuple[float, ...] | str | None], classes: list[str] | None
+) -> tuple[float, ...] | None:
+    """The labels of a sample: from its cls member, else its json member, else None."""
+    labels = found["cls"] if "cls" in found else found.get("json")
+    if isinstance(labels, str):
+        raise ValueError(labels)
+    for label in labels or ():
+        if classes is not None and isinstance(label, int) and label >= len(classes):
+            raise ValueError(f"label {label}, but classes.json has {len(classes)} classes")
+    return labels

@@ -1,0 +1,69 @@
+"""Byte ranges of shards, on a disk or behind a URL."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.shards.forward_file import WindowedFile
+
+_OPEN_FILES = 256
+_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether `path` is to be read by URL; pipe: and the like too, so that they can be refused."""
+    return "://" in str(path) or str(path).startswith("pipe:")
+
+
+class _LocalFile:
+    """A file descriptor that closes when the last thread that reads from it lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class Storage:
+    """Reads from the files of a folder, by name, and from URLs. Every method is thread-safe.
+
+    Raises DataError for what cannot be read, OSError for a local file that does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._local = lru_cache(maxsize=_OPEN_FILES)(lambda name: _LocalFile(folder / name))
+
+    def shown(self, name: str) -> str:
+        """Where `name` lies, for messages; without the credentials of a URL."""
+        return _remote().shown(name) if is_url(name) else str(self._folder / name)
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes."""
+        return _remote().size(name) if is_url(name) else (self._folder / name).stat().st_size
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from byte `start` on."""
+        if is_url(name):
+            return _remote().read(name, start, length)
+        file = self._local(name)  # held, or another thread could make the cache close it
+        data = os.pread(file.fd, length, start)
+        if len(data) != length:
+            raise DataError(f"{self._folder / name} became shorter while it was read.")
+        return data
+
+    def open(self, name: str, size: int) -> WindowedFile:
+        """A file of `size` bytes for one pass from front to back."""
+        window = _REMOTE_WINDOW if is_url(name) else _LOCAL_WINDOW
+        return WindowedFile(lambda start, length: self.read(name, start, length), size, window)
+
+
+def _remote():
+    from data_tools.shards import remote  # here, because only URLs need it
+
+    return remote

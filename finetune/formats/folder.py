@@ -1,0 +1,164 @@
+"""Checkpoints of transformers, timm and Google: what `init=` reads, and what `export` writes.
+
+transformers and timm: a folder with model.safetensors and config.json. Google: one .npz file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from data_tools.errors import DataError, UsageError
+from pretrain.checkpoints.tensor_file import write_tensors
+from pretrain.model.classifier import Classifier
+
+from . import load_peer, to_peer
+from .google import infer_config
+from .hf_settings import hf_config, hf_objective, hf_preprocessing, hf_preprocessor
+from .timm_settings import timm_arguments, timm_config, timm_preprocessing
+
+CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+HF_SOURCES = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}
+
+
+class PeerCheckpoint(NamedTuple):
+    """A model as a peer left it, and the keys of `source.FACTS` that describe it."""
+
+    model: Classifier
+    facts: dict[str, Any]
+
+
+def is_peer(path: Path) -> bool:
+    """Whether `path` is a peer's folder, or a file in one, or an .npz file."""
+    return path.exists() and (path.suffix == ".npz" or (_folder(path) / CONFIG).is_file())
+
+
+def read_peer(path: Path) -> PeerCheckpoint:
+    """Load a peer's checkpoint; UsageError for one that is not supported, DataError if it is damaged."""
+    if path.suffix == ".npz":
+        return _read_google(path)
+    config = _read_json(_folder(path) / CONFIG)
+    file = path if path.is_file() else path / WEIGHTS
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: damaged, missing or not a safetensors file: {error}") from None
+    if "architecture" in config:
+        source, arguments = "timm", _said(path, timm_arguments, config, weights)
+        preprocessing = _said(path, timm_preprocessing, config)
+        classes, objective = config.get("label_names"), "softmax"
+    elif config.get("model_type") in HF_SOURCES:
+        source, arguments = HF_SOURCES[config["model_type"]], config
+        processor = _folder(path) / PREPROCESSOR
+        preprocessing = _said(path, hf_preprocessing, _read_json(processor) if processor.is_file() else {})
+        labels = config.get("id2label") or {}
+        classes = [labels[key] for key in sorted(labels, key=int)] or None
+        objective = _said(path, hf_objective, config)
+    else:
+        raise UsageError(
+            f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
+            f"{' or '.join(HF_SOURCES)}"
+        )
+    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective)
+
+
+def write_peer(
+    name: str, model: Classifier, facts: dict[str, Any], peer: str, destination: Path
+) -> dict[str, torch.Tensor]:
+    """Write `model` as a folder that `peer`, hf or timm, reads; returns its tensors.
+
+    facts: the keys of `source.FACTS`. UsageError for what the peer cannot express; nothing is written
+    then.
+    """
+    if destination.exists():
+        raise UsageError(f"{destination} exists: choose a folder that does not")
+    if not destination.parent.is_dir():
+        raise UsageError(f"{destination.parent}: no such folder; make it first")
+    if facts.get("objective") == "masked_patches":
+        raise UsageError(f"{name}: it was trained to guess colours of masked patches: fine-tune it first")
+    hybrid = model.config.name.startswith("hybrid")
+    target = "timm" if peer == "timm" else "hf_vit_hybrid" if hybrid else "hf_vit"
+    try:
+        config, weights = to_peer(model, target)
+        if peer == "timm":
+            files = {CONFIG: timm_config(config, facts)}
+        else:
+            files = {CONFIG: hf_config(config, facts), PREPROCESSOR: hf_preprocessor(facts, hybrid)}
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+    temporary = destination.with_name(destination.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    write_tensors(temporary / WEIGHTS, shapes, weights.__getitem__, {"format": "pt"})
+    for file, content in files.items():
+        (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, destination)
+    return weights
+
+
+def _read_google(path: Path) -> PeerCheckpoint:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            weights = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path}: damaged or not an .npz file of plain arrays: {error}") from None
+    config = _said(path, infer_config, weights)
+    return _checkpoint(path, "google", config, weights, {}, None)
+
+
+def _checkpoint(
+    path: Path,
+    source: str,
+    config: dict[str, Any],
+    weights: dict[str, Any],
+    preprocessing: dict[str, Any],
+    classes: list[str] | None,
+    objective: str = "softmax",
+) -> PeerCheckpoint:
+    model = _said(path, load_peer, source, config, weights)
+    if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
+        raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
+    model.encoder.mask_token = model.pooler = None
+    facts = {
+        "step": 0,
+        "objective": objective,
+        "model": asdict(model.config),
+        "num_classes": model.num_classes,
+        "classes": classes if classes and len(classes) == model.num_classes else None,
+        "preprocessing": {"tile_size": model.tile_size, "max_tiles": 1} | preprocessing,
+    }
+    facts["preprocessing"] = {"mean": model.mean, "std": model.std} | facts["preprocessing"]
+    return PeerCheckpoint(model, facts)
+
+
+def _said(path: Path, function: Any, *arguments: Any) -> Any:
+    """The function's result, its ValueError as a UsageError that names the file."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged or not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return content

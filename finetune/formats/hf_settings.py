@@ -1,0 +1,96 @@
+"""transformers' config.json and preprocessor_config.json: classes, and what is done to images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What a head's logits are for, as transformers and as we name it.
+PROBLEMS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "regression",
+}
+# Pillow's numbers, as transformers writes them.
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+
+
+def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """config.json of transformers: `to_peer`'s, with the classes."""
+    names = facts["classes"] or [f"LABEL_{index}" for index in range(facts["num_classes"])]
+    config = {key: value for key, value in config.items() if key != "num_labels"}
+    problems = {ours: theirs for theirs, ours in PROBLEMS.items()}
+    return config | {
+        "problem_type": problems.get(facts.get("objective", "softmax")),
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "torch_dtype": "float32",
+    }
+
+
+def hf_objective(config: dict[str, Any]) -> str:
+    """What a model of transformers was trained for: one output without a word about it are numbers."""
+    problem = config.get("problem_type")
+    if problem is None:
+        return "regression" if len(config.get("id2label") or ()) == 1 else "softmax"
+    if problem not in PROBLEMS:
+        raise ValueError(f"problem_type={problem!r}: choose {', '.join(PROBLEMS)}")
+    return PROBLEMS[problem]
+
+
+def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
+    """preprocessor_config.json of transformers."""
+    known = facts["preprocessing"]
+    size = known["tile_size"]
+    resample = next(n for n, name in RESAMPLE.items() if name == known.get("eval_resample", "bicubic"))
+    common = {
+        "do_resize": True,
+        "resample": resample,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(known["mean"]),
+        "image_std": list(known["std"]),
+        "do_convert_rgb": True,
+    }
+    if not known.get("eval_crop", True):
+        kind = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}}
+        return kind | common
+    return {
+        # The plain ViT's own processor cannot crop; CLIP's does what the hybrid's does.
+        "image_processor_type": "ViTHybridImageProcessor" if hybrid else "CLIPImageProcessor",
+        "size": {"shortest_edge": known.get("eval_resize") or size},
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+    } | common
+
+
+def hf_preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
+    """Keys of `data` from a preprocessor_config.json; ValueError for what evaluation cannot do."""
+    size = processor.get("size") or {}
+    if isinstance(size, int):
+        size = {"shortest_edge" if processor.get("do_center_crop") else "height": size}
+    for key in ("do_resize", "do_center_crop"):
+        if processor.get(key) is False and (key == "do_resize" or "shortest_edge" in size):
+            raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
+    crop = processor.get("crop_size") or size.get("shortest_edge", 0)
+    for sides in (size, crop if isinstance(crop, dict) else {}):
+        if sides.get("width", sides.get("height")) != sides.get("height"):
+            raise ValueError(f"{sides}: only square sizes are supported")
+    found: dict[str, Any] = {"eval_crop": "shortest_edge" in size}
+    if "shortest_edge" in size:
+        crop = crop if isinstance(crop, int) else crop["height"]
+        if crop > size["shortest_edge"]:
+            raise ValueError(f"crop_size {crop} is more than shortest_edge {size['shortest_edge']}")
+        found["eval_resize"] = size["shortest_edge"] if size["shortest_edge"] > crop else 0
+    resample = processor.get("resample", 2)
+    if resample not in RESAMPLE:
+        raise ValueError(f"resample={resample}: only 2 (bilinear) and 3 (bicubic) are supported")
+    found["eval_resample"] = RESAMPLE[resample]
+    # Ours is (pixel / 255 - mean) / std.
+    factor = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
+    plain = not processor.get("do_normalize", True)
+    for key, usual in (("mean", 0.0), ("std", 1.0)):
+        values = processor.get(f"image_{key}") or 0.5
+        values = [values] * 3 if isinstance(values, int | float) else values
+        found[key] = tuple((usual if plain else value) / factor for value in values)
+    return found

@@ -1,0 +1,97 @@
+"""What peers call activations and sizes, and how to say no."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isqrt
+from typing import Any
+
+from torch import Tensor, nn
+
+from pretrain.model.block import ACTIVATIONS
+from pretrain.model.classifier import Classifier
+from pretrain.model.hybrid import ResNetV2
+from pretrain.model.resize import resize_grid
+
+from .entries import Weights, tensor
+
+
+def our_activation(theirs: Any, names: Mapping[str, str], peer: str) -> str:
+    """Our name of an activation that a peer gives as a name or a class."""
+    name = theirs if isinstance(theirs, str) else getattr(theirs, "__name__", str(theirs))
+    by_case = {key.lower(): ours for key, ours in names.items()}
+    if name.lower() not in by_case:
+        raise ValueError(f"{peer}'s activation {name!r} is not supported: choose {', '.join(names)}")
+    return by_case[name.lower()]
+
+
+def activation_name(ours: str | Callable[[Tensor], Tensor], names: Mapping[str, str], peer: str) -> str:
+    """The peer's name of one of our activations."""
+    if not isinstance(ours, str):
+        ours = next(name for name, function in ACTIVATIONS.items() if function is ours)
+    for theirs, name in names.items():
+        if name == ours:
+            return theirs
+    raise ValueError(f"{peer} has no activation {ours}")
+
+
+def refuse(peer: str, has: Mapping[str, bool]) -> None:
+    """ValueError for the first thing that a model has and the peer does not know."""
+    for what, present in has.items():
+        if present:
+            raise ValueError(f"{peer} cannot express {what}")
+
+
+def image_size(size: Any) -> int | tuple[int, int]:
+    """One number for a square, height and width otherwise."""
+    if isinstance(size, int):
+        return size
+    height, width = (int(side) for side in size)
+    return height if height == width else (height, width)
+
+
+def square(sizes: Any, name: str) -> int:
+    """The side of patches given as one number or two; ValueError if they are not square."""
+    if isinstance(sizes, int):
+        return sizes
+    height, width = (int(side) for side in sizes)
+    if height != width:
+        raise ValueError(f"{name} is {height}x{width}: only square patches are supported")
+    return height
+
+
+def fitted(
+    weights: Weights,
+    name: str,
+    grids: list[tuple[int, int]],
+    new: tuple[int, int],
+    prefix: int,
+    mode: str,
+) -> Weights:
+    """The weights with the position table `name`, (1, prefix + patches, D), on the grid `new`.
+
+    grids: what the table may have been made for, besides a square. A table that is none of these is
+    left as it is, for loading to refuse.
+    """
+    if name not in weights:
+        return weights
+    table = tensor(weights[name])
+    if table.ndim != 3 or len(table) != 1:
+        return weights
+    patches = table.shape[1] - prefix
+    side = isqrt(max(patches, 0))
+    candidates = [grid for grid in (new, *grids, (side, side)) if grid[0] * grid[1] == patches > 0]
+    if not candidates or candidates[0] == new:
+        return weights
+    return dict(weights) | {name: resize_grid(table[0], candidates[0], new, prefix, mode)[None]}
+
+
+def backbone_of(model: Classifier) -> ResNetV2 | None:
+    return getattr(model.encoder.patch_embed, "backbone", None)
+
+
+def refuse_classifier(peer: str, model: nn.Module) -> None:
+    """ValueError for what none of the peers with a head knows."""
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{peer} has a head: it takes a Classifier, not a {type(model).__name__}")
+    refuse(peer, {f"images of up to {model.geometry.max_tiles} tiles": model.geometry.max_tiles > 1})

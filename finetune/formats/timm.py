@@ -1,0 +1,312 @@
+"""timm's VisionTransformer, plain and behind its ResNetV2."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config.schema import BackboneConfig, ModelConfig
+from pretrain.model.block import LayerScale
+from pretrain.model.classifier import Classifier
+from pretrain.model.variants import resolve
+
+from .entries import Entry, Weights, affine, give, load, same, tensor, viewed
+from .names import (
+    activation_name,
+    backbone_of,
+    fitted,
+    image_size,
+    our_activation,
+    refuse,
+    refuse_classifier,
+    square,
+)
+
+DEFAULTS = {
+    "img_size": 224,
+    "patch_size": 16,
+    "in_chans": 3,
+    "num_classes": 1000,
+    "global_pool": "token",
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "qk_norm": False,
+    "proj_bias": True,
+    "init_values": None,
+    "class_token": True,
+    "pos_embed": "learn",
+    "no_embed_class": False,
+    "reg_tokens": 0,
+    "pre_norm": False,
+    "final_norm": True,
+    "fc_norm": None,
+    "proj_drop_rate": 0.0,
+    "attn_drop_rate": 0.0,
+    "drop_path_rate": 0.0,
+    "act_layer": None,
+    "norm_eps": 1e-6,
+}
+# What our blocks do not compute, and its value where it does nothing.
+FIXED = {
+    "proj_bias": True,
+    "final_norm": True,
+    "pos_embed": "learn",
+    "scale_attn_norm": False,
+    "scale_mlp_norm": False,
+}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "selu": "selu",
+    "silu": "silu",
+    "swish": "silu",
+}
+POOLS = {"token": "cls", "avg": "mean", "map": "map"}
+BACKBONE = "patch_embed.backbone."
+
+
+def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Classifier:
+    config = DEFAULTS | given
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key}={config[key]!r}: only {value!r} is supported")
+    if config["global_pool"] not in POOLS:
+        raise ValueError(f"global_pool={config['global_pool']!r}: choose {', '.join(POOLS)}")
+    with torch.device("meta"):
+        model = _build(config, weights)
+    encoder, grid = model.encoder, model.geometry.grid
+    embedded = 0 if config["no_embed_class"] else encoder.prefix
+    weights = fitted(weights, "pos_embed", [], grid, embedded, resize or "bicubic")
+    entries = list(_entries(model))
+    load(model, entries, _registers_placed(model, weights, config["no_embed_class"]))
+    return model.eval()
+
+
+def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    refuse_classifier("timm", model)
+    fields, arch = model.config, resolve(model.config)
+    refuse(
+        "timm",
+        {
+            "the two-layer head": fields.head != "linear",
+            "a pooler": model.pooler is not None,
+            "mask tokens": model.encoder.mask_token is not None,
+            "parallel branches over one norm": arch.parallel,
+            "attention pooling beside a class token or registers": (
+                fields.pool == "map" and model.encoder.prefix > 0
+            ),
+            "a backbone that is not timm's ResNetV2 of 32 groups": (
+                arch.backbone is not None and arch.backbone != _backbone(_resnet(arch.backbone))
+            ),
+        },
+    )
+    behind_pool = fields.final_norm == "pooled"
+    config = {
+        "img_size": model.tile_size if isinstance(model.tile_size, int) else list(model.tile_size),
+        "patch_size": arch.patch_size,
+        "in_chans": model.encoder.in_channels,
+        "num_classes": model.num_classes,
+        "global_pool": next(theirs for theirs, ours in POOLS.items() if ours == fields.pool),
+        "embed_dim": arch.embed_dim,
+        "depth": arch.num_layers,
+        "num_heads": arch.num_heads,
+        "mlp_ratio": _ratio(arch.mlp_dim, arch.embed_dim),
+        "qkv_bias": arch.qkv_bias,
+        "qk_norm": arch.qk_norm,
+        "init_values": fields.layer_scale,
+        "class_token": arch.class_token,
+        "reg_tokens": fields.registers,
+        "pre_norm": fields.pre_norm,
+        "fc_norm": behind_pool,
+        "proj_drop_rate": fields.dropout,
+        "attn_drop_rate": fields.attention_dropout,
+        "drop_path_rate": fields.drop_path,
+        "act_layer": activation_name(fields.activation, ACTIVATIONS, "timm"),
+        "norm_eps": fields.norm_eps,
+    }
+    if arch.backbone is not None:
+        config["backbone"] = _resnet(arch.backbone)
+    weights = give(model, list(_entries(model)))
+    registers = fields.registers
+    if registers:
+        table, first = weights["pos_embed"], int(arch.class_token)
+        places = table.new_zeros(1, registers, table.shape[2])
+        weights["pos_embed"] = torch.cat([table[:, :first], places, table[:, first:]], 1)
+    return config, weights
+
+
+def _ratio(mlp: int, width: int) -> float:
+    """The mlp_ratio that timm, which cuts off, turns into `mlp`."""
+    ratio = mlp / width
+    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
+
+
+def _build(config: dict[str, Any], weights: Weights) -> Classifier:
+    pool, fc_norm = POOLS[config["global_pool"]], config["fc_norm"]
+    behind_pool = pool == "mean" if fc_norm is None else fc_norm
+    backbone = _backbone(_inferred(weights)) if any(name.startswith(BACKBONE) for name in weights) else None
+    channels = config["in_chans"]
+    fields = ModelConfig(
+        name="hybrid_r50_b16" if backbone else "vit_b16",
+        head="linear",
+        pool=pool,
+        class_token=config["class_token"],
+        pre_norm=config["pre_norm"],
+        final_norm="pooled" if behind_pool else "tokens",
+        patch_size=square(config["patch_size"], "patch_size"),
+        embed_dim=config["embed_dim"],
+        num_layers=config["depth"],
+        num_heads=config["num_heads"],
+        mlp_dim=int(config["embed_dim"] * config["mlp_ratio"]),
+        backbone=backbone,
+        activation=our_activation(config["act_layer"] or "gelu", ACTIVATIONS, "timm"),
+        qkv_bias=config["qkv_bias"],
+        qk_norm=config["qk_norm"],
+        layer_scale=config["init_values"],
+        registers=config["reg_tokens"],
+        norm_eps=config["norm_eps"],
+        dropout=config["proj_drop_rate"],
+        attention_dropout=config["attn_drop_rate"],
+        drop_path=config["drop_path_rate"],
+    )
+    if pool == "map" and (config["class_token"] or config["reg_tokens"]):
+        raise ValueError("global_pool='map' with a class token or registers is not supported")
+    return Classifier(
+        fields,
+        tile_size=image_size(config["img_size"]),
+        max_tiles=1,
+        num_classes=config["num_classes"] or 0,
+        mean=[0.5] * channels,
+        std=[0.5] * channels,
+        in_channels=channels,
+    )
+
+
+def _registers_placed(model: Classifier, weights: Weights, patches_only: bool) -> Weights:
+    """The weights with positions for the class token and the patches, as ours has them.
+
+    Ours gives registers no position: theirs goes into the registers. Where only patches have one,
+    that of the class token is 0.
+    """
+    encoder = model.encoder
+    known = {name: tensor(weights[name]) for name in ("pos_embed", "reg_token") if name in weights}
+    prefix, first = encoder.prefix, encoder.prefix - encoder.registers
+    if "pos_embed" not in known or known["pos_embed"].ndim != 3:
+        return weights
+    table = known["pos_embed"]
+    if patches_only:
+        known["pos_embed"] = torch.cat([table.new_zeros(1, first, table.shape[2]), table], 1)
+    elif (
+        encoder.registers
+        and "reg_token" in known
+        and known["reg_token"].shape == table[:, first:prefix].shape
+    ):
+        known["reg_token"] = known["reg_token"] + table[:, first:prefix]
+        known["pos_embed"] = torch.cat([table[:, :first], table[:, prefix:]], 1)
+    return dict(weights) | known
+
+
+def _inferred(weights: Weights) -> dict[str, Any]:
+    """The sizes of the ResNetV2 whose weights these are."""
+    depths: dict[int, int] = {}
+    widths: dict[int, int] = {}
+    for name, value in weights.items():
+        found = re.fullmatch(re.escape(BACKBONE) + r"stages\.(\d+)\.blocks\.(\d+)\.conv3\.weight", name)
+        if found:
+            stage, unit = map(int, found.groups())
+            depths[stage] = max(depths.get(stage, 0), unit + 1)
+            widths[stage] = len(value)
+    root = BACKBONE + ("stem." if depths else "") + "conv.weight"
+    if root not in weights:
+        raise ValueError(f"the weights lack {root!r}, which this configuration needs")
+    stages = sorted(depths)
+    return {
+        "layers": [depths[stage] for stage in stages],
+        "channels": [widths[stage] for stage in stages],
+        "stem_chs": len(weights[root]),
+    }
+
+
+def _backbone(resnet: dict[str, Any]) -> BackboneConfig:
+    return BackboneConfig(
+        depths=list(resnet["layers"]), widths=list(resnet["channels"]), stem=resnet["stem_chs"]
+    )
+
+
+def _resnet(backbone: BackboneConfig) -> dict[str, Any]:
+    return {
+        "layers": list(backbone.depths),
+        "channels": list(backbone.widths),
+        "stem_chs": backbone.stem,
+    }
+
+
+def _entries(model: Classifier) -> Iterator[Entry]:
+    encoder = model.encoder
+    if encoder.cls_token_embedding is not None:
+        yield viewed("encoder.cls_token_embedding.weight", "cls_token", 2)
+    if encoder.registers:
+        yield viewed("encoder.register_tokens", "reg_token", 1)
+    yield viewed("encoder.token_pos_embedding.local", "pos_embed", 1)
+    projection, backbone = "encoder.patch_embed", backbone_of(model)
+    if backbone is not None:
+        yield from _resnet_entries(backbone)
+        projection += ".projection"
+    yield from affine(projection, "patch_embed.proj", bias=not model.config.pre_norm)
+    if model.config.pre_norm:
+        yield from affine("encoder.ln_pre", "norm_pre")
+    for index, block in enumerate(model.blocks):
+        ours, theirs = f"encoder.layers.{index}.", f"blocks.{index}."
+        yield from affine(f"{ours}norm1", f"{theirs}norm1")
+        yield from affine(f"{ours}attn.qkv", f"{theirs}attn.qkv", block.attn.qkv.bias is not None)
+        if block.attn.q_norm is not None:
+            yield from affine(f"{ours}attn.q_norm", f"{theirs}attn.q_norm")
+            yield from affine(f"{ours}attn.k_norm", f"{theirs}attn.k_norm")
+        yield from affine(f"{ours}attn.proj", f"{theirs}attn.proj")
+        yield from affine(f"{ours}norm2", f"{theirs}norm2")
+        yield from _mlp(f"{ours}mlp", f"{theirs}mlp")
+        if isinstance(block.ls1, LayerScale):
+            yield same(f"{ours}ls1.gamma", f"{theirs}ls1.gamma")
+            yield same(f"{ours}ls2.gamma", f"{theirs}ls2.gamma")
+    if isinstance(encoder.ln_post, nn.LayerNorm):
+        yield from affine("encoder.ln_post", "norm")
+    if isinstance(model.pool_norm, nn.LayerNorm):
+        yield from affine("pool_norm", "fc_norm")
+    if model.pool is not None:
+        yield viewed("pool.probe", "attn_pool.latent", 2)
+        for module in ("q", "kv", "proj", "norm"):
+            yield from affine(f"pool.{module}", f"attn_pool.{module}")
+        yield from _mlp("pool.mlp", "attn_pool.mlp")
+    if model.num_classes:
+        yield from affine("head", "head")
+
+
+def _mlp(ours: str, theirs: str) -> Iterator[Entry]:
+    for module in ("fc1", "fc2"):
+        yield from affine(f"{ours}.{module}", f"{theirs}.{module}")
+
+
+def _resnet_entries(backbone: nn.Module) -> Iterator[Entry]:
+    ours = "encoder.patch_embed.backbone."
+    root = BACKBONE + ("stem." if len(backbone.stages) else "")
+    yield same(f"{ours}conv_root.weight", f"{root}conv.weight")
+    yield from affine(f"{ours}norm_root", f"{root}norm")
+    for stage, units in enumerate(backbone.stages):
+        for index, unit in enumerate(units):
+            our, their = f"{ours}stages.{stage}.{index}.", f"{BACKBONE}stages.{stage}.blocks.{index}."
+            if isinstance(unit.shortcut, nn.Sequential):
+                yield same(f"{our}shortcut.0.weight", f"{their}downsample.conv.weight")
+                yield from affine(f"{our}shortcut.1", f"{their}downsample.norm")
+            for number in (1, 2, 3):
+                yield same(f"{our}conv{number}.weight", f"{their}conv{number}.weight")
+                yield from affine(f"{our}norm{number}", f"{their}norm{number}")

@@ -1,0 +1,48 @@
+"""The tasks of a job in a container: pyxis and enroot, or apptainer where the image is a FILE.sif."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from data_tools.shards.storage import is_url
+from pretrain.config.checks import training_sources
+from pretrain.config.schema import Config
+
+
+def srun_options(image: str, config: Config) -> list[str]:
+    """What pyxis adds to srun's options."""
+    if _is_sif(image):
+        return []
+    mounts = ",".join(f"{folder}:{folder}" for folder in mounted(config))
+    # Pyxis would begin in the folder that the image names.
+    return [
+        f"--container-image={shlex.quote(image)}",
+        f"--container-mounts={shlex.quote(mounts)}",
+        f"--container-workdir={shlex.quote(os.getcwd())}",
+    ]
+
+
+def command_prefix(image: str, config: Config, gpus: bool) -> str:
+    """What goes before the command of each task."""
+    if not _is_sif(image):
+        return ""
+    binds = shlex.quote(",".join(map(str, mounted(config))))
+    nvidia = " --nv" if gpus else ""
+    here = shlex.quote(os.getcwd())
+    return f"apptainer exec{nvidia} --bind {binds} --pwd {here} {shlex.quote(image)} "
+
+
+def mounted(config: Config) -> list[Path]:
+    """The folders that a run needs, none of which lies within another."""
+    sources = [shards for shards, _ in training_sources(config.data)]
+    read = [*sources, config.data.val, getattr(config, "init", "")]
+    paths = [Path(item).resolve() for item in read if item and not is_url(item)]
+    folders = {path.parent if path.is_file() else path for path in paths}
+    folders |= {Path.cwd(), config.folder.resolve()}
+    return sorted(folder for folder in folders if not folders & set(folder.parents))
+
+
+def _is_sif(image: str) -> bool:
+    return image.endswith(".sif")

@@ -1,0 +1,31 @@
+#!/bin/bash
+# {{title}}
+# Written by python -m launch slurm. Watch it: python -m launch status {{run}} --follow
+{{directives}}
+#SBATCH --output={{run}}/slurm/%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@{{save_seconds}}
+
+# After a requeue Slurm runs this again from the top: the same job id, the same run folder.
+run={{run}}
+python={{python}}
+cd {{cwd}} || exit 2
+{{setup}}
+read -r MASTER_ADDR MASTER_PORT < <("$python" -m launch.slurm.address) || exit 1
+export MASTER_ADDR MASTER_PORT
+
+# Where Slurm ends the job, its tasks have the signal too: they save, and this script waits for them.
+trap : TERM USR1
+srun {{srun}} \
+    {{command}}
+code=$?
+
+# 75: go on in another life. A script that left instead would end the job, so it waits to be ended.
+trap '' TERM USR1
+"$python" -m launch.slurm.requeue "$run" "$code" --max-restarts {{max_restarts}}
+code=$?
+if [ "$code" -eq 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+fi
+exit "$code"

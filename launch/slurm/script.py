@@ -1,0 +1,99 @@
+"""The batch script of a job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from pretrain.config.schema import Config
+
+from . import container
+from .site import Site
+
+TEMPLATE = Path(__file__).parent / "job.sh"
+
+
+def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: Path) -> str:
+    run = config.folder.resolve()
+    parts = {
+        "title": f"{config.run.name}, nodes: {given.nodes}, processes on each: {given.tasks_per_node}",
+        "directives": "\n".join(f"#SBATCH {option}" for option in _options(given, site, config)),
+        "run": str(run),
+        "save_seconds": str(site.save_seconds),
+        "python": shlex.quote(sys.executable),
+        "cwd": shlex.quote(os.getcwd()),
+        "setup": "\n".join(_setup(given, site)),
+        "srun": " \\\n    ".join(_srun(given, site, config)),
+        "command": " \\\n        ".join(_command(given, config, recipe)),
+        "max_restarts": str(config.launch.max_restarts),
+    }
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text())
+
+
+def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
+    tasks = _tasks_per_node(given)
+    cpus = given.cpus_per_task and given.cpus_per_task * given.tasks_per_node // tasks
+    # Told the number of tasks, SLURM would never again start a job of 2-4 nodes on fewer than it had first.
+    number = {"mincpus": tasks * (cpus or 1)} if "-" in given.nodes else {"ntasks-per-node": tasks}
+    options = {
+        "job-name": re.sub(r"[^\w.-]", "_", config.run.name),
+        "nodes": given.nodes,
+        **number,
+        "cpus-per-task": cpus,
+        "gres": f"gpu:{given.gpus_per_node}" if given.gpus_per_node else None,
+        **{
+            name: getattr(given, name) or getattr(site, name)
+            for name in ("time", "partition", "account", "qos")
+        },
+    }
+    return [f"--{name}={value}" for name, value in options.items() if value] + list(site.sbatch)
+
+
+def _tasks_per_node(given: argparse.Namespace) -> int:
+    return 1 if given.launcher == "torchrun" else given.tasks_per_node
+
+
+def _setup(given: argparse.Namespace, site: Site) -> list[str]:
+    pairs = [item.partition("=") for item in site.environment]
+    variables = {name: value for name, _, value in pairs}
+    if site.interface:
+        variables |= {"NCCL_SOCKET_IFNAME": site.interface, "GLOO_SOCKET_IFNAME": site.interface}
+    lines = [f"module load {shlex.join(site.modules)}"] if site.modules else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return ["", *lines, *site.setup, ""] if lines or site.setup else [""]
+
+
+def _srun(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
+    options = ["--kill-on-bad-exit=1"]
+    if "-" in given.nodes:
+        tasks = _tasks_per_node(given)
+        options.append(f"--ntasks-per-node={tasks} --ntasks=$((SLURM_NNODES * {tasks}))")
+    if given.cpus_per_task:  # since 22.05 srun does not take it from the job
+        options.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
+    if given.container:
+        options += container.srun_options(given.container, config)
+    return [*options, *site.srun]
+
+
+def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[str]:
+    """The command of each task, a piece for each line."""
+    pieces = ['"$python" -m']
+    if given.container:  # with a Python of its own
+        prefix = container.command_prefix(given.container, config, bool(given.gpus_per_node))
+        pieces = [f"{prefix}python -m"]
+    if given.launcher == "torchrun":
+        pieces[0] += ' torch.distributed.run --nnodes="$SLURM_NNODES"'
+        pieces += [
+            f"--nproc-per-node={given.tasks_per_node}",
+            '--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
+            '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m",
+        ]
+    pieces[-1] += f" {given.stage} {shlex.quote(str(recipe))}"
+    names = [f"run.dir={config.run.dir}", f"run.name={config.run.name}"]
+    settings = [item for item in given.settings if not item.startswith(("run.dir=", "run.name="))]
+    return [*pieces, *map(shlex.quote, names + settings)]

@@ -1,0 +1,1 @@
+"""What may be set, and what it may be set to. Nothing here imports torch."""

@@ -1,0 +1,127 @@
+"""How a YAML recipe and key=value become one checked configuration.
+
+Nothing here imports torch, so that a wrong key is answered within a moment and before any process group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data_tools.errors import UsageError
+
+from .checks import check
+from .keys import check_key, known_keys, leaf_keys
+from .schema import Config
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load(
+    path: str,
+    overrides: Sequence[str],
+    schema: type[ConfigT] = Config,  # type: ignore[assignment]
+    defaults: dict[str, Any] | None = None,
+) -> ConfigT:
+    """Recipe `path`, then key=value `overrides`, checked against `schema`.
+
+    defaults: values that take the place of the schema's own where the recipe is silent. Raises UsageError
+    naming the key or value that is wrong, and the nearest right one.
+    """
+    config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
+    config.run.name = config.run.name or Path(path).stem
+    check(config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write `config` as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]
+    """The configuration of an earlier run, from its config.yaml."""
+    return _to_object(_merge(schema, str(path), [], {}), str(path))
+
+
+def changes(old: Config, new: Config) -> dict[str, str]:
+    """The keys whose values differ, with "old → new"."""
+    before, after = (flat(asdict(config)) for config in (old, new))
+    return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
+    merged = OmegaConf.merge(OmegaConf.structured(schema), defaults)
+    try:
+        recipe = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: no such recipe; those that come with the project lie in configs/"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, DictConfig):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values")
+    keys = known_keys(schema)
+    for key in leaf_keys(recipe):
+        check_key(key, keys, path)
+    dotlist = []
+    for item in overrides:
+        item = item.removeprefix("--")
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{item!r}: settings are written key=value")
+        check_key(key, keys, "command line")
+        dotlist.append(item if value else f"{key}=''")  # nothing behind the sign is the empty text, not null
+    try:
+        merged = OmegaConf.merge(merged, recipe)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    for item in dotlist:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise UsageError(
+                f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
+            ) from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _to_object(merged: DictConfig, path: str) -> Any:
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{path}: {_first_line(error)}") from None
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    """What OmegaConf found wrong, in a user's words, with the key unless the caller names it."""
+    text = str(error).strip().splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
+    kind = re.search(r"could not be converted to (\w+)", text[0])
+    first = text[0]
+    if kind and kind[1] in KINDS:
+        first = f"it must be {KINDS[kind[1]]}"
+    return f"{key}: {first}" if key else first
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

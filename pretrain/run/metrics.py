@@ -1,0 +1,101 @@
+"""Speed and progress of a run, from step to step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+
+# Dense bf16 FLOP/s as the makers state them.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 FLOP/s of `device`; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+@dataclass
+class Meter:
+    """Counts what this process did since the last reading, and times it."""
+
+    images: int = 0
+    tiles: int = 0
+    flops: float = 0.0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def count(self, images: int, tiles: int, flops: float, waited: float) -> None:
+        """images, tiles; flops: of their training step; waited: seconds until they were there."""
+        self.images += images
+        self.tiles += tiles
+        self.flops += flops
+        self.waited += waited
+
+    def reset(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.since
+
+
+def speed_row(sums: list[float], seconds: float, processes: int, peak: float | None) -> dict[str, Any]:
+    """Figures of all processes since the last row. sums: images, tiles, flops, waited, over all of them."""
+    images, tiles, flops, waited = sums
+    return {
+        "images_per_s": images / seconds,
+        "tiles_per_image": tiles / max(1, images),
+        "data_wait": min(1.0, waited / processes / seconds),
+        "mfu": flops / seconds / (peak * processes) if peak else None,
+    }
+
+
+def console_line(row: dict[str, Any], steps: int, seconds_left: float) -> str:
+    """A row as one line for people."""
+    parts = [
+        f"step {row['step']}/{steps}",
+        "loss not finite" if row["loss"] is None else f"loss {row['loss']:.4f}",
+        "grad_norm not finite" if row["grad_norm"] is None else f"grad_norm {row['grad_norm']:.3f}",
+        f"lr {row['lr']:.1e}",
+        f"img/s {row['images_per_s']:.0f}",
+        f"data_wait {row['data_wait']:.1%}",
+    ]
+    if row["mfu"] is not None:
+        parts.append(f"mfu {row['mfu']:.1%}")
+    if row["nonfinite"]:
+        parts.append(f"steps left out {row['nonfinite']}")
+    if row["bad_samples"]:
+        parts.append(f"bad_samples {row['bad_samples']}")
+    minutes, seconds = divmod(int(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts.append(f"eta {hours}:{minutes:02d}:{seconds:02d}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def progress_bar(step: int, steps: int, rank: int) -> Iterator[Advance]:
+    """Yields what is to be called with the number of steps done.
+
+    Only a person at rank 0's terminal sees a bar; logs and pipes get plain lines.
+    """
+    if rank or not sys.stdout.isatty():
+        yield lambda done: None
+        return
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # What is printed meanwhile appears above the bar.
+    with Progress(*columns, console=Console(), transient=True) as progress:
+        task = progress.add_task("training", total=steps, completed=step)
+        yield lambda done: progress.update(task, completed=done)

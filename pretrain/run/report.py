@@ -1,0 +1,175 @@
+"""report.html: a run on one page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..config.schema import Config
+from .folder import RunFolder, read_rows, replace
+
+WIDTH, HEIGHT, MARGIN = 460, 180, 42
+
+CURVES = (
+    ("loss", "loss", "{:.3g}"),
+    ("lr", "learning rate", "{:.1e}"),
+    ("grad_norm", "gradient norm", "{:.3g}"),
+    ("images_per_s", "images/s", "{:.0f}"),
+    ("tiles_per_image", "tiles per image", "{:.2f}"),
+    ("data_wait", "share of time spent waiting for data", "{:.1%}"),
+)
+
+# What evaluations have, if they have it: key, title, form.
+MEASURED = (
+    ("top1", "top-1", "{:.2%}"),
+    ("top5", "top-5", "{:.2%}"),
+    ("mae", "mean absolute error", "{:.4g}"),
+    ("colours", "share of colours guessed", "{:.2%}"),
+    ("loss", "loss", "{:.4f}"),
+)
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1020px; margin: 2rem auto; color: #222; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
+.row {{ display: flex; flex-wrap: wrap; gap: 1.2rem; }}
+figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #444; }}
+svg text {{ font-size: 11px; fill: #555; }} img {{ image-rendering: pixelated; height: 96px; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; }}
+.wrong {{ color: #b00020; }}
+</style>
+<h1>{title}</h1>
+<table>{facts}</table>
+<h2>Training</h2><div class="row">{curves}</div>
+<h2>Evaluation</h2><table>{evaluations}</table>
+<h2>Predictions on held-out images, and where they come from (attention rollout)</h2>
+<div class="row">{examples}</div>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """tiles: uint8 (n, C, S, S); outputs: of the model (outputs,); attention: see `Rollout.patches`."""
+
+    tiles: Tensor
+    grid: tuple[int, int]
+    labels: tuple[float, ...]
+    outputs: Tensor
+    attention: Tensor
+
+
+def write_report(
+    folder: RunFolder, config: Config, classes: list[str] | None, examples: Sequence[Example]
+) -> None:
+    """Write report.html from metrics.jsonl; `examples`: evaluated images to show."""
+    rows = list(read_rows(folder.metrics))
+    steps = [row for row in rows if "split" not in row]
+    evaluations = [row for row in rows if "split" in row]
+    curves = [_figure(steps, *curve) for curve in CURVES]
+    curves += [_figure(evaluations, key, f"{title}, held-out", form) for key, title, form in MEASURED]
+    page = PAGE.format(
+        title=html.escape(f"{config.run.name}: {config.model.name}"),
+        facts=_facts(config, steps),
+        curves="".join(curves),
+        evaluations=_table(evaluations),
+        examples="".join(_example(item, config.objective.name, classes) for item in examples) or "none",
+    )
+    replace(folder.report, page)
+
+
+def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
+    last = steps[-1] if steps else {"step": 0, "images": 0, "epoch": 0.0}
+    epochs = "" if last["epoch"] is None else f" ({last['epoch']:.1f} epochs)"
+    facts = {
+        "steps": f"{last['step']:,}",
+        "images seen": f"{last['images']:,}{epochs}",
+        "global batch": f"{config.train.batch_size:,}",
+        "tiles": f"at most {config.data.max_tiles} of {config.data.tile_size} px",
+        "head": config.model.head,
+        "engine": f"{config.engine.kind} {config.engine.precision}",
+    }
+    return "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
+
+
+def _figure(rows: list[dict[str, Any]], key: str, title: str, form: str) -> str:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if len(points) < 2:
+        return ""
+    xs, ys = np.array(points, dtype=float).T
+    low, high = float(ys.min()), float(ys.max())
+    across = (xs - xs[0]) / max(xs[-1] - xs[0], 1e-12) * (WIDTH - MARGIN - 10) + MARGIN
+    down = (high - ys) / max(high - low, 1e-12) * (HEIGHT - 40) + 10
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+    return (
+        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{title}">'
+        f'<polyline points="{line}" fill="none" stroke="#1a5fb4" stroke-width="1.5"/>'
+        f'<text x="0" y="14">{form.format(high)}</text>'
+        f'<text x="0" y="{HEIGHT - 26}">{form.format(low)}</text>'
+        f'<text x="{MARGIN}" y="{HEIGHT - 8}">step {int(xs[0])}</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 8}" text-anchor="end">step {int(xs[-1])}</text>'
+        f"</svg><figcaption>{title}: last {form.format(ys[-1])}</figcaption></figure>"
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "<tr><td>data.val is not set</td></tr>"
+    shown = [column for column in MEASURED if any(column[0] in row for row in rows)]
+    head = "".join(f"<th>{title}</th>" for _, title, _ in shown)
+    lines = [[row["step"], *(form.format(row[key]) for key, _, form in shown), row["n"]] for row in rows]
+    return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
+    )
+
+
+def _example(item: Example, objective: str, classes: list[str] | None) -> str:
+    caption = {"regression": _numbers, "masked_patches": _colours}.get(objective, _guess)(item, classes)
+    rows, columns = item.grid
+    _, channels, side, _ = item.tiles.shape
+    # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.
+    canvas = item.tiles.unflatten(0, item.grid).permute(0, 3, 1, 4, 2)
+    pixels = canvas.reshape(rows * side, columns * side, channels).numpy()
+    light = F.interpolate(item.attention[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
+    lit = pixels * (light / light.max()).numpy()[..., None]
+    return (
+        f"<figure>{_image(pixels, '')} {_image(lit.astype(np.uint8), 'attention')}"
+        f"<figcaption>{caption}<br>{rows}×{columns} tiles</figcaption></figure>"
+    )
+
+
+def _image(pixels: NDArray[np.uint8], text: str) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+
+
+def _guess(item: Example, classes: list[str] | None) -> str:
+    probabilities = item.outputs.softmax(-1)
+    best = int(probabilities.argmax())
+    name, *truth = (classes[int(i)] if classes else str(int(i)) for i in (best, *item.labels))
+    verdict = ""
+    if best not in item.labels:
+        verdict = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
+    return f"{html.escape(name)} {float(probabilities[best]):.0%}{verdict}"
+
+
+def _numbers(item: Example, classes: list[str] | None) -> str:
+    said, true = (", ".join(f"{value:.3g}" for value in x) for x in (item.outputs.tolist(), item.labels))
+    return f"{said} (is {true})"
+
+
+def _colours(item: Example, classes: list[str] | None) -> str:
+    loss, share = item.outputs.tolist()
+    return f"loss {loss:.2f}, {share:.0%} of the colours"

@@ -1,0 +1,167 @@
+"""A thread beside the training loop: it keeps status.json true, and ends a process that does not get on.
+
+A rank that hangs takes all others with it, as they wait for it in a collective. Whichever notices first makes
+the folder logs/hang/; every rank that sees it puts its stacks into logs/rank-N.log and what it was doing into
+logs/hang/rank-N.json. Who hangs is the rank that does not answer, or else the one that is furthest behind and
+does not wait for others.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from ..config.fault import PHASES
+from .folder import RunFolder, log, write_json
+from .stop import StopFlag
+
+TICK = 0.4
+HEARTBEAT = 5.0
+PATIENCE = 4.0  # for what other ranks have to say
+PHASE_ORDER = ("start-up", *PHASES)
+
+
+class Watchdog:
+    """hosts: of every rank. timeout: seconds without a call of `enter`, a little less of which ends the job
+    with exit code 1."""
+
+    def __init__(
+        self, folder: RunFolder, rank: int, hosts: list[str], timeout: float, stop: StopFlag
+    ) -> None:
+        self.folder, self.rank, self.hosts, self.stop = folder, rank, hosts, stop
+        self.timeout = timeout
+        self.limit = timeout - min(10.0, 0.25 * timeout)
+        self.reports = folder.path / "logs/hang"
+        self.step, self.phase, self.since = 0, PHASE_ORDER[0], time.monotonic()
+        self.stepped = time.time()
+        self._main = threading.main_thread().ident
+        self._written: tuple[object, ...] = ()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching; afterwards nothing is written to status.json any more."""
+        self._closed.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def enter(self, step: int, phase: str) -> None:
+        """This process begins with `phase` after `step` whole steps."""
+        if step != self.step:
+            self.stepped = time.time()
+        self.step, self.phase, self.since = step, phase, time.monotonic()
+
+    def _run(self) -> None:
+        log_file = (self.folder.path / "logs" / f"rank-{self.rank}.log").open("a")
+        while not self._closed.wait(TICK):
+            # Where Python itself is blocked, this thread is too; faulthandler's is not.
+            faulthandler.dump_traceback_later(self.timeout, exit=True, file=log_file)
+            self._tell()
+            idle = time.monotonic() - self.since
+            if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
+                self._end(idle)
+
+    def _tell(self) -> None:
+        """Rank 0 says what the job does; every rank says when it was asked to stop."""
+        self.stop.listen()
+        state = "stopping" if self.stop else "starting" if self.phase == PHASE_ORDER[0] else "running"
+        if self.rank and state != "stopping":
+            return
+        news: tuple[object, ...] = (state,)
+        if self.rank == 0:
+            news = (state, self.step, self.phase, int(time.monotonic() / HEARTBEAT))
+        if news != self._written:
+            signal = {"signal": self.stop.signal} if self.stop else {}
+            facts = (
+                {"step": self.step, "phase": self.phase, "step_time": self.stepped} if not self.rank else {}
+            )
+            self.folder.set_status(state, **facts, **signal)
+            self._written = news
+
+    def _end(self, idle: float) -> None:
+        self._report(idle)
+        others = self._collect()
+        text = describe(others, self.hosts, idle)
+        rank = culprit(others, len(self.hosts))
+        if self.folder.set_failed(exit_code=1, reason=text, rank=rank):
+            print(
+                f"error: {text}; stacks in {self.folder.path / 'logs'}/rank-*.log",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(1)
+
+    def _report(self, idle: float) -> None:
+        frame = sys._current_frames().get(self._main or 0)
+        self.reports.mkdir(parents=True, exist_ok=True)
+        report = {
+            "rank": self.rank,
+            "step": self.step + (self.phase not in ("evaluation", "save")),  # those come after it
+            "phase": self.phase,
+            "seconds": round(idle, 1),
+            "waits": waits_for_others(frame),
+        }
+        log.error("no progress: %s", json.dumps(report))
+        for handler in log.handlers:
+            handler.flush()
+        with (self.folder.path / "logs" / f"rank-{self.rank}.log").open("a") as stream:
+            faulthandler.dump_traceback(stream, all_threads=True)
+        write_json(self.reports / f"rank-{self.rank}.json", report)
+
+    def _collect(self) -> list[dict[str, Any]]:
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit and len(list(self.reports.glob("rank-*.json"))) < len(self.hosts):
+            time.sleep(0.1)
+        return [json.loads(file.read_bytes()) for file in sorted(self.reports.glob("rank-*.json"))]
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier life of the run reported."""
+    shutil.rmtree(folder / "logs/hang", ignore_errors=True)
+
+
+def waits_for_others(frame: FrameType | None) -> bool:
+    """Whether a stack stands in a collective."""
+    while frame is not None:
+        if "torch/distributed/" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def culprit(reports: list[dict[str, Any]], size: int) -> int:
+    """The rank that the others wait for, as far as that can be known."""
+    silent = set(range(size)) - {report["rank"] for report in reports}
+    if silent:
+        return min(silent)
+    return min(reports, key=lambda r: (r["step"], r["waits"], PHASE_ORDER.index(r["phase"]), r["rank"]))[
+        "rank"
+    ]
+
+
+def describe(reports: list[dict[str, Any]], hosts: list[str], idle: float) -> str:
+    rank = culprit(reports, len(hosts))
+    found = next((report for report in reports if report["rank"] == rank), None)
+    here = f"rank {rank} on {hosts[rank]}"
+    if found is None:
+        last = max(reports, key=lambda report: report["step"])
+        return (
+            f"{here} does not answer, and the others got nowhere in step {last['step']}, phase "
+            f"{last['phase']}, for {idle:.0f} s (train.step_timeout)"
+        )
+    return (
+        f"{here} hangs in step {found['step']}, phase {found['phase']}, for {found['seconds']:.0f} s "
+        f"(train.step_timeout)"
+    )
