@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum, unique
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -12,9 +14,21 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 _ALL = 2**64 - 1
 _ROUNDS = 6
 
-# First key after the seed, one for each use, so that no two uses draw the same numbers. The order
-# itself has lane or epoch numbers there, which are never negative.
-SUBSTITUTE, AUGMENT = -1, -2
+
+@unique
+class Stream(IntEnum):
+    """The second key, behind the seed, of everything that is drawn for a position of the order.
+
+    No two may be equal, or they would draw the same numbers. All are negative: the order itself has the
+    number of a lane or of an epoch in this place.
+    """
+
+    SUBSTITUTE = -1  # which sample takes the place of an unreadable one
+    AUGMENT = -2  # crop and mirroring
+    RANDAUGMENT = -3
+    ERASE = -4
+    MIX = -5  # mixup and cutmix
+    MASK = -6  # patches to be guessed
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,7 +1,4 @@
-"""python -m launch.address, as the scripts of jobs call it that were queued by version 0.1: launch.slurm.address now.
-
-Goes with the next release.
-"""
+"""Now launch.slurm.address; jobs that were queued before that call it by this name. Goes with the next release."""
 
 import sys
 

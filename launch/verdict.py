@@ -1,7 +1,4 @@
-"""python -m launch.verdict, as the scripts of jobs call it that were queued by version 0.1: launch.slurm.requeue now.
-
-Goes with the next release.
-"""
+"""Now launch.slurm.requeue; jobs that were queued before that call it by this name. Goes with the next release."""
 
 import sys
 

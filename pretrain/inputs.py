@@ -230,7 +230,8 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
 class SkippingStream:
     """Passes over the steps of train.skip: their images count as seen, nothing is computed for them.
 
-    It is the stream that `open_at(step)` gives, opened anew behind each of the ranges [first, last] of steps."""
+    It is the stream that `open_at(step)` gives, opened anew behind each of the ranges [first, last] of steps.
+    """
 
     def __init__(self, ranges: Sequence[Sequence[int]], open_at: Callable[[int], BatchStream]) -> None:
         self._ranges, self._open_at = ranges, open_at

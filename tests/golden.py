@@ -23,6 +23,7 @@ from data_tools.images.tiles import (
     tile_crop,
 )
 from finetune.formats import load_peer, to_peer
+from pretrain.model.inspection import inspect
 from pretrain.model.resize import resize_grid
 
 # Of the reference files: for Transformers, for the features of a ResNet and what follows, in float64,
@@ -158,7 +159,7 @@ def _transformers(source: str) -> Callable[[Archive, dict[str, Any]], Iterator[C
         images = torch.from_numpy(data["inputs/pixel_values"])
         model = load_peer(source, config, weights)
         yield _pair("logits (forward)", model(images), data["outputs/logits"], tolerance)
-        found = model.inspect(images)
+        found = inspect(model, images)
         yield _pair("logits", found.logits, data["outputs/logits"], tolerance)
         yield _pair("pooler_output", found.pooled, data["outputs/pooler_output"], tolerance)
         yield _pair("last_hidden_state", found.tokens, data["outputs/last_hidden_state"], tolerance)
@@ -167,13 +168,13 @@ def _transformers(source: str) -> Callable[[Archive, dict[str, Any]], Iterator[C
         for index, map_ in enumerate(found.attentions):
             if f"outputs/attention_{index}" in data:
                 yield _pair(f"attention_{index}", map_, data[f"outputs/attention_{index}"], tolerance)
-        found = model.inspect(images, torch.from_numpy(data["inputs/bool_masked_pos"]))
+        found = inspect(model, images, torch.from_numpy(data["inputs/bool_masked_pos"]))
         yield _pair("masked", found.tokens, data["outputs/masked_last_hidden_state"], tolerance)
         if source == "hf_vit_hybrid":
             backbone = model.encoder.patch_embed.backbone
             yield _pair("backbone_stem", backbone.stem(images), data["outputs/backbone_stem"], BACKBONE)
             yield _pair("feature_map", backbone(images), data["outputs/feature_map"], BACKBONE)
-        found = model.double().inspect(images.double())
+        found = inspect(model.double(), images.double())
         yield _pair("ref64/logits", found.logits, data["ref64/logits"], DOUBLE)
         yield _pair("ref64/pooler_output", found.pooled, data["ref64/pooler_output"], DOUBLE)
         yield from interpolated(data, config, weights)
@@ -198,7 +199,7 @@ def _google(data: Archive, config: dict[str, Any]) -> Iterator[Comparison]:
     weights = under(data, "npz/")
     images = torch.from_numpy(data["inputs/images_nhwc"]).permute(0, 3, 1, 2)
     model = load_peer("google", config, weights)
-    found = model.inspect(images)
+    found = inspect(model, images)
     yield _pair("logits", found.logits, data["outputs/logits"], tolerance)
     yield _pair("representation", found.pooled, data["outputs/representation"], tolerance)
     yield _pair("encoder_tokens", found.tokens, data["outputs/encoder_tokens"], tolerance)
@@ -208,12 +209,12 @@ def _google(data: Archive, config: dict[str, Any]) -> Iterator[Comparison]:
     model = load_peer("google", config | size, weights)
     table = model.encoder.token_pos_embedding.local[None]
     yield _pair("finetune_pos_embedding", table, data["outputs/finetune_pos_embedding"], TABLE)
-    features = model.inspect(larger).tokens[:, 0]
+    features = inspect(model, larger).tokens[:, 0]
     yield _pair("finetune_features", features, data["outputs/finetune_features"], tolerance)
     model = load_peer("google", config | size, weights, resize="bilinear_centers")
     table = model.encoder.token_pos_embedding.local[None]
     yield _pair("timm/finetune_pos_embed", table, data["outputs_timm/finetune_pos_embed"], TABLE)
-    tokens = _as_timm(config, weights).inspect(images).tokens
+    tokens = inspect(_as_timm(config, weights), images).tokens
     yield _pair("timm/tokens_gelu_erf", tokens, data["outputs_timm/tokens_gelu_erf"], tolerance)
 
 

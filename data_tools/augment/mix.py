@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UsageError
 from data_tools.images.tiles import tile_crop
-from data_tools.random_numbers import uniform
+from data_tools.random_numbers import Stream, uniform
 from data_tools.tile_batch import TileBatch
 
-_MIX = -5  # as AUGMENT in data_tools.order, for one more use of random numbers
 _LEVELS = 256  # weights of mixup are multiples of 1/256, so that bytes are mixed with integers
 _KNOTS = 2049
 
@@ -77,7 +76,7 @@ class Mix:
         return batch.pinned() if pin else batch
 
     def _pair(self, a: Tiles, b: Tiles, grid: Sequence[int], position: int) -> float:
-        choice, quantile, down, right = uniform(self.seed, _MIX, position, np.arange(4)).tolist()
+        choice, quantile, down, right = uniform(self.seed, Stream.MIX, position, np.arange(4)).tolist()
         if self._mixup is not None and (self._cutmix is None or choice < 0.5):
             return _mixup(a, b, np.interp(quantile, *self._mixup))
         return _cutmix(a, b, grid, np.interp(quantile, *self._cutmix), down, right)

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from data_tools.errors import UsageError
-from data_tools.random_numbers import uniform
+from data_tools.random_numbers import Stream, uniform
 
-_RANDAUGMENT = -3  # as AUGMENT in data_tools.order, for one more use of random numbers
 _MAX_MAGNITUDE = 30
 _GREY = (128, 128, 128)
 _TRANSLATION = 100 / 224
@@ -76,7 +75,7 @@ class RandAugment:
         self.seed, self.ops, self.magnitude = seed, ops, magnitude
 
     def __call__(self, image: NDArray[np.uint8], position: int) -> NDArray[np.uint8]:
-        draws = uniform(self.seed, _RANDAUGMENT, position, np.arange(2 * self.ops)).tolist()
+        draws = uniform(self.seed, Stream.RANDAUGMENT, position, np.arange(2 * self.ops)).tolist()
         names = list(_OPERATIONS)
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         for choice, side in zip(draws[::2], draws[1::2], strict=True):

@@ -14,12 +14,10 @@ from data_tools.augment.randaugment import RandAugment
 from data_tools.errors import UsageError
 from data_tools.images.decode import Decoded, Picture, Pixels
 from data_tools.images.tiles import Resample, choose_canvas, cut_tiles, fitted_size, resize
-from data_tools.random_numbers import AUGMENT, hash64, uniform
+from data_tools.random_numbers import Stream, hash64, uniform
 
 Tiles = tuple[NDArray[np.uint8], int, int]  # (n, 3, S, S), rows, columns
 
-# As AUGMENT in data_tools.order, for one more use of random numbers.
-_ERASE = -4
 _ATTEMPTS = 10
 # Of random erasing (Zhong et al.: Random erasing data augmentation, 2017, table 1).
 _ERASED_SHARE = (0.02, 0.4)
@@ -77,7 +75,7 @@ class TrainTransform:
 
     def draws(self, position: int) -> NDArray[np.float64]:
         """The uniform numbers of an image: one for mirroring, the others for its box."""
-        return uniform(self.seed, AUGMENT, position, np.arange(1 + 4 * _ATTEMPTS))
+        return uniform(self.seed, Stream.AUGMENT, position, np.arange(1 + 4 * _ATTEMPTS))
 
     def box(self, height: int, width: int, draws: NDArray[np.float64]) -> tuple[int, int, int, int]:
         """The part (top, left, height, width) of an image of height x width that is used."""
@@ -188,11 +186,11 @@ def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: int) -> NDArray[np.uint8]:
     """(3, H, W) with a box of random bytes in it; the box's ratio is log-uniform."""
-    draws = uniform(seed, _ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
+    draws = uniform(seed, Stream.ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
     if draws[0] >= probability:
         return image
     top, left, high, wide = crop_box(*image.shape[1:], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
-    noise = hash64(seed, _ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
+    noise = hash64(seed, Stream.ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
     image = image.copy(order="K")
     image[:, top : top + high, left : left + wide] = (
         noise.astype("<u8").view(np.uint8)[: 3 * high * wide].reshape(3, high, wide)

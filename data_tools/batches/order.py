@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data_tools.errors import DataError, UsageError
-from data_tools.random_numbers import SUBSTITUTE, hash64, permute
+from data_tools.random_numbers import Stream, hash64, permute
 
 _CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 8  # of default_layout()
 
@@ -125,7 +125,7 @@ class Order:
 
     def substitute(self, position: int, attempt: int) -> int:
         """The sample that stands in at `position` after `attempt` unreadable ones."""
-        return int(hash64(self.seed, SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))
+        return int(hash64(self.seed, Stream.SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))
 
 
 def default_layout(

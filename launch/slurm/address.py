@@ -1,4 +1,4 @@
-"""Where the processes of a SLURM job meet: `python -m launch.address` prints name and port.
+"""Where the processes of a SLURM job meet: `python -m launch.slurm.address` prints name and port.
 
 The name is that of the first node, where the script itself and rank 0 run. The port follows from the job id
 and moves on while it is taken. Needs nothing but Python.

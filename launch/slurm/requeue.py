@@ -1,4 +1,4 @@
-"""What becomes of a SLURM job whose processes have ended: `python -m launch.verdict RUN CODE`, in its script.
+"""What becomes of a SLURM job whose processes have ended: `python -m launch.slurm.requeue RUN CODE`, in its script.
 
 Exits with 75 where the job is to be requeued, otherwise with the code that the job ends with. Says why, and
 for a failure ends with its traceback. Each life is noted in RUN/slurm/lives.jsonl. Needs nothing but Python.
@@ -49,7 +49,7 @@ class Life:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.verdict", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.slurm.requeue", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("code", type=int, help="exit code of srun")
     parser.add_argument("--max-restarts", type=int, default=3)

@@ -6,8 +6,11 @@ from ..config.schema import Config
 from .classifier import Classifier
 from .masked import MaskedPatches
 
+Model = Classifier | MaskedPatches
 
-def build_model(config: Config, num_classes: int) -> Classifier:
+
+def build_model(config: Config, num_classes: int) -> Model:
+    """The model of a configuration, on the current default device; num_classes: of the data."""
     data = config.data
     pixels = {"tile_size": data.tile_size, "max_tiles": data.max_tiles, "mean": data.mean, "std": data.std}
     if config.objective.name == "masked_patches":

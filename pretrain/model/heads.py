@@ -97,3 +97,8 @@ class AttentionPool(nn.Module):
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         x = self.proj(pool_attention(q.expand(packing.images, -1, -1), k, v, packing).flatten(1))
         return x + self.mlp(self.norm(x))
+
+
+def in_full(logits: Tensor) -> Tensor:
+    """At least float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()

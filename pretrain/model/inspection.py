@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_tools.tile_batch import TileBatch
 
-from .heads import MlpHead
+from .heads import MlpHead, in_full
 from .packing import Packing
 
 if TYPE_CHECKING:
@@ -100,11 +100,6 @@ def inspect(
         hidden_states=tuple(map(packing.unpack, hidden_states)),
         attentions=tuple(maps.layers),
     )
-
-
-def in_full(logits: Tensor) -> Tensor:
-    """At least float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _checked(mask: Tensor, tiles: Tensor) -> Tensor:

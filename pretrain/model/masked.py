@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from data_tools.random_numbers import uniform
+from data_tools.random_numbers import Stream, uniform
 from data_tools.tile_batch import TileBatch
 
 from ..config.schema import ModelConfig
-from .classifier import Classifier
-from .packing import Packing, to_device
-from .variants import COLOURS, corrupted
+from .encoder import Pixels, build_encoder, geometry_of, pooled_norm
+from .heads import LinearHead
+from .packing import Packing, Watch, to_device
+from .variants import COLOURS, corrupted, resolve
 
 MASKED, SWAPPED = 0.8, 0.1  # of the corrupted ones; the others stay as they are
-_MASK = -6  # as AUGMENT in data_tools.order, for one more use of random numbers
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def corruption(batch: TileBatch, groups: Sequence[tuple[int, int]], patches: int
     for count, tiles in groups:
         n = tiles * patches
         half = corrupted(n)
-        draws = uniform(seed, _MASK, positions[image : image + count, None], np.arange(3 * n))
+        draws = uniform(seed, Stream.MASK, positions[image : image + count, None], np.arange(3 * n))
         ranked, kind, other = np.split(draws, 3, axis=1)
         own = np.argsort(ranked, axis=1, kind="stable")[:, :half]
         first = begin + n * np.arange(count)[:, None]
@@ -66,12 +66,12 @@ def corruption(batch: TileBatch, groups: Sequence[tuple[int, int]], patches: int
     return Corruption(*map(torch.from_numpy, parts), per_image=tuple(per_image))
 
 
-class MaskedPatches(Classifier):
+class MaskedPatches(nn.Module):
     """Encoder and a linear head that says the 3-bit mean colour of every corrupted patch.
 
     Half of an image's patches are corrupted: of these 80 % become the mask token, 10 % another patch
-    of the image, 10 % stay. Arguments as Classifier's; a pool and its norm are left out. seed: of the
-    corruption in training; in evaluation it is always the same.
+    of the image, 10 % stay. Arguments as Classifier's. seed: of the corruption in training; in evaluation it
+    is always the same.
     """
 
     def __init__(
@@ -84,24 +84,26 @@ class MaskedPatches(Classifier):
         std: Sequence[float],
         seed: int,
     ) -> None:
-        super().__init__(
-            replace(config, head="linear", head_bias=0.0),
-            tile_size=tile_size,
-            max_tiles=max_tiles,
-            num_classes=COLOURS,
-            mean=mean,
-            std=std,
-            mask_token=True,
-        )
-        self.pool = None
-        self.seed = seed
+        super().__init__()
+        arch = resolve(config)
+        self.config, self.tile_size, self.num_classes, self.seed = config, tile_size, COLOURS, seed
+        self.watch: Watch | None = None
+        self.pixels = Pixels(tuple(mean), tuple(std), max_tiles)
+        self.geometry = geometry_of(arch, tile_size, max_tiles)
+        self.encoder = build_encoder(config, arch, tile_size, self.geometry, in_channels=3, mask_token=True)
+        self.pool_norm = pooled_norm(config, arch)
+        self.head = LinearHead(arch.embed_dim, COLOURS)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.encoder.layers
 
     def forward(self, batch: TileBatch) -> Tensor:
         """float32 (B, 2): of an image's corrupted patches the mean cross-entropy, and the share guessed.
 
         batch: uint8 tiles.
         """
-        tiles, packing = self.unpack(batch)
+        tiles, packing = self.pixels.unpack(batch, self.encoder, self.watch)
         rows, columns = self.geometry.grid
         plan = corruption(batch, packing.groups, rows * columns, self.seed if self.training else 0)
         chosen, masked, swapped, source = (

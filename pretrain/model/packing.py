@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -58,34 +58,30 @@ class Packing:
         batches may have: torch.compile makes one graph for all of them. ValueError if an image has
         no tile.
         """
-        if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
-            raise ValueError(f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}")
-        if len(grid) == 0 or grid.min() < 1:
-            raise ValueError("every image needs at least one row and one column of tiles")
-        tiles = grid.prod(1)
-        tiles, packed = torch.sort(tiles, stable=True)
+        _check(grid)
+        layout = _Layout.of(grid)
+        tiles = layout.tiles
         shortest, longest = int(tiles[0]), int(tiles[-1])
         uniform = shortest == longest
-        image = torch.arange(len(grid)).repeat_interleave(tiles)
-        within = torch.arange(len(image)) - (tiles.cumsum(0) - tiles)[image]
-        columns = grid[packed, 1][image]
-        in_batch = grid.prod(1)
-        order = (in_batch.cumsum(0) - in_batch)[packed][image] + within
         lengths, counts = torch.unique_consecutive(tiles, return_counts=True)
         offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
+
+        def there(values: Tensor) -> Tensor:
+            return to_device(values, device)
+
         return cls(
             tokens_per_tile=tokens_per_tile,
             uniform=uniform,
             single=max(longest, max_tiles or 1) == 1,
             max_length=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
-            order=None if uniform else to_device(order, device),
-            inverse=None if uniform else to_device(torch.argsort(order), device),
-            image_inverse=None if uniform else to_device(torch.argsort(packed), device),
-            image=to_device(image, device),
-            row=to_device(within // columns, device),
-            column=to_device(within % columns, device),
-            offsets=to_device(offsets, device),
+            order=None if uniform else there(layout.order),
+            inverse=None if uniform else there(torch.argsort(layout.order)),
+            image_inverse=None if uniform else there(torch.argsort(layout.packed)),
+            image=there(layout.image),
+            row=there(layout.row),
+            column=there(layout.column),
+            offsets=there(offsets),
             host_offsets=offsets,
         )
 
@@ -112,6 +108,39 @@ class Packing:
     def unpack_images(self, images: Tensor) -> Tensor:
         """(B, ...) from packed order into the order of the batch."""
         return images if self.image_inverse is None else images.index_select(0, self.image_inverse)
+
+
+class _Layout(NamedTuple):
+    """Where the T tiles of B images lie when the images are sorted by their number of tiles.
+
+    tiles: (B,) of each packed image; packed: (B,) its place in the batch. image, row, column: (T,) of each
+    packed tile; order: (T,) its place in the batch.
+    """
+
+    tiles: Tensor
+    packed: Tensor
+    image: Tensor
+    row: Tensor
+    column: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, grid: Tensor) -> _Layout:
+        """grid: integer (B, 2), rows and columns of each image, in the order of the batch."""
+        in_batch = grid.prod(1)
+        tiles, packed = torch.sort(in_batch, stable=True)
+        image = torch.arange(len(grid)).repeat_interleave(tiles)
+        within = torch.arange(len(image)) - (tiles.cumsum(0) - tiles)[image]
+        columns = grid[packed, 1][image]
+        order = (in_batch.cumsum(0) - in_batch)[packed][image] + within
+        return cls(tiles, packed, image, within // columns, within % columns, order)
+
+
+def _check(grid: Tensor) -> None:
+    if grid.ndim != 2 or grid.shape[1] != 2 or grid.is_floating_point():
+        raise ValueError(f"grid must be integers (images, 2), got {grid.dtype} {tuple(grid.shape)}")
+    if len(grid) == 0 or grid.min() < 1:
+        raise ValueError("every image needs at least one row and one column of tiles")
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from data_tools.errors import UsageError
 from pretrain.config.schema import ModelConfig
 from pretrain.model import Classifier
+from pretrain.model.inspection import inspect
 from pretrain.model.packing import Packing
 from pretrain.model.variants import USUAL_NAMES
 
@@ -248,7 +249,7 @@ def test_images_need_not_be_square(small):
 def test_the_class_token_may_stand_beside_another_pool(small, tile_batch):
     model = small(noise=0.1, pool="mean", class_token=True, final_norm="pooled", max_tiles=1)
     batch = tile_batch((1, 1), (1, 1))
-    tokens = model.inspect(batch).tokens
+    tokens = inspect(model, batch).tokens
     assert tokens.shape == (2, 17, 32)
     expected = model.head(model.pool_norm(tokens[:, 1:].mean(1)))
     torch.testing.assert_close(model(batch), expected)

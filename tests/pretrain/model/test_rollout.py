@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.model.inspection import rolled_out
+from pretrain.model.inspection import inspect, rolled_out
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -18,7 +18,7 @@ def test_it_is_the_product_of_the_layers_maps_laid_out_as_the_image_is(small, ti
         found = rollout.patches(model, 1, *grid)
         own = len(batch.tiles[4:]) * model.encoder.tokens_per_tile
         flow = torch.eye(own)
-        for maps in model.inspect(batch).attentions:
+        for maps in inspect(model, batch).attentions:
             flow = (maps[1, :, :own, :own].mean(0) + torch.eye(len(flow))) / 2 @ flow
     torch.testing.assert_close(flow.sum(1), torch.ones(len(flow)))
     rows, columns = grid
