@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -82,3 +83,9 @@ class TileBatch:
             partner_labels=labels if unmixed else self.partner_labels.to(device, non_blocking=True),
             mix=self.mix.to(device, non_blocking=True),
         )
+
+
+def checksum(batch: TileBatch) -> list[int]:
+    """The crc32 of each image's tile bytes, (B,): proves which pixels were delivered."""
+    images = batch.tiles.cpu().split(batch.tiles_per_image.tolist())
+    return [zlib.crc32(image.contiguous().numpy()) for image in images]

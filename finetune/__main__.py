@@ -45,8 +45,8 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     given = parser.parse_args(arguments)
 
     from pretrain.job import run_job
+    from pretrain.model.init import StartingValues
     from pretrain.run.folder import log, write_json
-    from pretrain.train import StartingValues
 
     from .adapt import adapt
     from .config import load_finetune

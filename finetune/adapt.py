@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UsageError
-from pretrain.engine.base import InitialValue
 from pretrain.model.classifier import Classifier
-from pretrain.model.init import initial_value
+from pretrain.model.init import InitialValue, initial_value
 from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_position_table
 
 from .source import Source

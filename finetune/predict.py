@@ -13,7 +13,6 @@ from data_tools.errors import UsageError
 from data_tools.images.decode import DecodeError, decode
 from data_tools.tile_batch import TileBatch
 from pretrain.inputs import eval_transform
-from pretrain.run import processes as processes
 
 from .source import open_source
 

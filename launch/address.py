@@ -1,4 +1,4 @@
-"""Now launch.slurm.address; jobs that were queued before that call it by this name. Goes with the next release."""
+"""Now launch.slurm.address. Jobs queued before that still call this name; it goes with the next release."""
 
 import sys
 

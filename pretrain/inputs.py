@@ -23,8 +23,10 @@ from .config.batch_split import BatchSplit
 from .config.checks import training_sources
 from .config.schema import Config, DataConfig
 from .model.variants import COLOURS
-from .run.folder import log
+from .run.folder import RunFolder, log
 from .run.processes import ALONE, World
+from .run.stop import StopFlag
+from .run.watchdog import Watchdog
 
 # The same at any number of processes, so that images are evaluated in the same groups.
 EVAL_BATCH_SIZE = 64
@@ -77,6 +79,11 @@ class Inputs:
             row["keys"] = [self.train.key(sample) for sample in samples.tolist()]
         return row
 
+    def name_of(self, sample: int) -> tuple[str, str]:
+        """The shard and the key of a training sample; of indexed shards only."""
+        assert isinstance(self.train, Mixture)
+        return self.train.shard_name(sample), self.train.key(sample)
+
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
         data, seed = self.config.data, self.config.run.seed
         mixing = data.augment.mixup or data.augment.cutmix
@@ -106,6 +113,19 @@ class Inputs:
         """The evaluation images a few at a time, the same on every process."""
         assert self.val is not None
         return eval_stream(self.val, self.config.data, EXAMPLE_BATCH_SIZE, ALONE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process of a job works with."""
+
+    config: Config
+    inputs: Inputs
+    split: BatchSplit
+    world: World
+    folder: RunFolder
+    stop: StopFlag
+    watchdog: Watchdog
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:

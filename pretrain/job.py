@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data_tools.errors import UsageError, UserError
 
-from .config import loading as configuration
+from .config import loading
 from .config.schema import Config
 from .model.variants import resolve
 from .run import watchdog
@@ -23,7 +23,7 @@ from .run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .inputs import Inputs
-    from .train import StartingValues
+    from .model.init import StartingValues
 
 FIRST_TO_FAIL_ENDS_FIRST = 2.0  # s; torchrun names as the cause the process that it saw end first
 
@@ -45,8 +45,8 @@ def run_job(
 
         from .checkpoints.checkpoint import complete
         from .config.batch_split import split_batch
-        from .inputs import open_inputs
-        from .run import processes as processes
+        from .inputs import Job, open_inputs
+        from .run import processes
 
         split = split_batch(config.train, size)
         inputs = open_inputs(config)
@@ -92,13 +92,14 @@ def run_job(
             )
         hosts = world.gather(socket.gethostname())  # from here on status.json speaks of this life
         with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
-            from .train import Trainer
+            from .train import build_trainer
 
             if started_by_srun():
                 from .run.cpus import share_out
 
                 share_out(config.data.workers)
-            trainer = Trainer(config, inputs, split, world, folder, stop, watch, starting_values)
+            job = Job(config, inputs, split, world, folder, stop, watch)
+            trainer = build_trainer(job, starting_values)
             already = trainer.finished
             if not already:
                 _note_settings(config, inputs, folder, changed)
@@ -141,7 +142,7 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
     for key, values in changed.items():
         log.info("changed since the last start: %s %s", key, values)
     if folder.rank == 0:
-        configuration.save(config, folder.path / "config.yaml")
+        loading.save(config, folder.path / "config.yaml")
         if inputs.classes is not None:
             write_json(folder.classes, inputs.classes)
 
@@ -168,10 +169,10 @@ def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoRetu
 def _changed_settings(config: Config) -> dict[str, str]:
     """What differs from the settings that the run was last started with."""
     try:
-        old = configuration.read(config.folder / "config.yaml", type(config))
+        old = loading.read(config.folder / "config.yaml", type(config))
     except UserError:  # written by another version, or not at all
         return {}
-    return configuration.changes(old, config)
+    return loading.changes(old, config)
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from data_tools.errors import DataError, UsageError
 
@@ -12,8 +16,8 @@ from .checkpoints.retention import remove_incomplete, settle
 from .config.batch_split import BatchSplit
 from .config.schema import Config, OptimConfig
 from .engine.base import Engine
-from .inputs import Inputs
-from .run.folder import RunFolder, log
+from .inputs import Inputs, Job
+from .run.folder import RunFolder, log, read_rows
 from .run.processes import World
 
 
@@ -53,6 +57,33 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     warn_of_other_noise(found, config, split)
     log.info("resumed from %s: step %d", found.path, found.step)
     return found.step
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come when its newest checkpoint was saved; all 0 for a new one.
+
+    images: that were seen, whatever batch sizes the run had; bad: unreadable ones among the training samples;
+    nonfinite: steps that were left out; saved: step of the checkpoint, -1 without one.
+    """
+
+    step: int
+    images: int
+    bad: int
+    nonfinite: int
+    saved: int
+
+
+def progress_at(found: Checkpoint | None, step: int, folder: RunFolder, world: World) -> Progress:
+    """The progress of the run in `folder` at `step`, the step of `found`."""
+    bad = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
+    return Progress(
+        step=step,
+        images=found.state.get("images", found.state["position"]) if found else 0,
+        bad=world.gather(bad)[0],
+        nonfinite=sum(row["step"] <= step for row in read_rows(folder.nonfinite)),
+        saved=step if found else -1,
+    )
 
 
 def warn_of_other_noise(found: Checkpoint, config: Config, split: BatchSplit) -> None:
@@ -130,3 +161,26 @@ def _check_order(found: Checkpoint, inputs: Inputs, accept: bool) -> None:
         f"set it back, or set another run.name, or accept it with run.accept_new_order=true",
         shared=True,
     )
+
+
+def state_to_save(job: Job, engine: Engine, step: int, images: int) -> dict[str, Any]:
+    """state.json of a checkpoint after `step` steps and `images` images: all but the tensors."""
+    config = job.config
+    return {
+        "step": step,
+        "position": step * job.split.batch_size,
+        "images": images,
+        "steps": job.inputs.steps,
+        "seed": config.run.seed,
+        "order": job.inputs.order_constants(),
+        "classes": job.inputs.classes,
+        **model_facts(config, job.inputs.num_classes),
+        "optimizer": config.optim.name,
+        "frozen": list(config.optim.freeze),
+        "optimizer_steps": engine.optimizer_steps(),
+        "engine": asdict(config.engine),
+        "processes": job.world.size,
+        "micro_batch_size": job.split.micro_batch_size,
+        "wandb_id": job.folder.status().get("wandb_id"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }

@@ -2,128 +2,98 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_tools.batches.stream import BatchStream, checksum
+from data_tools.batches.stream import BatchStream
 from data_tools.errors import DataError
 from data_tools.tile_batch import TileBatch
 
-from .checkpoints.facts import model_facts
 from .checkpoints.retention import Retention
 from .checkpoints.saver import Saver
-from .config.batch_split import BatchSplit
 from .config.fault import STEP_PHASES, parse_fault
-from .config.schema import Config
-from .engine.base import InitialValue
+from .engine.base import Engine
 from .engine.kinds import ENGINES
 from .engine.optim import freeze, schedule
 from .evaluate import Interrupted, evaluate, look_at
-from .inputs import Inputs, SkippingStream
-from .model.build import build_model
-from .model.flops import training_flops
-from .model.init import initial_value
+from .inputs import Job, SkippingStream
+from .model.build import build_model, model_text
+from .model.flops import training_flops_by_tiles
+from .model.init import StartingValues, random_values
 from .objective import build_measure, build_objective
-from .resume import newest_checkpoint, resume
-from .run.folder import RunFolder, log, read_rows
+from .resume import Progress, newest_checkpoint, progress_at, resume, state_to_save
+from .run.folder import log, read_rows
 from .run.injector import Injector
 from .run.metrics import Meter, console_line, peak_flops, progress_bar, speed_row
 from .run.nonfinite import NonFinite, finite
-from .run.processes import World
 from .run.report import Example, write_report
-from .run.stop import EXIT_CODE, StopFlag
+from .run.samples import SampleLog
+from .run.stop import EXIT_CODE
 from .run.tracking import start_tracking
-from .run.watchdog import Watchdog
-
-StartingValues = Callable[[nn.Module], InitialValue]
 
 
-def model_text(config: Config) -> str:
-    """The name of the model, and which of its sizes are not those of the name."""
-    sizes = ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim")
-    own = {key: getattr(config.model, key) for key in sizes if getattr(config.model, key) is not None}
-    return config.model.name + (f" with {', '.join(f'{k}={v}' for k, v in own.items())}" if own else "")
+def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Trainer:
+    """Build the model, spread it over the processes, and load the newest checkpoint of the run folder.
 
-
-def random_values(model: nn.Module, seed: int) -> InitialValue:
-    """First weights that are a function of the seed and the parameter's name alone."""
-    return lambda name, shape: initial_value(model, name, shape, seed)
+    starting_values: the first weights of a run that has no checkpoint yet; None: random ones. What the run
+    folder holds of steps after the checkpoint is dropped. Called by all processes of the job at once.
+    """
+    config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
+    with torch.device("meta"):
+        model = build_model(config, inputs.num_classes)
+    freeze(model, config.optim.freeze)
+    parameters = sum(p.numel() for p in model.parameters())
+    found = newest_checkpoint(folder, world)
+    if starting_values is None or found:
+        starting_values = partial(random_values, seed=config.run.seed)
+    engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
+    step = resume(found, engine, inputs, config, job.split) if found else 0
+    saver = Saver(
+        folder.checkpoints,
+        world,
+        background=config.checkpoint.background,
+        retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
+        on_error=config.checkpoint.on_error,
+    )
+    progress = progress_at(found, step, folder, world)
+    world.rank0_first(lambda: folder.drop_after(step))
+    processes = "process" if world.size == 1 else "processes"
+    kind, precision = config.engine.kind, config.engine.precision
+    size = f"{parameters / 1e6:.1f} M parameters"
+    log.info("%s: %s, engine %s %s, %d %s", model_text(config), size, kind, precision, world.size, processes)
+    epochs = inputs.epochs(inputs.steps)
+    log.info("%s; %d steps%s", job.split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
+    log.info(inputs.order_text())
+    return Trainer(job, engine, saver, progress)
 
 
 class Trainer:
-    """A run in one of its processes. `starting_values` replaces the random first weights (fine-tuning)."""
+    """The training loop of a run, in one of its processes; made by `build_trainer`."""
 
-    def __init__(
-        self,
-        config: Config,
-        inputs: Inputs,
-        split: BatchSplit,
-        world: World,
-        folder: RunFolder,
-        stop: StopFlag,
-        watchdog: Watchdog,
-        starting_values: StartingValues | None = None,
-    ) -> None:
-        self.config, self.inputs, self.split = config, inputs, split
-        self.world, self.folder, self.stop, self.watchdog = world, folder, stop, watchdog
-        self.fault = Injector(parse_fault(config.fault), world.rank, folder.path / ".fault")
-        self.nonfinite = NonFinite(config.train.max_nonfinite)
+    def __init__(self, job: Job, engine: Engine, saver: Saver, progress: Progress) -> None:
+        config, inputs = job.config, job.inputs
+        self.job, self.config, self.inputs, self.split = job, config, inputs, job.split
+        self.world, self.folder, self.stop, self.watchdog = job.world, job.folder, job.stop, job.watchdog
+        self.engine, self.saver = engine, saver
+        self.step, self.saved, self.bad = progress.step, progress.saved, progress.bad
+        # 0 with one batch size throughout the life of the run
+        self.images_of_other_sizes = progress.images - progress.step * job.split.batch_size
+        self.nonfinite = NonFinite(config.train.max_nonfinite, progress.nonfinite)
+        self.fault = Injector(parse_fault(config.fault), job.world.rank, job.folder.path / ".fault")
         self.objective = build_objective(config.objective)
         self.measure = build_measure(config.objective.name)
-        with torch.device("meta"):
-            model = build_model(config, inputs.num_classes)
-        freeze(model, config.optim.freeze)
-        sizes = {
-            "tile_size": config.data.tile_size,
-            "num_classes": inputs.num_classes,
-            "masked": config.objective.name == "masked_patches",
-        }
-        counts = range(1, config.data.max_tiles + 1)
-        self.flops = {n: training_flops(config.model, **sizes, tiles=n) for n in counts}
-        parameters = sum(p.numel() for p in model.parameters())
-        found = newest_checkpoint(folder, world)
-        if starting_values is None or found:
-            starting_values = partial(random_values, seed=config.run.seed)
-        self.engine = ENGINES[config.engine.kind](config, world, model, starting_values(model))
-        self.step = resume(found, self.engine, inputs, config, split) if found else 0
-        before = found.state.get("images", found.state["position"]) if found else 0
-        self.images_of_other_sizes = before - self.step * split.batch_size  # 0 with one batch size throughout
-        self.saver = Saver(
-            folder.checkpoints,
-            world,
-            background=config.checkpoint.background,
-            retention=Retention(config.checkpoint.keep, config.checkpoint.keep_every),
-            on_error=config.checkpoint.on_error,
-        )
-        self.saved = self.step if found else -1
-        known = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
-        self.bad = world.gather(known)[0]
-        self.nonfinite.total = sum(row["step"] <= self.step for row in read_rows(folder.nonfinite))
-        self._new_bad = 0
-        self._noted: set[tuple[str, str, str]] = set()
-        world.rank0_first(lambda: folder.drop_after(self.step))
+        self.flops = training_flops_by_tiles(config, inputs.num_classes)
+        self.peak = peak_flops(job.world.device)
+        self.samples = SampleLog(job.folder, inputs.name_of if config.data.trace else None)
         self.meter = Meter()
-        self.peak = peak_flops(world.device)
-        log.info(
-            "%s: %.1f M parameters, engine %s %s, %d %s",
-            model_text(config),
-            parameters / 1e6,
-            config.engine.kind,
-            config.engine.precision,
-            world.size,
-            "process" if world.size == 1 else "processes",
-        )
-        epochs = inputs.epochs(inputs.steps)
-        log.info("%s; %d steps%s", split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
-        log.info(inputs.order_text())
+        self._new_bad = 0
 
     @property
     def finished(self) -> bool:
@@ -131,7 +101,8 @@ class Trainer:
         return self.step >= self.inputs.steps and not self._evaluation_missing()
 
     @property
-    def _images(self) -> int:
+    def images(self) -> int:
+        """How many images the run has seen."""
         return self.images_of_other_sizes + self.step * self.split.batch_size
 
     def run(self) -> int:
@@ -196,9 +167,8 @@ class Trainer:
         waited = time.perf_counter() - asked
         flops = sum(self.flops[n] for n in batch.tiles_per_image.tolist())
         self.meter.count(len(batch), len(batch.tiles), flops, waited)
-        self._new_bad += self._note_bad(batch, "train")
-        if self.config.data.trace:
-            self._trace(batch)
+        self._new_bad += self.samples.note_bad(batch, "train")
+        self.samples.trace(self.step + 1, batch)
         return batch
 
     def _step_boundary(self) -> bool:
@@ -238,7 +208,7 @@ class Trainer:
         meter.reset()
         row: dict[str, Any] = {
             "step": self.step,
-            "images": self._images,
+            "images": self.images,
             "epoch": self.inputs.epochs(self.step),
             "loss": finite(loss),
             "lr": rate,
@@ -264,7 +234,7 @@ class Trainer:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
         self._enter("evaluation")
-        stream = self._noting_bad(self.inputs.eval_stream(self.world))
+        stream = self._entering(self.samples.noting_bad(self.inputs.eval_stream(self.world), "val"))
         found = None
         with self.engine.averaged(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
@@ -312,57 +282,12 @@ class Trainer:
         if self.nonfinite.streak and self.step < self.inputs.steps:
             log.warning("step %d: not saved, as the last steps were left out", self.step)
             return
-        self.saver.save(self.step, self.engine.ranges(), self._state() if self.world.rank == 0 else {})
+        state = state_to_save(self.job, self.engine, self.step, self.images)
+        self.saver.save(self.step, self.engine.ranges(), state if self.world.rank == 0 else {})
         self.saved = self.step
 
-    def _state(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "step": self.step,
-            "position": self.step * self.split.batch_size,
-            "images": self._images,
-            "steps": self.inputs.steps,
-            "seed": config.run.seed,
-            "order": self.inputs.order_constants(),
-            "classes": self.inputs.classes,
-            **model_facts(config, self.inputs.num_classes),
-            "optimizer": config.optim.name,
-            "frozen": list(config.optim.freeze),
-            "optimizer_steps": self.engine.optimizer_steps(),
-            "engine": asdict(config.engine),
-            "processes": self.world.size,
-            "micro_batch_size": self.split.micro_batch_size,
-            "wandb_id": self.folder.status().get("wandb_id"),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-
-    def _noting_bad(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
+    def _entering(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
+        """The batches of an evaluation; each is a sign of life for the watchdog."""
         for batch in batches:
-            self._note_bad(batch, "val")
             yield batch
             self._enter("evaluation")
-
-    def _note_bad(self, batch: TileBatch, split: str) -> int:
-        """Write unreadable samples to bad_samples.jsonl; returns how many were not in it."""
-        new = 0
-        for bad in batch.bad:
-            if (split, bad.shard, bad.key) not in self._noted:
-                self._noted.add((split, bad.shard, bad.key))
-                new += self.folder.add_bad_sample({"split": split, **asdict(bad)})
-                log.warning("unreadable sample %s in %s: %s", bad.key, bad.shard, bad.reason)
-        return new
-
-    def _trace(self, batch: TileBatch) -> None:
-        rows = zip(batch.position.tolist(), batch.sample.tolist(), checksum(batch), strict=True)
-        self.folder.add_trace(
-            [
-                {
-                    "step": self.step + 1,
-                    "position": p,
-                    "shard": self.inputs.train.shard_name(s),
-                    "key": self.inputs.train.key(s),
-                    "crc32": crc,
-                }
-                for p, s, crc in rows
-            ]
-        )

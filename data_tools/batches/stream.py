@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -203,12 +202,6 @@ class EvalStream:
     def _black(self, sample: int, bad: tuple[BadSample, ...] = ()) -> Item:
         tiles = np.zeros((1, *self._tile_shape), np.uint8)
         return Item(tiles, 1, 1, _label(self._shards, sample), sample, sample, 0.0, bad)
-
-
-def checksum(batch: TileBatch) -> list[int]:
-    """The crc32 of each image's tile bytes, (B,): proves which pixels were delivered."""
-    images = batch.tiles.cpu().split(batch.tiles_per_image.tolist())
-    return [zlib.crc32(image.contiguous().numpy()) for image in images]
 
 
 def _label(shards: ShardSet, sample: int) -> int | NDArray[np.int64] | NDArray[np.float32]:

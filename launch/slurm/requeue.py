@@ -1,4 +1,4 @@
-"""What becomes of a SLURM job whose processes have ended: `python -m launch.slurm.requeue RUN CODE`, in its script.
+"""What becomes of a SLURM job whose processes have ended: its script calls this module with RUN and CODE.
 
 Exits with 75 where the job is to be requeued, otherwise with the code that the job ends with. Says why, and
 for a failure ends with its traceback. Each life is noted in RUN/slurm/lives.jsonl. Needs nothing but Python.

@@ -14,6 +14,7 @@ from data_tools.random_numbers import hash64
 from data_tools.tile_batch import TileBatch
 
 from ..config.schema import Config
+from ..model.init import InitialValue
 from ..run.processes import World
 from .blocks import prepare_blocks
 from .ema import EMA
@@ -21,7 +22,6 @@ from .optim import build_optimizer, create_state, parameter_groups, set_learning
 from .ranges import LocalRange, local_range
 
 Loss = Callable[[Tensor, TileBatch], Tensor]
-InitialValue = Callable[[str, torch.Size], Tensor]
 
 
 class Engine(ABC):

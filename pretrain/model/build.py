@@ -16,3 +16,10 @@ def build_model(config: Config, num_classes: int) -> Model:
     if config.objective.name == "masked_patches":
         return MaskedPatches(config.model, **pixels, seed=config.run.seed)
     return Classifier(config.model, num_classes=num_classes, **pixels)
+
+
+def model_text(config: Config) -> str:
+    """The name of the model, and which of its sizes are not those of the name."""
+    sizes = ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim")
+    own = {key: getattr(config.model, key) for key in sizes if getattr(config.model, key) is not None}
+    return config.model.name + (f" with {', '.join(f'{k}={v}' for k, v in own.items())}" if own else "")

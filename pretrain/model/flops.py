@@ -6,7 +6,7 @@ norms or activations. Nothing here imports torch.
 
 from __future__ import annotations
 
-from ..config.schema import BackboneConfig, ModelConfig
+from ..config.schema import BackboneConfig, Config, ModelConfig
 from .variants import Architecture, corrupted, middle_width, resolve, stage_strides, stem_sides
 
 
@@ -48,6 +48,14 @@ def training_flops(
     """
     sizes = {"tile_size": tile_size, "num_classes": num_classes, "tiles": tiles}
     return 3 * forward_flops(config, **sizes, masked=masked) - 2 * _first(resolve(config), tile_size, tiles)
+
+
+def training_flops_by_tiles(config: Config, num_classes: int) -> dict[int, int]:
+    """`training_flops` of an image of each number of tiles that the data can have."""
+    sizes = {"tile_size": config.data.tile_size, "num_classes": num_classes}
+    masked = config.objective.name == "masked_patches"
+    counts = range(1, config.data.max_tiles + 1)
+    return {tiles: training_flops(config.model, **sizes, tiles=tiles, masked=masked) for tiles in counts}
 
 
 def _first(arch: Architecture, tile_size: int, tiles: int) -> int:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 Rule = Callable[[Tensor, torch.Generator | None], object]
+# By a parameter's name and whole shape its first value, fp32, the same on every process.
+InitialValue = Callable[[str, torch.Size], Tensor]
+StartingValues = Callable[[nn.Module], InitialValue]
 
 # What activation checkpointing and torch.compile write into parameter names.
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
@@ -106,3 +109,8 @@ def _rule(model: nn.Module, name: str) -> Rule:
     if isinstance(model.get_submodule(".".join(parts[:-1])), nn.LayerNorm | nn.GroupNorm):
         return ones if parts[-1] == "weight" else zeros
     raise RuntimeError(f"no rule says how the parameter {name!r} of {type(model).__name__} begins")
+
+
+def random_values(model: nn.Module, seed: int) -> InitialValue:
+    """First weights that are a function of the seed and the parameter's name alone."""
+    return lambda name, shape: initial_value(model, name, shape, seed)

@@ -12,16 +12,16 @@ from data_tools.errors import DivergedError
 
 
 class NonFinite:
-    """limit: so many in a row end the run.
+    """limit: so many in a row end the run. total: that were left out before.
 
     The flag of a step stays on the device until `look` fetches all of them at once, where the loop waits for
     the device anyway.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, total: int = 0) -> None:
         self.limit = limit
         self.streak = 0
-        self.total = 0
+        self.total = total
         self._longest = 0
         self._flags: list[tuple[int, Tensor]] = []
 

@@ -46,11 +46,11 @@ from pretrain.model.attention import attention
 from pretrain.model.build import build_model
 from pretrain.model.flops import training_flops
 from pretrain.model.grouped import grouped_attention
+from pretrain.model.init import random_values
 from pretrain.model.packing import Packing
 from pretrain.objective import build_objective
 from pretrain.run.metrics import peak_flops
 from pretrain.run.processes import World, start
-from pretrain.train import random_values
 
 CLASSES = 1000
 MIXED = (1, 2, 3, 4)

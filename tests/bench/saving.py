@@ -33,7 +33,7 @@ from pretrain.checkpoints.saver import Saver
 from pretrain.config.schema import Config, EngineConfig, ModelConfig
 from pretrain.engine.fsdp import FSDP
 from pretrain.model.build import build_model
-from pretrain.run import processes as processes
+from pretrain.run import processes
 from pretrain.run.processes import World
 
 STEPS_BEFORE_THE_FIRST_SAVE = 5.0  # s

@@ -14,9 +14,9 @@ from test_hostile_shards import READ, REFUSED
 
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream
-from data_tools.batches.stream import checksum
 from data_tools.errors import DataError, UsageError
 from data_tools.shards import remote
+from data_tools.tile_batch import checksum
 
 COMMON = {"seed": 3, "max_pixels": 10**6, "tile_size": 16, "micro_batch_size": 8}
 

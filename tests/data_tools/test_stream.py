@@ -11,10 +11,10 @@ import torch
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import EvalTransform, TrainTransform
 from data_tools.batches.order import Order
-from data_tools.batches.stream import EvalStream, TrainStream, checksum
+from data_tools.batches.stream import EvalStream, TrainStream
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.shard_set import ShardSet
-from data_tools.tile_batch import TileBatch
+from data_tools.tile_batch import TileBatch, checksum
 from pretrain.config.schema import AugmentConfig
 
 BATCH, MICRO, SIZE = 16, 2, 16

@@ -9,12 +9,12 @@ import torch
 
 from data_tools.tile_batch import TileBatch
 from pretrain.config.schema import Config, DataConfig, EngineConfig, ModelConfig, OptimConfig, TrainConfig
-from pretrain.engine.base import Engine, InitialValue
+from pretrain.engine.base import Engine
 from pretrain.engine.kinds import ENGINES
 from pretrain.engine.optim import freeze
 from pretrain.model.build import build_model
-from pretrain.run import processes as processes
-from pretrain.train import random_values
+from pretrain.model.init import InitialValue, random_values
+from pretrain.run import processes
 
 warnings.filterwarnings("ignore")
 KINDS = [("ddp", 2), ("fsdp", 2), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from pretrain.config.loading import load
 from pretrain.engine.kinds import ENGINES
 from pretrain.model.build import build_model
-from pretrain.run import processes as processes
-from pretrain.train import random_values
+from pretrain.model.init import random_values
+from pretrain.run import processes
 
 recipe, target = sys.argv[1], Path(sys.argv[2])
 world = processes.start(60)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
-from pretrain.inputs import open_inputs
-from pretrain.run import processes as processes
+from pretrain.inputs import Job, open_inputs
+from pretrain.run import processes
 from pretrain.run.folder import RunFolder
 from pretrain.run.stop import StopFlag
 from pretrain.run.watchdog import Watchdog
-from pretrain.train import Trainer
+from pretrain.train import build_trainer
 
 
 def resident(key: str) -> int:
@@ -43,7 +43,7 @@ for name, settings in json.loads(runs).items():
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
-    trainer = Trainer(config, inputs, split, world, folder, stop, watchdog)
+    trainer = build_trainer(Job(config, inputs, split, world, folder, stop, watchdog))
     built = resident("VmHWM") - before
     trainer.run()
     rises[name] = world.gather((built, resident("VmHWM") - before))

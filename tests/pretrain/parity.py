@@ -19,12 +19,12 @@ from torch._dynamo.utils import counters
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
 from pretrain.engine import blocks
-from pretrain.inputs import open_inputs
-from pretrain.run import processes as processes
+from pretrain.inputs import Job, open_inputs
+from pretrain.run import processes
 from pretrain.run.folder import RunFolder
 from pretrain.run.stop import StopFlag
 from pretrain.run.watchdog import Watchdog
-from pretrain.train import Trainer
+from pretrain.train import build_trainer
 
 graph_calls = 0
 
@@ -56,7 +56,8 @@ for name, settings in json.loads(runs).items():
     split = split_batch(config.train, world.size)
     stop = StopFlag()
     watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 60, stop)
-    assert Trainer(config, open_inputs(config), split, world, folder, stop, watchdog).run() == 0
+    job = Job(config, open_inputs(config), split, world, folder, stop, watchdog)
+    assert build_trainer(job).run() == 0
     assert counters["stats"]["unique_graphs"] in (0, 2 * config.engine.compile)
     assert (graph_calls > 0) == config.engine.compile
 processes.leave(world, 0)

@@ -8,12 +8,13 @@ from pathlib import Path
 from pretrain.checkpoints.saver import Saver
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
-from pretrain.inputs import open_inputs
-from pretrain.run import processes as processes
+from pretrain.inputs import Job, open_inputs
+from pretrain.resume import state_to_save
+from pretrain.run import processes
 from pretrain.run.folder import RunFolder
 from pretrain.run.stop import StopFlag
 from pretrain.run.watchdog import Watchdog
-from pretrain.train import Trainer
+from pretrain.train import build_trainer
 
 destination, recipe, *settings = sys.argv[1:]
 config = load(recipe, settings)
@@ -21,8 +22,10 @@ world = processes.start(60)
 split = split_batch(config.train, world.size)
 folder, stop = RunFolder(config.folder, world.rank), StopFlag()
 watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 60, stop)
-trainer = Trainer(config, open_inputs(config), split, world, folder, stop, watchdog)
+job = Job(config, open_inputs(config), split, world, folder, stop, watchdog)
+trainer = build_trainer(job)
 assert trainer.step == 5
 saver = Saver(Path(destination), world, background=False)
-saver.save(trainer.step, trainer.engine.ranges(), trainer._state())
+state = state_to_save(job, trainer.engine, trainer.step, trainer.images)
+saver.save(trainer.step, trainer.engine.ranges(), state)
 processes.leave(world, 0)

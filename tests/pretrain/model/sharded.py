@@ -6,10 +6,9 @@ from torch.distributed.tensor import DTensor
 from pretrain.config.schema import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
 from pretrain.engine.kinds import ENGINES
 from pretrain.model.build import build_model
-from pretrain.model.init import initialize
+from pretrain.model.init import initialize, random_values
 from pretrain.model.resize import Geometry, adapt_positions, is_position_table, stretch_positions
 from pretrain.run.processes import leave, start
-from pretrain.train import random_values
 
 world = start(60)
 sizes = {"embed_dim": 24, "num_layers": 2, "num_heads": 2, "mlp_dim": 48, "patch_size": 8}

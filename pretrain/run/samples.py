@@ -1,0 +1,49 @@
+"""What a run writes down about its samples: the unreadable ones, and where asked for, every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+
+from data_tools.tile_batch import TileBatch, checksum
+
+from .folder import RunFolder, log
+
+
+class SampleLog:
+    """bad_samples.jsonl and trace/ of a run.
+
+    name(sample): the shard and the key of a training sample; None: nothing is traced.
+    """
+
+    def __init__(self, folder: RunFolder, name: Callable[[int], tuple[str, str]] | None) -> None:
+        self._folder, self._name = folder, name
+        self._noted: set[tuple[str, str, str]] = set()
+
+    def note_bad(self, batch: TileBatch, split: str) -> int:
+        """Write the unreadable samples of `batch` down; returns how many were not known before."""
+        new = 0
+        for bad in batch.bad:
+            if (split, bad.shard, bad.key) not in self._noted:
+                self._noted.add((split, bad.shard, bad.key))
+                new += self._folder.add_bad_sample({"split": split, **asdict(bad)})
+                log.warning("unreadable sample %s in %s: %s", bad.key, bad.shard, bad.reason)
+        return new
+
+    def noting_bad(self, batches: Iterable[TileBatch], split: str) -> Iterator[TileBatch]:
+        """The batches; the unreadable samples of each are written down."""
+        for batch in batches:
+            self.note_bad(batch, split)
+            yield batch
+
+    def trace(self, step: int, batch: TileBatch) -> None:
+        """Write down every sample of a micro-batch of step `step`, with a checksum of its pixels."""
+        if self._name is None:
+            return
+        rows = []
+        for position, sample, crc in zip(
+            batch.position.tolist(), batch.sample.tolist(), checksum(batch), strict=True
+        ):
+            shard, key = self._name(sample)
+            rows.append({"step": step, "position": position, "shard": shard, "key": key, "crc32": crc})
+        self._folder.add_trace(rows)
