@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import UserError
+from data_tools.errors import DataError, UsageError, UserError
 from pretrain.run.stop import StopFlag
+
+if TYPE_CHECKING:
+    from .predict import Prediction
+
+EVALUATION_TIMEOUT = 1800  # s for a collective
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -77,9 +83,19 @@ def _evaluate(arguments: list[str]) -> int:
     _add_weights(parser)
     given = parser.parse_args(arguments)
 
-    from .evaluate import evaluate_run
+    from pretrain.run import processes
 
-    return evaluate_run(given.run, given.shards, given.batch_size, given.workers, given.weights)
+    from .evaluate import evaluate_run
+    from .source import open_source
+
+    if given.batch_size < 1 or given.workers < 0:
+        raise UsageError("--batch-size must be above 0 and --workers at least 0")
+    source = open_source(given.run, given.weights)
+    world = processes.start(EVALUATION_TIMEOUT)
+    found = evaluate_run(source, given.shards, world, given.batch_size, given.workers)
+    if world.rank == 0:
+        print(json.dumps(found.row()))
+    processes.leave(world, 0)
 
 
 def _predict(arguments: list[str]) -> int:
@@ -93,9 +109,31 @@ def _predict(arguments: list[str]) -> int:
     _add_weights(parser)
     given = parser.parse_args(arguments)
 
-    from .predict import predict_images
+    from .predict import open_run
 
-    return predict_images(given.run, given.images, given.topk, given.json, given.weights)
+    run = open_run(given.run, given.weights)
+    code = 0
+    for path in given.images:
+        try:
+            found = run.predict([path], given.topk)[0]
+        except DataError as error:  # after the others
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        else:
+            print(
+                json.dumps({"image": path} | _as_json(found)) if given.json else f"{path}: {_as_text(found)}"
+            )
+    return code
+
+
+def _as_json(found: Prediction) -> dict[str, Any]:
+    return {"classes": dict(found.classes)} if found.classes else {"numbers": list(found.numbers)}
+
+
+def _as_text(found: Prediction) -> str:
+    if found.classes:
+        return ", ".join(f"{name} {p:.1%}" for name, p in found.classes)
+    return ", ".join(f"{number:.4g}" for number in found.numbers)
 
 
 def _export(arguments: list[str]) -> int:
@@ -116,8 +154,12 @@ def _export(arguments: list[str]) -> int:
     from .export import export_peer, export_safetensors
 
     if given.format == "safetensors":
-        return export_safetensors(given.run, given.destination, given.weights)
-    return export_peer(given.run, given.destination, given.format, given.weights)
+        done = export_safetensors(given.run, given.destination, given.weights)
+        print(f"{done.tensors} tensors of {done.source} -> {done.path}")
+    else:
+        done = export_peer(given.run, given.destination, given.format, given.weights)
+        print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+    return 0
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

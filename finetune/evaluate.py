@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from data_tools.errors import UsageError
 from data_tools.shards.shard_set import ShardSet
-from pretrain.evaluate import evaluate
+from pretrain.evaluate import Evaluation, evaluate
 from pretrain.inputs import eval_stream
 from pretrain.objective import build_measure
-from pretrain.run import processes
+from pretrain.run.processes import World
 
-from .source import Source, open_source
-
-TIMEOUT = 1800
+from .source import Source
 
 
-def evaluate_run(run: str, shards: str, batch_size: int, workers: int, weights: str) -> int:
-    """Print one JSON line with n, loss, top1 and top5, or what the objective has in their place, from rank 0.
+def evaluate_run(
+    source: Source, shards: str, world: World, batch_size: int = 64, workers: int = 4
+) -> Evaluation:
+    """Means over all samples of `shards`, which the processes share out, each counted once.
 
-    Returns the exit code.
+    batch_size: images at a time; workers: decoding threads of each process. Raises UsageError where the labels
+    are not those that the model knows.
     """
-    if batch_size < 1 or workers < 0:
-        raise UsageError("--batch-size must be above 0 and --workers at least 0")
-    source = open_source(run, weights)
     dataset = ShardSet.open(shards)
     _check_labels(source, dataset, shards)
     data = source.data
     data.workers = workers
-    world = processes.start(TIMEOUT)
     model = source.load(world.device)
     stream = eval_stream(dataset, data, batch_size, world)
     with torch.inference_mode():
-        found = evaluate(model, build_measure(source.objective), stream, world)
-    if world.rank == 0:
-        print(json.dumps(found.row()))
-    processes.leave(world, 0)
+        return evaluate(model, build_measure(source.objective), stream, world)
 
 
 def _check_labels(source: Source, dataset: ShardSet, shards: str) -> None:

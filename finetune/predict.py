@@ -1,69 +1,108 @@
-"""A trained run at work: exact evaluation over shards, and predictions for single images."""
+"""A trained run at work on single images."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, decode
 from data_tools.tile_batch import TileBatch
+from pretrain.config.schema import DataConfig
 from pretrain.inputs import eval_transform
+from pretrain.model.classifier import Classifier
 
-from .source import open_source
+from .source import Source, open_source
 
 
-def predict_images(run: str, images: Sequence[str], topk: int, as_json: bool, weights: str) -> int:
-    """Print the likeliest classes of each image, or its numbers.
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
 
-    Returns the exit code: 3 if an image could not be read, after all others.
+    classes: (name, probability), the likeliest first; numbers: the outputs of a regression, which has no
+    classes.
     """
-    source = open_source(run, weights)
-    if source.objective == "masked_patches":
-        raise UsageError(
-            f"{run}: it was trained to guess colours of masked patches and knows no classes: "
-            "fine-tune it first"
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = source.load(device)
-    data = source.data
-    transform = eval_transform(data)
-    code = 0
-    for path in images:
-        try:
-            pixels = decode(Path(path).read_bytes(), data.max_pixels)
-        except (OSError, DecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            print(f"error: {path}: {reason}", file=sys.stderr)
-            code = 3
-            continue
-        tiles, rows, columns = transform(pixels, 0)
-        with torch.inference_mode():
-            outputs = model(_single(tiles, rows, columns).to(device))[0]
-        if source.objective == "regression":
-            numbers = outputs.tolist()
-            shown = ", ".join(f"{number:.4g}" for number in numbers)
-            print(json.dumps({"image": path, "numbers": numbers}) if as_json else f"{path}: {shown}")
-            continue
+
+    classes: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[float, ...] = ()
+
+    @property
+    def best(self) -> str:
+        """The likeliest class."""
+        return self.classes[0][0]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """Trained weights, ready to be used: `model` takes a TileBatch or images of one tile."""
+
+    source: Source
+    model: Classifier
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes; None where nobody gave any."""
+        return self.source.facts["classes"]
+
+    @property
+    def preprocessing(self) -> DataConfig:
+        """What was done to images before the model saw them."""
+        return self.source.data
+
+    def predict(self, images: Iterable[str | Path | bytes], topk: int = 3) -> list[Prediction]:
+        """The `topk` likeliest classes, or the numbers, of each image.
+
+        images: paths, or the content of image files. Raises DataError for one that cannot be read.
+        """
+        return [self._predict(image, topk) for image in images]
+
+    @torch.inference_mode()
+    def _predict(self, image: str | Path | bytes, topk: int) -> Prediction:
+        outputs = self.model(self._batch(image).to(self.device))[0]
+        if self.source.objective == "regression":
+            return Prediction(numbers=tuple(outputs.tolist()))
         probabilities = outputs.softmax(-1)
         best = probabilities.topk(min(topk, len(probabilities)))
-        pairs = [
-            (source.class_name(int(label)), float(p))
-            for p, label in zip(best.values, best.indices, strict=True)
-        ]
-        if as_json:
-            print(json.dumps({"image": path, "classes": dict(pairs)}))
-        else:
-            print(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in pairs))
-    return code
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Prediction(classes=tuple((self.source.class_name(label), p) for label, p in pairs))
+
+    def _batch(self, image: str | Path | bytes) -> TileBatch:
+        name = "image" if isinstance(image, bytes) else str(image)
+        data = self.preprocessing
+        try:
+            content = image if isinstance(image, bytes) else Path(image).read_bytes()
+            pixels = decode(content, data.max_pixels)
+        except OSError as error:
+            raise DataError(f"{name}: {error.strerror}") from None
+        except DecodeError as error:
+            raise DataError(f"{name}: {error}") from None
+        tiles, rows, columns = eval_transform(data)(pixels, 0)
+        return _single(torch.as_tensor(tiles), rows, columns)
 
 
-def _single(tiles: torch.Tensor, rows: int, columns: int) -> TileBatch:
-    tiles = torch.as_tensor(tiles)
+def open_run(path: str | Path, weights: str = "auto", device: str | torch.device | None = None) -> TrainedRun:
+    """Open a run folder, a checkpoint folder, an exported file or a checkpoint of transformers or timm.
+
+    weights: auto (averaged if the run kept averages), ema (averaged) or last (as trained). device: None for a
+    GPU where there is one. Raises UsageError for what is none of them or knows no classes, DataError for
+    damaged files.
+    """
+    source = open_source(str(path), weights)
+    if source.objective == "masked_patches":
+        raise UsageError(
+            f"{path}: it was trained to guess colours of masked patches and knows no classes: "
+            "fine-tune it first"
+        )
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TrainedRun(source, source.load(chosen), chosen)
+
+
+def _single(tiles: Tensor, rows: int, columns: int) -> TileBatch:
     return TileBatch(
         tiles=tiles,
         tiles_per_image=torch.tensor([len(tiles)]),

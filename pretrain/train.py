@@ -282,8 +282,10 @@ class Trainer:
         if self.nonfinite.streak and self.step < self.inputs.steps:
             log.warning("step %d: not saved, as the last steps were left out", self.step)
             return
-        state = state_to_save(self.job, self.engine, self.step, self.images)
-        self.saver.save(self.step, self.engine.ranges(), state if self.world.rank == 0 else {})
+        state = {}
+        if self.world.rank == 0:
+            state = state_to_save(self.job, self.engine, self.step, self.images)
+        self.saver.save(self.step, self.engine.ranges(), state)
         self.saved = self.step
 
     def _entering(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:

@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(trained: Path) -> dict[str, Path]:
     folders = {peer: trained.parent / peer for peer in ("hf", "timm")}
     for peer, folder in folders.items():
-        assert export_peer(str(trained), str(folder), peer) == 0
+        assert export_peer(str(trained), str(folder), peer).path == folder
     return folders
 
 
