@@ -120,9 +120,8 @@ def _predict(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             code = error.exit_code
         else:
-            print(
-                json.dumps({"image": path} | _as_json(found)) if given.json else f"{path}: {_as_text(found)}"
-            )
+            row = {"image": path} | _as_json(found)
+            print(json.dumps(row) if given.json else f"{path}: {_as_text(found)}")
     return code
 
 

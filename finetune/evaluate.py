@@ -19,8 +19,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Means over all samples of `shards`, which the processes share out, each counted once.
 
-    batch_size: images at a time; workers: decoding threads of each process. Raises UsageError where the labels
-    are not those that the model knows.
+    batch_size: images at a time; workers: decoding threads of each process. Raises UsageError where the
+    labels are not those that the model knows.
     """
     dataset = ShardSet.open(shards)
     _check_labels(source, dataset, shards)

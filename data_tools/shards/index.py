@@ -1,6 +1,6 @@
 """The index of WebDataset shards: where every image lies, and its labels.
 
-shardindex.json          valid for the `wids` reader, our keys beside; has the sha256 of the tables
+shardindex.json          valid for the wids reader, our keys beside; has the sha256 of the tables
 shardindex.offsets.npy   one ROW a sample, memory-mappable
 shardindex.labels.npy    only where samples have several labels: int64, first samples + 1 numbers,
                          where the labels of each sample begin and end among those that follow

@@ -15,7 +15,7 @@ class EMA:
     """Each process averages the ranges that it holds; nothing travels and nothing waits for the device.
 
     After update t (from 0) the average is d * average + (1 - d) * parameter with
-    d = min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten (the `num_updates` of
+    d = min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten (num_updates of
     tf.train.ExponentialMovingAverage).
 
     live: the fp32 ranges of the trainable parameters, as live views, in the same order at every call.
