@@ -16,7 +16,7 @@ from jobs import ROOT
 PACKAGES = ("data_tools", "pretrain", "finetune", "launch")
 GROUND = ("data_tools.errors", "data_tools.random_numbers", "data_tools.tile_batch")
 
-# A room: what it may import beside itself and the ground. A name that ends in .* stands for all rooms below it.
+# A room: what it may import beside itself and the ground. NAME.* stands for all rooms below NAME.
 MAY_IMPORT = {
     "data_tools.images": (),
     "data_tools.shards": (),
