@@ -36,7 +36,7 @@ run() {
     env+=(USER=nobody LOGNAME=nobody)
   fi
   if has order; then
-    mapfile -t files < <(cd "$folder" && git ls-files 'tests/*/test_*.py' 'tests/test_*.py' | shuf)
+    mapfile -t files < <(cd "$root" && git ls-files 'tests/*/test_*.py' 'tests/test_*.py' | shuf)
     printf '%s\n' "${files[@]}" >"$logs/$conditions.order"
   fi
   if has busy; then

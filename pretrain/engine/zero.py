@@ -215,6 +215,10 @@ def _import_deepspeed(device: str):
     """DeepSpeed, joined to the process group that is there already, and quiet."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     os.environ.setdefault("LOCAL_RANK", "0")  # a process without torchrun
+    if device == "cpu":
+        # Otherwise DeepSpeed runs numactl for every bucket of gradients, and ends where PATH has a folder
+        # that this user may not enter.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # DeepSpeed calls collectives by the names that torch 2.13 is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed

@@ -50,10 +50,14 @@ def quickstart(clone: Path) -> tuple[Path, str]:
     return clone / "runs", done.stdout
 
 
-def test_it_reaches_95_percent_on_digits_never_trained_on(quickstart: tuple[Path, str]) -> None:
+# 98.44 - 4 x 0.23 %: mean and deviation of tests/bench/quickstart.py, ten seeds and two instruction sets.
+EXPECTED = 0.975
+
+
+def test_it_learns_digits_that_it_never_trained_on(quickstart: tuple[Path, str]) -> None:
     last = metrics(quickstart[0] / "quickstart_finetune")[-1]
     assert last["n"] == 2154
-    assert last["top1"] >= 0.95
+    assert last["top1"] >= EXPECTED
     assert f"{last['top1']:.2%} on 2154 held-out images" in quickstart[1]
 
 

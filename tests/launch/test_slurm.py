@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,9 +89,11 @@ def test_a_container_has_the_folders_of_the_run_and_a_python_of_its_own(
     assert code == 0
     folders = sorted([data.train, data.val, recipe.parent / "a-run", ROOT])
     pair = "{0}:{0}" if launcher == "srun" else "{0}"
-    mounts = ",".join(pair.format(folder.resolve()) for folder in folders)
-    assert re.search(says.format(mounts=re.escape(mounts), here=re.escape(str(ROOT))), script), script
-    assert f"python={sys.executable}\n" in script, "address and verdict are asked for outside the container"
+    mounts = shlex.quote(",".join(pair.format(folder.resolve()) for folder in folders))
+    here = shlex.quote(str(ROOT))
+    assert re.search(says.format(mounts=re.escape(mounts), here=re.escape(here)), script), script
+    python = shlex.quote(sys.executable)
+    assert f"python={python}\n" in script, "address and verdict are asked for outside the container"
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 

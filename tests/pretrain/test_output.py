@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from jobs import ROOT, Data, command, environment, succeed, write_recipe
 
 LINE = re.compile(
@@ -26,6 +27,20 @@ def test_a_pipe_gets_one_line_per_logged_step_from_rank_0(data: Data, tmp_path: 
     assert any(line.startswith("12 images = 2 ranks × 3 × 2 accumulation") for line in lines)
     assert sum("parameters" in line for line in lines) == 1
     assert (tmp_path / "tiny/logs/rank-1.log").read_text().count("step 10/20") == 0
+
+
+def test_deepspeed_asks_no_other_program_about_processors(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin/numactl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    recipe = write_recipe(tmp_path, data)
+    settings = ("train.steps=2", "engine.kind=deepspeed", "engine.zero_stage=3", "data.val=")
+    succeed("pretrain", recipe, f"run.dir={tmp_path}", *settings, processes=2)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_terminal_gets_a_progress_bar(data: Data, tmp_path: Path) -> None:
