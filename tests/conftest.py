@@ -36,7 +36,7 @@ def _skip_at_a_process(event: str, arguments: tuple[object, ...]) -> None:
 
 LONG = (  # a file that computes beside one that mostly waits
     *("test_quickstart", "test_slurm", "test_parity", "test_short_drills", "test_resume", "test_survive"),
-    *("test_checkpoint_ring", "test_order_and_engines", "test_readme", "test_memory"),
+    *("test_checkpoint_ring", "test_order_and_engines", "test_readme", "test_memory", "test_types"),
 )
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -36,23 +36,27 @@ def test_the_commands_for_your_own_images_run_as_written(tmp_path: Path) -> None
     assert "#SBATCH --nodes=1" in done.stdout and "runs/mine: done  step 100/100" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/order.md",
-        "docs/checkpoints.md",
-        "docs/tiles.md",
-        "docs/data.md",
-        "docs/peers.md",
-        "docs/survive.md",
-    ],
-)
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+PAGES += ["README.md", "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    named = re.findall(r"`((?:tests|pretrain|data_tools|configs|launch)/[\w/]+\.\w+)`", text)
+    named = re.findall(r"`((?:tests|pretrain|finetune|data_tools|configs|launch|docs)/[\w/]+\.\w+)`", text)
     linked = re.findall(r"\]\(([\w/.]+)\)", text)
     for name in named:
         assert (ROOT / name).exists(), name
     for name in linked:
         assert ((ROOT / page).parent / name).exists(), name
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_functions_that_are_named_exist(page: str) -> None:
+    """A `Class`, `CONSTANT` or `function()`: in a file that the same paragraph, list item or row names."""
+    for part in re.split(r"\n(?=\n|\||- |\d+\. )", (ROOT / page).read_text()):
+        files = [ROOT / name for name in re.findall(r"`([\w/]+\.py)`", part)]
+        code = "\n".join(file.read_text() for file in files)
+        for name in re.findall(r"`((?:[A-Z]\w*\.)?_?[A-Z]\w*|(?:\w+\.)?\w+(?=\(\)))(?:\(\))?`", part):
+            for word in name.split("."):
+                assert re.search(rf"(?m)\b(def|class) {word}\b|^{word}\b.*=", code), (name, files)
