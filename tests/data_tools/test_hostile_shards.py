@@ -184,7 +184,7 @@ import os, resource, sys
 from pathlib import Path
 import data_tools.verify
 from data_tools.errors import UserError
-from data_tools.index import build_index
+from data_tools.shards.index import build_index
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 for folder in sorted(Path(sys.argv[1]).iterdir()):
