@@ -11,7 +11,7 @@ import numpy as np
 
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import EvalTransform, TrainTransform
-from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.mixture import Mixture, WeightedShards
 from data_tools.batches.order import Order, default_layout
 from data_tools.batches.sequential import SequentialShards, SequentialStream
 from data_tools.batches.stream import BatchStream, EvalStream, TrainStream
@@ -162,7 +162,7 @@ def open_inputs(config: Config) -> Inputs:
 
 def _mixture(config: Config) -> Mixture:
     data, batch_size = config.data, config.train.batch_size
-    sources = [Source(ShardSet.open(path), weight) for path, weight in training_sources(data)]
+    sources = [WeightedShards(ShardSet.open(path), weight) for path, weight in training_sources(data)]
     samples = sum(len(source.shards) for source in sources)
     size = sum(source.shards.mean_bytes * len(source.shards) for source in sources) / max(1, samples)
     remote = any(source.shards.remote for source in sources)

@@ -20,7 +20,7 @@ from data_tools.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightedShards:
     """One set of shards and its weight; only the proportion of the weights matters."""
 
     shards: ShardSet
@@ -34,7 +34,7 @@ class Mixture:
     UsageError for weights or lanes that cannot work and for sources of different classes.
     """
 
-    def __init__(self, sources: list[Source], order: Order) -> None:
+    def __init__(self, sources: list[WeightedShards], order: Order) -> None:
         """order: seed, lanes, chunk and window of the whole; its num_samples is that of all sources."""
         self.sources = [source.shards for source in sources]
         self.lanes_of = allot(order.lanes, [source.weight for source in sources])

@@ -27,13 +27,13 @@ from data_tools.batches.stream import BatchStream, Item, Transform, assemble
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.remote import expand, patiently, shown
 from data_tools.shards.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
 from data_tools.shards.tar import scan
 from data_tools.tile_batch import BadSample, TileBatch
 
-_TIMEOUT, _WINDOW, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
+_TIMEOUT, _PIECE, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
 _MAX_BAD = 100  # unusable samples for one batch, as many as TrainStream's substitutes
 
 
@@ -211,11 +211,11 @@ def _read(url: str) -> Iterator[_Sample]:
     with patiently(url, partial(urllib.request.urlopen, url, timeout=_TIMEOUT)) as answer:
         if answer.length is None:
             raise DataError(f"{shown(url)}: the server does not tell its size, so a cut could not be seen.")
-        yield from _samples(WindowedFile(_forward(answer.read), answer.length, _WINDOW), url)
+        yield from _samples(ForwardFile(_forward(answer.read), answer.length, _PIECE), url)
 
 
 def _forward(read: Callable[[int], bytes]) -> Callable[[int, int], bytes]:
-    def read_range(_: int, length: int) -> bytes:  # a WindowedFile asks for one range after the other
+    def read_range(_: int, length: int) -> bytes:  # a ForwardFile asks for one range after the other
         data = read(length)
         if len(data) != length:
             raise OSError(f"{len(data)} bytes came instead of {length}")
@@ -224,7 +224,7 @@ def _forward(read: Callable[[int], bytes]) -> Callable[[int, int], bytes]:
     return read_range
 
 
-def _samples(file: WindowedFile, url: str) -> Iterator[_Sample]:
+def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
     """Members with one key that stand together; a key that comes again is a problem."""
     seen: set[str] = set()
     sample: _Sample | None = None

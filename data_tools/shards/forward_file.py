@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 
-class WindowedFile:
+class ForwardFile:
     """seek() and read() over read_range(start, length), with a sha256 of all that passed.
 
     Only a caller that never goes back beyond the beginning of its last read() is served, as the tar

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
@@ -102,7 +102,7 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
     )
 
 
-def _group(file: WindowedFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
+def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
     """Samples by key in the order of their first members; problems; how many members are ignored."""
     samples: dict[str, _Sample] = {}
     problems, ignored = [], 0
@@ -146,7 +146,7 @@ def unusable(member: Member, extension: str) -> str | None:
     return None
 
 
-def parse_label(file: WindowedFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
+def parse_label(file: ForwardFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
     """The labels in a cls or json member, None for none, or what is wrong with it."""
     if member.size > _MAX_LABEL_FILE:
         return f"a {extension} member of {member.size} bytes"

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.chunks import ChunkCache
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.index import (
     INDEX_NAME,
     LABELS_NAME,
@@ -31,7 +31,7 @@ from data_tools.shards.samples import ROW, Problem
 from data_tools.shards.storage import Storage, is_url
 from data_tools.shards.tar import member_name
 
-_HEADER_WINDOW = 2048
+_HEADER_PIECE = 2048
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most so many times its images
 CHUNK_MEMORY = 2 << 30
 
@@ -174,8 +174,8 @@ class ShardSet:
         row = self.table[i]
         name, size = self._shards[int(row["shard"])]
         header = int(row["header"])
-        file = WindowedFile(
-            lambda start, length: self._storage.read(name, start, length), size, _HEADER_WINDOW, header
+        file = ForwardFile(
+            lambda start, length: self._storage.read(name, start, length), size, _HEADER_PIECE, header
         )
         return member_name(file, self._storage.shown(name), size, header)
 
@@ -198,7 +198,7 @@ class ShardSet:
         offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
         start = min(offsets)
         length = max(map(sum, zip(offsets, sizes, strict=True))) - start
-        if length > _MAX_WASTE * (sum(sizes) + len(rows) * _HEADER_WINDOW):
+        if length > _MAX_WASTE * (sum(sizes) + len(rows) * _HEADER_PIECE):
             return [self._storage.read(name, *part) for part in zip(offsets, sizes, strict=True)]
         data = self._storage.read(name, start, length)
         return [data[o - start : o - start + size] for o, size in zip(offsets, sizes, strict=True)]

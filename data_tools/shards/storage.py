@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 
 _OPEN_FILES = 256
-_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
+_LOCAL_PIECE, _REMOTE_PIECE = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
 
 
 def is_url(path: str | Path) -> bool:
@@ -57,10 +57,10 @@ class Storage:
             raise DataError(f"{self._folder / name} became shorter while it was read.")
         return data
 
-    def open(self, name: str, size: int) -> WindowedFile:
+    def open(self, name: str, size: int) -> ForwardFile:
         """A file of `size` bytes for one pass from front to back."""
-        window = _REMOTE_WINDOW if is_url(name) else _LOCAL_WINDOW
-        return WindowedFile(lambda start, length: self.read(name, start, length), size, window)
+        piece = _REMOTE_PIECE if is_url(name) else _LOCAL_PIECE
+        return ForwardFile(lambda start, length: self.read(name, start, length), size, piece)
 
 
 def _remote():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools.augment.transforms import EvalTransform
-from data_tools.batches.mixture import Mixture, Source, allot
+from data_tools.batches.mixture import Mixture, WeightedShards, allot
 from data_tools.batches.order import Order
 from data_tools.batches.stream import TrainStream
 from data_tools.errors import UsageError
@@ -17,7 +17,7 @@ from data_tools.shards.shard_set import ShardSet
 
 def mixture(sources: list[tuple[ShardSet, float]], lanes: int = 16, **options) -> Mixture:
     order = Order(5, sum(len(shards) for shards, _ in sources), lanes, **options)
-    return Mixture([Source(*source) for source in sources], order)
+    return Mixture([WeightedShards(*source) for source in sources], order)
 
 
 @pytest.fixture

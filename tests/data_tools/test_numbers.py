@@ -13,7 +13,7 @@ import webdataset
 from pictures import write_pictures
 
 from data_tools.augment.transforms import EvalTransform
-from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.mixture import Mixture, WeightedShards
 from data_tools.batches.order import Order
 from data_tools.batches.stream import EvalStream
 from data_tools.errors import DataError
@@ -62,7 +62,7 @@ def test_several_numbers_of_a_sample_keep_their_order_and_sources_may_be_mixed(
     labels = [[0.5, 0.5, 3], [1, 2, -4.25], [0.0, 1.0, 2.0]]
     shards = ShardSet.open(write(tmp_path / "set", pictures, labels))
     assert shards.num_classes == 3
-    mixture = Mixture([Source(shards, 1.0), Source(shards, 1.0)], Order(0, 6, 2))
+    mixture = Mixture([WeightedShards(shards, 1.0), WeightedShards(shards, 1.0)], Order(0, 6, 2))
     assert mixture.numeric
     assert [mixture.label_row(i).tolist() for i in range(6)] == 2 * labels
     assert np.load(tmp_path / "set/shardindex.numbers.npy").dtype == np.float32
