@@ -160,7 +160,7 @@ class ShardSet:
         return tuple(self.label_table[base + first : base + last].tolist())
 
     def label_row(self, i: int) -> NDArray[np.int64] | NDArray[np.float32]:
-        """All labels of sample i, int64 (max_labels,), the rest -1; or its numbers, float32 (num_classes,)."""
+        """All labels of sample i, int64 (max_labels,), then -1; or its numbers, float32 (num_classes,)."""
         if self.numbers is not None:
             return np.array(self.numbers[i])
         row = np.full(self.max_labels, NO_LABEL, np.int64)
