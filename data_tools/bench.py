@@ -20,7 +20,7 @@ from yaml import YAMLError
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
-from data_tools.batches.stream import TrainStream, Transform
+from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
 from data_tools.errors import UsageError
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -103,14 +103,13 @@ def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict
     images = -(-images // _BATCH_SIZE) * _BATCH_SIZE
     transform = TrainTransform(0, recipe.tile_size, recipe.max_tiles, recipe)
     clock = _Clock()
-    sizes = {"batch_size": _BATCH_SIZE, "micro_batch_size": _BATCH_SIZE, "threads": threads}
     with TrainStream(
         _TimedShards(shards, clock),  # type: ignore[arg-type]
         Order(0, len(shards), _BATCH_SIZE),
         _timed(transform, clock),
-        **sizes,
-        max_pixels=recipe.max_pixels,
-        tile_size=recipe.tile_size,
+        Share(_BATCH_SIZE),
+        Decoding(recipe.max_pixels, recipe.tile_size, threads),
+        batch_size=_BATCH_SIZE,
         mix=Mix(0, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None,
     ) as stream:
         for _ in islice(stream, 2):  # imports, first use of the decoders, thread start

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
-from itertools import count, islice
+from itertools import count, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import webdataset
 
 from data_tools.augment.mix import Mix
 from data_tools.batches.prefetch import Map, Prefetch
-from data_tools.batches.stream import BatchStream, Item, Transform, assemble
+from data_tools.batches.stream import BatchStream, Decoding, Item, Share, Transform, assemble
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
@@ -105,21 +105,15 @@ class SequentialStream(BatchStream):
         self,
         shards: SequentialShards,
         transform: Transform,
+        share: Share,
+        decoding: Decoding,
         *,
         seed: int,
-        micro_batch_size: int,
-        max_pixels: int,
-        tile_size: int,
-        rank: int = 0,
-        world_size: int = 1,
         start_step: int = 0,
-        threads: int = 4,
-        prefetch: int = 2,
         buffer: int = 2000,
-        channels: int = 3,
-        pin: bool = False,
         mix: Mix | None = None,
     ) -> None:
+        rank, world_size = share.rank, share.world_size
         if len(shards.urls) < world_size:
             raise UsageError(
                 f"{shards.folder}: {len(shards.urls)} shards are too few for {world_size} processes that "
@@ -127,9 +121,9 @@ class SequentialStream(BatchStream):
                 shared=True,
             )
         if mix:
-            mix.check(micro_batch_size)
+            mix.check(share.micro_batch_size)
         self._shards, self._transform, self._mix = shards, transform, mix
-        self._max_pixels, self._tile_shape, self._pin = max_pixels, (channels, tile_size, tile_size), pin
+        self._decoding = decoding
         key = int(hash64(seed, start_step))
         pipeline = webdataset.DataPipeline(
             lambda: _dealt(shards.urls, key, rank, world_size),
@@ -138,8 +132,8 @@ class SequentialStream(BatchStream):
         )
         self._samples = zip(count(rank, world_size), pipeline, strict=False)
         self._lock, self._failure = threading.Lock(), None
-        sizes = iter(lambda: micro_batch_size, None)
-        self._batches = Prefetch(sizes, self._build, threads, prefetch)
+        sizes = repeat(share.micro_batch_size)
+        self._batches = Prefetch(sizes, self._build, decoding.threads, decoding.prefetch)
 
     def _build(self, size: int, map_: Map) -> TileBatch:
         items: list[Item] = []
@@ -152,8 +146,8 @@ class SequentialStream(BatchStream):
                     f"{self._shards.folder} has too many unusable samples: {len(bad)} for one batch, the "
                     f"last {bad[-1].key} in {bad[-1].shard}: {bad[-1].reason}"
                 )
-        batch = assemble(items, self._tile_shape, self._pin, tuple(bad))
-        return self._mix(batch, map_, self._pin) if self._mix else batch
+        batch = assemble(items, self._decoding, tuple(bad))
+        return self._mix(batch, map_, self._decoding.pin) if self._mix else batch
 
     def _take(self, size: int) -> list[tuple[int, _Sample]]:
         with self._lock:  # batches are built two at a time, and a generator fails only once
@@ -169,7 +163,9 @@ class SequentialStream(BatchStream):
         position, sample = numbered
         try:
             label = sample.label(self._shards.num_classes)
-            tiles, rows, columns = self._transform(open_image(sample.images[0], self._max_pixels), position)
+            tiles, rows, columns = self._transform(
+                open_image(sample.images[0], self._decoding.max_pixels), position
+            )
         except DecodeError as error:
             return BadSample(-1, sample.key, shown(sample.shard), str(error))
         return Item(tiles, rows, columns, label, position, -1)

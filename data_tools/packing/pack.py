@@ -1,13 +1,12 @@
-"""Images of a folder or archive, or of other shards, to WebDataset shards with their index.
+"""Pack the images of a folder, of an archive or of other shards into WebDataset shards with an index.
 
 DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and path in SRC;
-                           keys are serial numbers, so that no name in the source can matter
+                           keys are serial numbers, so that a strange file name can do no harm
 DST/classes.json           class names in the order of the labels
-DST/shardindex.*           as index.py has it
-DST/pack.json              what was packed and how; an interrupted run goes on only with the same
+DST/shardindex.*           the index: see data_tools/shards/index.py
+DST/pack.json              what was packed, with which options; only the same pack may continue here
 
-All bytes are a function of the source and the options. Every file appears under its name only when
-it is complete.
+The same source and options give the same bytes. Every file gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
 
 @dataclass(frozen=True)
 class Packed:
-    """One folder of shards that was written.
+    """One folder of shards that pack() wrote.
 
-    ignored: files of the source that were left out. unreadable: images that were to be written anew
-    but could not be decoded, and are packed as they were.
+    bytes: of all shards. ignored: files of the source that were left out. unreadable: images that recode
+    should have written anew but could not decode; they are packed as they were.
     """
 
     folder: Path
@@ -77,7 +76,7 @@ class _Plan:
     shuffle: bool
     shard_size: int
     recode: Recode
-    max_pixels: int | None  # where images are written anew
+    max_pixels: int | None  # None where no image is written anew, so that it decides nothing
     sha256: str  # of the paths, sizes, labels and class names
 
 
@@ -97,9 +96,11 @@ def pack(
 ) -> list[Packed]:
     """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
 
-    split: (name, share) writes that share of the images to dst/name and the rest to dst/train.
-    recode: which images to write anew, by `workers` threads, whose number changes no byte.
-    on_images(more, total) is called whenever `more` of `total` images have been written.
+    csv: a file with the labels, see label_by_csv(). shuffle: in an order drawn from `seed`, else in that
+    of the paths. split: (name, share) writes that share of the images to dst/name and the rest to
+    dst/train. recode: which images to write anew; one of more than max_pixels counts as unreadable.
+    workers: threads; their number changes no byte. on_images(more, total) is called whenever `more` of
+    `total` images have been written. Returns one Packed for each folder.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
@@ -166,7 +167,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
 
 @contextmanager
 def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
-    """`folder` with its plan, for this process alone; without one where no shard came about."""
+    """Locks `folder`, with its plan, for this process. If a DataError comes before any shard, empties it."""
     _begin(folder, plan, classes)
     with open(folder / PLAN_NAME) as file:
         try:
