@@ -1,4 +1,4 @@
-"""A picture of pictures: what the model is going to see of a few samples, for a person to judge."""
+"""A picture for people that shows what the model sees of a few samples."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Cell:
 def preview(
     shards: ShardSet, out: str | Path, *, images: int, tile_size: int, max_tiles: int, max_pixels: int
 ) -> int:
-    """Write a PNG of `images` samples spread over the shards; returns how many it shows.
+    """Write a PNG that shows up to `images` samples from all shards; returns how many it shows.
 
-    Of each: its tiles as in evaluation, put together again, with their borders drawn in; its label and
-    class name; its size and that of its canvas; shard and key. The same samples each time. UsageError
+    For each sample: its tiles as in evaluation, joined, with their borders; its label and class name; its
+    size and that of its canvas, in pixels; its shard and key. The same samples each time. UsageError
     if `out` does not end in .png.
     """
     out = Path(out)

@@ -1,4 +1,4 @@
-"""What is wrong in indexed shards, and whether they suit a number of processes."""
+"""Finds what is wrong in indexed shards, and says whether they suit a number of processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from data_tools.shards.shard_set import ShardSet, load_index, size_problem
 from data_tools.shards.storage import Storage
 
 _DECODE_AHEAD = 1024
-_READ_BYTES = 8 << 20  # a ranged read shorter than this costs more in waiting than in bytes
+_READ_BYTES = 8 << 20  # in a shorter read by range, waiting takes longer than the transfer
 
 
 def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: int) -> Iterator[Problem]:
-    """Every problem of the shards at `path`, shard by shard.
+    """Every problem of the indexed shards at `path`, shard by shard.
 
-    Sizes, sha256 and tar headers are checked, the samples that the index had to leave out are
-    named, and the index itself is compared with the shards. With decode_images every image is
-    decoded, if nothing else is wrong with its shard. UsageError if there are no indexed shards.
+    Checks sizes, sha256 and tar headers; names the samples that the index leaves out; compares the index
+    with the shards. With decode_images every image is decoded too, if the shards and the index are sound;
+    one of more than max_pixels is a problem. UsageError if there are no indexed shards.
     """
     folder, index, _ = load_index(path)
     storage, listed = Storage(folder), index["shardlist"]
@@ -59,10 +59,10 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
 
 
 def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
-    """Whether the layout suits `ranks` processes of `workers` threads, and a sentence about it.
+    """Whether the shards suit `ranks` processes of `workers` threads, and a sentence about it.
 
-    Images are dealt sample by sample, so shards need not be equal nor many. What can go wrong: fewer
-    samples than processes, and remote shards too small to be read in long pieces.
+    Each process reads single samples, so shards need not be of equal size nor many. Two things can be
+    wrong: fewer samples than processes, and remote shards that are too small to be read in long pieces.
     """
     samples, files = len(shards), shards.num_shards
     mean = shards.mean_bytes * samples / files
