@@ -31,7 +31,7 @@ _BATCH_SIZE = 64
 _COMPARED = 64  # images compared with Pillow's
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recipe:
     """The keys of data and data.augment that change how long an image takes.
 
@@ -78,10 +78,12 @@ def bench(path: str, *, images: int, threads: int, config: str | None, as_json: 
 def read_recipe(path: str) -> Recipe:
     """The data group of the YAML recipe at `path`; other keys are ignored. UsageError if it is not valid."""
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True).get("data") or {}
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        data = content.get("data") or {}
         values = {**data, **(data.get("augment") or {})}
         known = {field.name: values[field.name] for field in fields(Recipe) if field.name in values}
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), known))
+        recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), known))
+        return recipe
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such recipe; those that come with the project lie in configs/"
@@ -132,8 +134,8 @@ def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict
         for name in STAGES
     }
     samples = range(min(_COMPARED, len(shards)))
-    distances = [distance_from_pillow(shards.read(i), transform, i, recipe.max_pixels) for i in samples]
-    distances = [distance for distance in distances if distance is not None]
+    found = [distance_from_pillow(shards.read(i), transform, i, recipe.max_pixels) for i in samples]
+    distances = [distance for distance in found if distance is not None]
     return {
         "images": images,
         "threads": threads,

@@ -77,7 +77,7 @@ def _title(shards: ShardSet, i: int) -> str:
         return ", ".join(f"{number:.4g}" for number in labels)
     names = []
     for label in labels:
-        name = shards.classes[label] if shards.classes else str(label)
+        name = shards.classes[int(label)] if shards.classes else str(label)
         names.append(f"label {label}" if name == str(label) else f"{label}: {name}")
     more = [f"and {len(names) - _CLASSES_SHOWN} more"] if len(names) > _CLASSES_SHOWN else []
     return ", ".join(names[:_CLASSES_SHOWN] + more) or "no label"
@@ -99,7 +99,7 @@ def _sheet(cells: list[_Cell]) -> Image.Image:
     return sheet
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text on one line, cut where the cell ends."""
     text = " ".join(text.split())
     if font.getlength(text) <= _CELL:

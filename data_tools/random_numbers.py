@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, unique
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,9 +42,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def hash64(*keys: ArrayLike) -> NDArray[np.uint64]:
     """A 64-bit hash of integers, the same on every machine and version. Arrays are broadcast together."""
     state, rest = 0, list(keys)
-    while rest and isinstance(rest[0], int):  # as in the loop below, but faster for single numbers
-        state = _mix_int(state + int(_GOLDEN) + rest.pop(0) & _ALL)
-    hashed = np.uint64(state)
+    while rest and isinstance(first := rest[0], int):  # as in the loop below, but faster for single numbers
+        state = _mix_int(state + int(_GOLDEN) + first & _ALL)
+        del rest[0]
+    hashed: Any = np.uint64(state)  # what numpy calculates with it is an array or again a scalar
     with np.errstate(over="ignore"):
         for key in rest:
             hashed = _mix(hashed + _GOLDEN + np.asarray(key).astype(np.uint64))

@@ -33,15 +33,15 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     damaged = False
     for entry, scan in zip(listed, found, strict=True):
         reason = size_problem(storage, entry)
-        if not reason and isinstance(scan, DataError):
-            reason = str(scan)
-        if not reason and scan.sha256 != entry.get("sha256"):
+        if isinstance(scan, DataError):
+            reason = reason or str(scan)
+        elif not reason and scan.sha256 != entry.get("sha256"):
             reason = "its sha256 is not the one in the index: the content changed"
+        elif not reason:
+            scans.append(scan)
         if reason:
             damaged = True
             yield Problem(entry["url"], "", reason)
-        else:
-            scans.append(scan)
     if damaged:
         return
     tables = merge(scans)

@@ -79,6 +79,7 @@ class Mix:
         choice, quantile, down, right = uniform(self.seed, Stream.MIX, position, np.arange(4)).tolist()
         if self._mixup is not None and (self._cutmix is None or choice < 0.5):
             return _mixup(a, b, np.interp(quantile, *self._mixup))
+        assert self._cutmix is not None, "one of the two is on"
         return _cutmix(a, b, grid, np.interp(quantile, *self._cutmix), down, right)
 
 

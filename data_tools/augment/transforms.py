@@ -57,8 +57,8 @@ class TrainTransform:
         if not 0 <= augment.erase <= 1:
             raise UsageError(f"data.augment.erase={augment.erase} is a probability: set it to 0 to 1.")
         self.seed, self.tile_size, self.max_tiles = seed, tile_size, max_tiles
-        self.scale, self.flip = tuple(augment.crop_scale), augment.flip
-        self.ratio, self.erase = tuple(augment.crop_ratio), augment.erase
+        self.scale, self.flip = (augment.crop_scale[0], augment.crop_scale[1]), augment.flip
+        self.ratio, self.erase = (augment.crop_ratio[0], augment.crop_ratio[1]), augment.erase
         self.randaugment = RandAugment(seed, augment.randaugment_ops, augment.randaugment_magnitude)
 
     def __call__(self, image: Picture | Pixels, position: int) -> Tiles:

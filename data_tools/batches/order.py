@@ -80,8 +80,9 @@ class Order:
         """
         p = np.asarray(positions, dtype=np.int64)
         size, chunk, window, lanes = self.num_samples, self.chunk, self.window, self.lanes
+        inside: int | NDArray[np.int64] = 0
         if chunk == window == 1:
-            slot, inside = p, 0
+            slot = p
         else:
             turn, lane = np.divmod(p, lanes)
             w, q = np.divmod(turn, window * chunk)

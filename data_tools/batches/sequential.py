@@ -132,7 +132,8 @@ class SequentialStream(BatchStream):
             webdataset.shuffle(buffer, initial=buffer, rng=random.Random(int(hash64(key, rank)))),
         )
         self._samples = zip(count(rank, world_size), pipeline, strict=False)
-        self._lock, self._failure = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._failure: Exception | None = None
         sizes = repeat(share.micro_batch_size)
         self._batches = Prefetch(sizes, self._build, decoding.threads, decoding.prefetch)
 

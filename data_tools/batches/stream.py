@@ -135,9 +135,10 @@ class TrainStream(BatchStream):
                 positions = np.concatenate([order.share(s, batch_size, rank, world_size) for s in steps])
                 later = order.locate(positions + order.window_size)[1]
                 columns = (positions, *order.locate(positions), later)
-                for *task, soon in zip(*(c.reshape(-1, micro_batch_size) for c in columns), strict=True):
+                rows = (column.reshape(-1, micro_batch_size) for column in columns)
+                for places, samples, chunks, soon in zip(*rows, strict=True):
                     shards.prefetch(soon)
-                    yield tuple(task)
+                    yield places, samples, chunks
 
         self._batches = Prefetch(micro_batches(), self._build, decoding.threads, decoding.prefetch)
 
@@ -148,7 +149,7 @@ class TrainStream(BatchStream):
 
     def _load(self, job: tuple[int, int, int | None]) -> Item:
         position, sample, chunk = job
-        bad = []
+        bad: list[BadSample] = []
         for attempt in range(1, _MAX_SUBSTITUTES + 2):
             try:
                 picture = open_image(self._shards.read(sample, chunk), self._decoding.max_pixels)

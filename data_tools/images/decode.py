@@ -37,8 +37,13 @@ class DecodeError(Exception):
 class Picture(Protocol):
     """An upright image of height x width pixels, of which single regions can be decoded. Thread-safe."""
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
 
     def region(self, top: int, left: int, height: int, width: int) -> Pixels:
         """The pixels (height, width, 3) of a box inside the picture. DecodeError for damaged data."""

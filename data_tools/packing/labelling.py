@@ -103,8 +103,8 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
     entries = []
     for path in images:
         if path in names:
-            labels = tuple(number[label] for label in names[path])
-            entries.append(Entry(path, images[path], labels if several else labels[0]))
+            numbers = tuple(number[label] for label in names[path])
+            entries.append(Entry(path, images[path], numbers if several else numbers[0]))
     return Labelled(entries, classes, ignored + [path for path in images if path not in names])
 
 
@@ -148,7 +148,8 @@ def _number(labels: set[str], table: str) -> tuple[dict[str, int] | dict[str, fl
 
 
 def _images(source: Source) -> tuple[dict[str, int], list[str]]:
-    images, ignored = {}, []
+    images: dict[str, int] = {}
+    ignored: list[str] = []
     for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
         if path in images:
             raise DataError(f"{source.name} holds {path!r} twice: only one of them can be meant.")

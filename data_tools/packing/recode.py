@@ -43,10 +43,10 @@ class Recode:
         picture = Image.fromarray(decode(data, max_pixels))
         if grey:
             picture = picture.convert("L")
-        if shrink:
+        if shrink and self.max_side:
             scale = self.max_side / max(picture.size)
-            size = tuple(max(1, round(side * scale)) for side in picture.size)
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            width, height = (max(1, round(side * scale)) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         written = io.BytesIO()
         if file_format == "PNG":
             picture.save(written, "PNG")

@@ -168,7 +168,8 @@ def merge(scans: list[Scan]) -> Tables:
     if not any(scan.several for scan in scans):
         return Tables(rows)
     counts = np.ones(len(rows), np.int64)
-    several, start = {}, 0
+    several: dict[int, tuple[int, ...]] = {}
+    start = 0
     for scan in scans:
         several |= {start + row: labels for row, labels in scan.several.items()}
         start += len(scan.rows)
@@ -183,7 +184,8 @@ def merge(scans: list[Scan]) -> Tables:
 
 def _merge_numbers(scans: list[Scan]) -> Tables:
     """The tables of a set in which labels are numbers; whole labels become numbers too."""
-    numbers, width = [], None
+    numbers: list[tuple[float, ...]] = []
+    width = None
     for scan in scans:
         for row, label in enumerate(scan.rows["label"].tolist()):
             values = scan.numbers.get(row) or scan.several.get(row, (label,))

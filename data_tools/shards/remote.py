@@ -110,8 +110,8 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{shown(url)} cannot be read ({type(error).__name__}): check it.") from error
         except Exception as error:  # every client library has its own errors
-            if getattr(error, "status", None) in _FINAL:
-                raise DataError(f"{shown(url)} cannot be read: the server answers {error.status}.") from error
+            if (status := getattr(error, "status", None)) in _FINAL:
+                raise DataError(f"{shown(url)} cannot be read: the server answers {status}.") from error
             if attempt == _ATTEMPTS:
                 reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").replace(url, shown(url))
                 raise DataError(
@@ -124,7 +124,7 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     check_scheme(url)
-    options = {}
+    options: dict[str, Any] = {}
     try:
         from fsspec.core import url_to_fs
 

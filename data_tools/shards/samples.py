@@ -9,6 +9,7 @@ one image (jpg, jpeg, png, webp) and a label: KEY.cls, an integer in ASCII digit
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,8 @@ from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-LABEL_EXTENSIONS = {"cls": parse_cls, "json": parse_json}
+_Parser = Callable[[bytes], tuple[float, ...] | None]
+LABEL_EXTENSIONS: dict[str, _Parser] = {"cls": parse_cls, "json": parse_json}
 ROW = np.dtype([("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")])
 _MAX_IMAGE, _MAX_LABEL_FILE = 2**31 - 1, 1 << 20
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: .name has no key
@@ -77,7 +79,10 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
     file = storage.open(name, size)
     samples, problems, ignored = _group(file, name, shown)
     named = {problem.key for problem in problems}
-    rows, several, numbers, unlabelled = [], {}, {}, {}
+    rows: list[tuple[float, ...]] = []
+    several: dict[int, tuple[int, ...]] = {}
+    numbers: dict[int, tuple[float, ...]] = {}
+    unlabelled: dict[int, str] = {}
     for key, sample in samples.items():
         try:
             image, labels = _image(sample.images), _labels(sample.labels, classes)
@@ -91,7 +96,7 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
             numbers[len(rows)] = labels
             labels = ()
         elif len(labels) != 1:
-            several[len(rows)] = labels
+            several[len(rows)] = tuple(map(int, labels))
         label = labels[0] if labels else NO_LABEL
         rows.append((image.header, image.offset, label, image.size, number))
     if not rows:
@@ -107,7 +112,8 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
 def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
     """Samples by key in the order of their first members; problems; how many members are ignored."""
     samples: dict[str, _Sample] = {}
-    problems, ignored = [], 0
+    problems: list[Problem] = []
+    ignored = 0
     for member in scan(file, shown, file.size):
         if member.folder:
             continue

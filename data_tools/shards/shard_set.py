@@ -64,7 +64,8 @@ class ShardSet:
         self._shards = shards  # name or URL, and size in bytes
         self.remote = any(is_url(name) for name, _ in shards)
         self._storage = Storage(folder)
-        self._chunk, self._cache = 1, None
+        self._chunk = 1
+        self._cache: ChunkCache | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> ShardSet:

@@ -52,7 +52,8 @@ def scan(file: Readable, shard: str, size: int) -> Iterator[Member]:
 
     Raises DataError, naming `shard`, unless the file is a complete, plain tar that ends in zeroed blocks.
     """
-    position, global_records = 0, {}
+    position = 0
+    global_records: dict[str, str] = {}
     if size == 0:
         raise DataError(f"{shard} is empty (0 bytes): remove it or write it again.")
     while True:
@@ -161,7 +162,8 @@ def _number(field: bytes) -> int | None:
 
 def _records(content: bytes, shard: str, position: int) -> dict[str, str]:
     """The PAX records, "LENGTH KEY=VALUE newline", that set the path or the size of a member."""
-    found, start = {}, 0
+    found: dict[str, str] = {}
+    start = 0
     while start < len(content):
         length, _, _ = content[start : start + 20].partition(b" ")
         end = start + int(length) if length.isdigit() else 0
