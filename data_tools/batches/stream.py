@@ -34,7 +34,7 @@ ORDER_BLOCK = 2048
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every global batch that process `rank` of `world_size` takes, cut into micro-batches."""
+    """Which images a process gets: those of `rank` among `world_size` ranks, micro_batch_size at a time."""
 
     micro_batch_size: int
     rank: int = 0
@@ -45,8 +45,9 @@ class Share:
 class Decoding:
     """How encoded images become batches.
 
-    max_pixels: larger images count as unreadable; tile_size: S, in pixels; threads: that decode, 0 for the
-    caller's; prefetch: batches made ahead; pin: in pinned memory.
+    max_pixels: larger images count as unreadable. tile_size: the side S of a tile in pixels. threads: how
+    many decode; with 0 the calling thread does. prefetch: how many batches are made ahead. pin: whether
+    batches are in pinned memory.
     """
 
     max_pixels: int
