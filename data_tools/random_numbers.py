@@ -12,6 +12,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_UNIT = np.float64(2.0**-53)
 _ALL = 2**64 - 1
 _ROUNDS = 6
 
@@ -60,7 +61,7 @@ def _mix_int(x: int) -> int:
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
     """Numbers in [0, 1), one for each tuple of keys: the upper 53 bits of hash64(*keys)."""
-    return (hash64(*keys) >> _S11) * 2.0**-53
+    return (hash64(*keys) >> _S11) * _UNIT
 
 
 def permute(i: ArrayLike, n: int, key: ArrayLike) -> NDArray[np.int64]:

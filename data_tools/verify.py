@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError, decode
@@ -50,12 +52,16 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     shards = ShardSet.open(path)
     if not np.array_equal(tables.rows, shards.table):
         yield Problem(OFFSETS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not np.array_equal(tables.labels, shards.label_table):
+    elif not _equal(tables.labels, shards.label_table):
         yield Problem(LABELS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not np.array_equal(tables.numbers, shards.numbers):
+    elif not _equal(tables.numbers, shards.numbers):
         yield Problem(NUMBERS_NAME, "", "does not fit the shards: run python -m data_tools index")
     elif decode_images:
         yield from _undecodable(shards, max_pixels, threads)
+
+
+def _equal(a: NDArray[Any] | None, b: NDArray[Any] | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:

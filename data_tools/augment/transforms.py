@@ -192,7 +192,7 @@ def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: in
     draws = uniform(seed, Stream.ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
     if draws[0] >= probability:
         return image
-    top, left, high, wide = crop_box(*image.shape[1:], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
+    top, left, high, wide = crop_box(image.shape[1], image.shape[2], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
     noise = hash64(seed, Stream.ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
     image = image.copy(order="K")
     image[:, top : top + high, left : left + wide] = (

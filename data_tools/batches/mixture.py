@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_tools.batches.order import Order
 from data_tools.errors import UsageError
+from data_tools.shards.labels import NO_LABEL
 from data_tools.shards.shard_set import ShardSet
 
 
@@ -229,7 +230,9 @@ class Mixture:
         row = shards.label_row(inside)
         if shards.numeric:
             return row
-        return np.pad(row, (0, self.max_labels - len(row)), constant_values=-1)
+        padded = np.full(self.max_labels, NO_LABEL, np.int64)
+        padded[: len(row)] = row
+        return padded
 
     def key(self, i: int) -> str:
         """As ShardSet.key()."""

@@ -108,7 +108,7 @@ def resize_with_pad(
     resample: Resample = "bicubic",
 ) -> Tensor:
     """(C, H, W) to (C, *canvas): resized to fitted_size(), with zeros at the right and at the bottom."""
-    height, width = fitted_size(*image.shape[-2:], canvas, max_size)
+    height, width = fitted_size(image.shape[-2], image.shape[-1], canvas, max_size)
     padded = image.new_zeros((image.shape[0], *canvas))
     padded[:, :height, :width] = resize(image, height, width, resample)
     return padded
