@@ -138,7 +138,7 @@ class Mixture:
         return int(self._starts[number]) + self.orders[number].substitute(position, attempt)
 
     def constants(self) -> dict[str, Any]:
-        """All that the order depends on, for checkpoints. With one source the weights do not matter."""
+        """All that the order depends on, for checkpoints; with one source that is its Order and its index."""
         return {
             "seed": self.order.seed,
             "num_samples": self.num_samples,
