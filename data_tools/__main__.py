@@ -25,7 +25,7 @@ _CPUS = os.cpu_count() or 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code (0 done, 2 usage, 3 data)."""
+    """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -45,11 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_tools", description="Images to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("pack", help="images, or shards of others, to shards")
+    command = commands.add_parser("pack", help="make shards of images, or of other shards")
     command.add_argument(
         "src", metavar="SRC", help="class/.../image folders, a .zip or .tar of them, or a folder of shards"
     )
-    command.add_argument("dst", metavar="DST", help="a new or empty folder, or one to go on with")
+    command.add_argument("dst", metavar="DST", help="a new or empty folder, or that of an interrupted pack")
     command.add_argument(
         "--csv",
         metavar="FILE",
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shard-size", type=_size, default="1GB", metavar="BYTES", help="e.g. 100MB (default: 1GB)"
     )
     command.add_argument("--no-shuffle", action="store_true", help="keep the order of the paths")
-    command.add_argument("--seed", type=int, default=0, help="of shuffle and split (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="for the shuffle and the split (default: 0)")
     command.add_argument(
         "--split", type=_split, metavar="NAME=SHARE", help="e.g. val=0.2: DST/train and DST/val"
     )
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="print errors only")
     command.set_defaults(run=_pack)
 
-    command = commands.add_parser("index", help="the index of shards that others made")
+    command = commands.add_parser("index", help="write the index of shards that pack did not make")
     command.add_argument(
         "shards",
         metavar="SHARDS",
@@ -85,21 +85,21 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder of *.tar, or URLs of shards with {000..127} or *",
     )
     command.add_argument(
-        "--out", metavar="DIR", help="where the index of URLs goes (and its classes.json lies)"
+        "--out", metavar="DIR", help="the folder for the index of URLs; a classes.json there is used"
     )
     command.set_defaults(run=_index)
 
-    command = commands.add_parser("verify", help="what is wrong in shards; exit code 3 if anything")
+    command = commands.add_parser("verify", help="list what is wrong in shards; exit code 3 if anything is")
     command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("--decode", action="store_true", help="decode every image")
     command.add_argument("--ranks", type=_count, metavar="N", help="say whether the shards suit N processes")
     command.add_argument(
-        "--workers", type=_count, default=4, metavar="W", help="threads, here and of each of the N (4)"
+        "--workers", type=_count, default=4, metavar="W", help="threads, here and in each of the N (4)"
     )
     command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
     command.set_defaults(run=_verify)
 
-    command = commands.add_parser("preview", help="a picture of some samples and of their tiles")
+    command = commands.add_parser("preview", help="draw some samples and their tiles")
     command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("out", metavar="OUT.png")
     command.add_argument("--images", type=_count, default=24, metavar="N", help="(24)")
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
     command.set_defaults(run=_preview)
 
-    command = commands.add_parser("bench", help="images/s of each stage of the input, no model")
+    command = commands.add_parser("bench", help="images/s of each stage of the input, without a model")
     command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
     command.add_argument("--images", type=_count, default=2000, metavar="N", help="(2000)")
     command.add_argument("--threads", type=_count, default=_CPUS, metavar="T", help=f"({_CPUS})")
@@ -222,7 +222,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator:
-    """A bar on a terminal; nothing otherwise."""
+    """A progress bar if stderr is a terminal, else nothing."""
     if quiet or not sys.stderr.isatty():
         yield lambda more, total: None
         return

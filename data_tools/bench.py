@@ -1,4 +1,4 @@
-"""How fast the input is, stage by stage, without a model; and how far its crops are from Pillow's."""
+"""How fast the input is, stage by stage and without a model, and how far its crops are from Pillow's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yaml import YAMLError
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
-from data_tools.batches.stream import TrainStream, Transform
+from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
 from data_tools.errors import UsageError
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -28,15 +28,15 @@ from data_tools.shards.shard_set import ShardSet
 
 STAGES = ("read", "decode", "augment", "batch")
 _BATCH_SIZE = 64
-_COMPARED = 64
+_COMPARED = 64  # images compared with Pillow's
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recipe:
-    """The keys of data and data.augment that decide what an image costs.
+    """The keys of data and data.augment that change how long an image takes.
 
-    The defaults are those of pretrain.config; without --config the benchmark takes random-resized
-    crops at 224.
+    The defaults are those of pretrain.config. Without --config the benchmark uses IMAGENET: random resized
+    crops of 224 pixels.
     """
 
     tile_size: int = 224
@@ -56,7 +56,7 @@ IMAGENET = Recipe(crop_scale=(0.08, 1.0), flip=True)
 
 
 def bench(path: str, *, images: int, threads: int, config: str | None, as_json: bool) -> None:
-    """Print the measurement of the shards at `path`: a table, or one JSON object.
+    """Measure the shards at `path` and print a table, or one JSON object; see measure().
 
     UsageError for shards or a recipe that cannot be opened, DataError for unreadable images.
     """
@@ -76,12 +76,14 @@ def bench(path: str, *, images: int, threads: int, config: str | None, as_json: 
 
 
 def read_recipe(path: str) -> Recipe:
-    """The data group of a recipe. Keys that no image depends on are not looked at."""
+    """The data group of the YAML recipe at `path`; other keys are ignored. UsageError if it is not valid."""
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True).get("data") or {}
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        data = content.get("data") or {}
         values = {**data, **(data.get("augment") or {})}
         known = {field.name: values[field.name] for field in fields(Recipe) if field.name in values}
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), known))
+        recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), known))
+        return recipe
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such recipe; those that come with the project lie in configs/"
@@ -91,29 +93,29 @@ def read_recipe(path: str) -> Recipe:
 
 
 def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict[str, Any]:
-    """images/s and CPU milliseconds an image of each stage and in total, and each stage's share.
+    """images/s and CPU milliseconds an image, in total and for each stage, and the stages' CPU shares.
 
-    read: the encoded bytes; decode: header and pixels of the region that is needed; augment: choice of
-    the crop, resize and what follows; batch: the rest of the process, that is order, labels, mixing,
-    assembly and hand-over. A stage's images/s is what `threads` threads would deliver if they did nothing
-    else, waiting included; the batch stage counts its CPU time for it. total: what came out in the end.
+    Stages: read (the encoded bytes), decode (header and pixels of the region that is needed), augment
+    (choice of the crop, resize and what follows), batch (the rest of the process: order, labels, mixing,
+    assembly, passing on). images/s of a stage: what `threads` threads would deliver if they did nothing
+    else; their waiting counts, but of the batch stage only CPU time. total: the batches that came out.
+    Takes `images` images, rounded up to whole batches of 64. UsageError for less than 1 image or thread.
     """
     if images < 1 or threads < 1:
         raise UsageError(f"--images={images} and --threads={threads} must be at least 1.")
     images = -(-images // _BATCH_SIZE) * _BATCH_SIZE
     transform = TrainTransform(0, recipe.tile_size, recipe.max_tiles, recipe)
     clock = _Clock()
-    sizes = {"batch_size": _BATCH_SIZE, "micro_batch_size": _BATCH_SIZE, "threads": threads}
     with TrainStream(
-        _TimedShards(shards, clock),  # type: ignore[arg-type]
+        _TimedShards(shards, clock),  # type: ignore[arg-type]  # passes on all attributes of a ShardSet
         Order(0, len(shards), _BATCH_SIZE),
         _timed(transform, clock),
-        **sizes,
-        max_pixels=recipe.max_pixels,
-        tile_size=recipe.tile_size,
+        Share(_BATCH_SIZE),
+        Decoding(recipe.max_pixels, recipe.tile_size, threads),
+        batch_size=_BATCH_SIZE,
         mix=Mix(0, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None,
     ) as stream:
-        for _ in islice(stream, 2):  # imports, first use of the decoders, thread start
+        for _ in islice(stream, 2):  # not measured: imports, the start of threads and decoders
             pass
         clock.reset()
         cpu, start = time.process_time(), time.perf_counter()
@@ -132,8 +134,8 @@ def measure(shards: ShardSet, recipe: Recipe, images: int, threads: int) -> dict
         for name in STAGES
     }
     samples = range(min(_COMPARED, len(shards)))
-    distances = [distance_from_pillow(shards.read(i), transform, i, recipe.max_pixels) for i in samples]
-    distances = [distance for distance in distances if distance is not None]
+    found = [distance_from_pillow(shards.read(i), transform, i, recipe.max_pixels) for i in samples]
+    distances = [distance for distance in found if distance is not None]
     return {
         "images": images,
         "threads": threads,
@@ -149,8 +151,9 @@ def distance_from_pillow(
 ) -> float | None:
     """Mean absolute difference in grey levels between our resized crop and Pillow's.
 
-    Pillow's: the whole image decoded, turned upright, cropped and resized with its antialiased bicubic
-    filter. None for anything but a plain JPEG, which is Pillow's own decoding, and for unreadable ones.
+    Pillow decodes the whole image, turns it upright, crops it and resizes it with its antialiased bicubic
+    filter. None for anything but a plain JPEG, because Pillow decodes it for us too, and for unreadable
+    images.
     """
     if read_header(data) is None:
         return None
@@ -169,7 +172,7 @@ def distance_from_pillow(
 
 
 class _Clock:
-    """Seconds of wall and of CPU time that all threads together spent in each stage of their images."""
+    """Seconds of wall time and of CPU time that all threads together spent in each stage."""
 
     def __init__(self) -> None:
         self._lock, self._thread = threading.Lock(), threading.local()
@@ -187,7 +190,7 @@ class _Clock:
         self._thread.wall, self._thread.cpu = time.perf_counter(), time.thread_time()
 
     def stop(self, stage: str, images: int = 0) -> None:
-        """Count what this thread did since its last start or stop as `stage`."""
+        """Add the time since this thread's last start() or stop() to `stage`."""
         wall, cpu = self._thread.wall, self._thread.cpu
         self.start()
         with self._lock:
@@ -228,7 +231,7 @@ class _TimedPicture:
 
 def _timed(transform: TrainTransform, clock: _Clock) -> Transform:
     def run(picture: Picture, position: int) -> Tiles:
-        clock.stop("decode")  # since the bytes were read: the header
+        clock.stop("decode")  # the time since the bytes were read went into the header
         tiles = transform(_TimedPicture(picture, clock), position)
         clock.stop("augment", images=1)
         return tiles

@@ -1,13 +1,13 @@
-"""What can go wrong that a user can put right, and the exit code that each kind ends in."""
+"""Errors that a user can correct, and the exit code of the program for each of them."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A problem put into one clear sentence: it names the file, key or value, and what to do.
+    """A problem in one clear sentence, which names the file, key or value and says what to do.
 
-    shared: every process of the job raises it at the same point, so that one of them is enough to
-    say it.
+    shared: every process of the job raises it at the same point, so it is enough if one of them
+    prints it.
     """
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""A picture of pictures: what the model is going to see of a few samples, for a person to judge."""
+"""A picture for people that shows what the model sees of a few samples."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Cell:
 def preview(
     shards: ShardSet, out: str | Path, *, images: int, tile_size: int, max_tiles: int, max_pixels: int
 ) -> int:
-    """Write a PNG of `images` samples spread over the shards; returns how many it shows.
+    """Write a PNG that shows up to `images` samples from all shards; returns how many it shows.
 
-    Of each: its tiles as in evaluation, put together again, with their borders drawn in; its label and
-    class name; its size and that of its canvas; shard and key. The same samples each time. UsageError
+    For each sample: its tiles as in evaluation, joined, with their borders; its label and class name; its
+    size and that of its canvas, in pixels; its shard and key. The same samples each time. UsageError
     if `out` does not end in .png.
     """
     out = Path(out)
@@ -77,7 +77,7 @@ def _title(shards: ShardSet, i: int) -> str:
         return ", ".join(f"{number:.4g}" for number in labels)
     names = []
     for label in labels:
-        name = shards.classes[label] if shards.classes else str(label)
+        name = shards.classes[int(label)] if shards.classes else str(label)
         names.append(f"label {label}" if name == str(label) else f"{label}: {name}")
     more = [f"and {len(names) - _CLASSES_SHOWN} more"] if len(names) > _CLASSES_SHOWN else []
     return ", ".join(names[:_CLASSES_SHOWN] + more) or "no label"
@@ -99,7 +99,7 @@ def _sheet(cells: list[_Cell]) -> Image.Image:
     return sheet
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text on one line, cut where the cell ends."""
     text = " ".join(text.split())
     if font.getlength(text) <= _CELL:

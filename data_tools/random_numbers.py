@@ -1,8 +1,9 @@
-"""Random numbers that are a pure function of their keys: the same on every machine, in any order of calls."""
+"""Random numbers that are a function of their keys: the same on every machine and in any order of calls."""
 
 from __future__ import annotations
 
 from enum import IntEnum, unique
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,16 +12,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_UNIT = np.float64(2.0**-53)
 _ALL = 2**64 - 1
 _ROUNDS = 6
 
 
 @unique
 class Stream(IntEnum):
-    """The second key, behind the seed, of everything that is drawn for a position of the order.
+    """The second key, after the seed, of all random numbers that belong to a position of the order.
 
-    No two may be equal, or they would draw the same numbers. All are negative: the order itself has the
-    number of a lane or of an epoch in this place.
+    No two may be equal, or they would draw the same numbers. All are negative, because the order itself
+    uses the number of a lane or of an epoch as its second key.
     """
 
     SUBSTITUTE = -1  # which sample takes the place of an unreadable one
@@ -28,22 +30,23 @@ class Stream(IntEnum):
     RANDAUGMENT = -3
     ERASE = -4
     MIX = -5  # mixup and cutmix
-    MASK = -6  # patches to be guessed
+    MASK = -6  # patches that the model must predict
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al.: Fast splittable random generators, 2014)."""
+    """The last step of splitmix64 (Steele et al.: Fast splittable pseudorandom number generators, 2014)."""
     x = (x ^ (x >> _S30)) * _MIX_1
     x = (x ^ (x >> _S27)) * _MIX_2
     return x ^ (x >> _S31)
 
 
 def hash64(*keys: ArrayLike) -> NDArray[np.uint64]:
-    """A 64-bit hash of integers that broadcast together, the same on every machine and version."""
+    """A 64-bit hash of integers, the same on every machine and version. Arrays are broadcast together."""
     state, rest = 0, list(keys)
-    while rest and isinstance(rest[0], int):  # as below, without the cost of numpy for single numbers
-        state = _mix_int(state + int(_GOLDEN) + rest.pop(0) & _ALL)
-    hashed = np.uint64(state)
+    while rest and isinstance(first := rest[0], int):  # as in the loop below, but faster for single numbers
+        state = _mix_int(state + int(_GOLDEN) + first & _ALL)
+        del rest[0]
+    hashed: Any = np.uint64(state)  # what numpy calculates with it is an array or again a scalar
     with np.errstate(over="ignore"):
         for key in rest:
             hashed = _mix(hashed + _GOLDEN + np.asarray(key).astype(np.uint64))
@@ -57,16 +60,16 @@ def _mix_int(x: int) -> int:
 
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
-    """Numbers in [0, 1), one for each tuple of keys: the upper 53 bits of their hash."""
-    return (hash64(*keys) >> _S11) * 2.0**-53
+    """Numbers in [0, 1), one for each tuple of keys: the upper 53 bits of hash64(*keys)."""
+    return (hash64(*keys) >> _S11) * _UNIT
 
 
 def permute(i: ArrayLike, n: int, key: ArrayLike) -> NDArray[np.int64]:
-    """Where the permutation of range(n) chosen by `key` sends i.
+    """The elements i of a random permutation of range(n), int64 in the shape of i. No state and no table.
 
-    A balanced Feistel network over the next power of 4, walked along its cycle until it falls below
-    n (Black and Rogaway: Ciphers with arbitrary finite domains, 2002). No state and no table.
-    `key`: one for all, or one for each element of i. Returns int64 in the shape of i.
+    key: chooses the permutation; one for all, or one for each element of i.
+    A balanced Feistel network permutes the numbers below a power of 4 that is at least n. It is applied
+    again until the result is below n (Black and Rogaway: Ciphers with arbitrary finite domains, 2002).
     """
     i = np.asarray(i)
     if n == 1:

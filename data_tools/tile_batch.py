@@ -1,4 +1,4 @@
-"""A batch of images as their real tiles, one behind the other: there is no padding tile."""
+"""A batch of images: the tiles of all images one after the other, without padding tiles."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ class BadSample:
 class TileBatch:
     """B images cut into T tiles in total; the tiles of an image lie together, row by row.
 
-    tiles: uint8 (T, C, S, S); tiles_per_image: int64 (B,), its sum is T; grid: int64 (B, 2), rows
-    and columns; labels: int64 (B,), -1 for none, or (B, N) where images have several, the rows
-    filled up with -1, or float32 (B, N), numbers to predict; weight: float32 (B,), 0 for an image
-    that only fills an evaluation batch;
-    position: int64 (B,), the position in the endless stream of images (the sample's number in
-    evaluation); sample: int64 (B,), the sample's number in the shards; partner_labels: as labels, of
-    the image that mixup or CutMix mixed in; mix: float32 (B,), the weight of the image's own
-    labels, 1 where nothing was mixed in.
+    tiles: uint8 (T, C, S, S).
+    tiles_per_image: int64 (B,), its sum is T.
+    grid: int64 (B, 2), rows and columns of tiles.
+    labels: int64 (B,), -1 for none; int64 (B, N) where images have several, filled up with -1; or
+    float32 (B, N), numbers to predict.
+    weight: float32 (B,), 0 for an image that does not count in an evaluation.
+    position: int64 (B,), the position in the endless stream of images; in evaluation as `sample`.
+    sample: int64 (B,), the number of the sample in the shards.
+    bad: the samples that could not be read.
+    partner_labels: as labels, of the image that mixup or CutMix mixed in.
+    mix: float32 (B,), the weight of the image's own labels, 1 where nothing was mixed in.
 
-    tiles_per_image and grid stay on the CPU wherever the tiles are: the model reads its shapes from
-    them without waiting for the device.
+    tiles_per_image and grid always stay on the CPU: the model takes its shapes from them and need not
+    wait for the device.
     """
 
     tiles: Tensor
@@ -56,7 +59,7 @@ class TileBatch:
         return len(self.tiles_per_image)
 
     def pinned(self) -> TileBatch:
-        """The same batch; what `to` copies lies in pinned memory, from where a copy makes nobody wait."""
+        """The same batch; all that to() copies is in pinned memory, so that to() need not wait."""
         labels = self.labels.pin_memory()
         unmixed = self.partner_labels is self.labels
         return replace(
@@ -69,7 +72,7 @@ class TileBatch:
         )
 
     def to(self, device: torch.device | str) -> TileBatch:
-        """The same batch, tiles, labels and weights on `device`; pinned copies overlap.
+        """The same batch with tiles, labels and weights on `device`. Returns before pinned memory is copied.
 
         Where nothing was mixed, partner_labels and labels stay one tensor.
         """
@@ -86,6 +89,6 @@ class TileBatch:
 
 
 def checksum(batch: TileBatch) -> list[int]:
-    """The crc32 of each image's tile bytes, (B,): proves which pixels were delivered."""
+    """The crc32 of the tile bytes of each image, B numbers; they show which pixels were delivered."""
     images = batch.tiles.cpu().split(batch.tiles_per_image.tolist())
     return [zlib.crc32(image.contiguous().numpy()) for image in images]

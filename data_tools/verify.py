@@ -1,12 +1,14 @@
-"""What is wrong in indexed shards, and whether they suit a number of processes."""
+"""Finds what is wrong in indexed shards, and says whether they suit a number of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError, decode
@@ -16,15 +18,15 @@ from data_tools.shards.shard_set import ShardSet, load_index, size_problem
 from data_tools.shards.storage import Storage
 
 _DECODE_AHEAD = 1024
-_READ_BYTES = 8 << 20  # a ranged read shorter than this costs more in waiting than in bytes
+_READ_BYTES = 8 << 20  # in a shorter read by range, waiting takes longer than the transfer
 
 
 def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: int) -> Iterator[Problem]:
-    """Every problem of the shards at `path`, shard by shard.
+    """Every problem of the indexed shards at `path`, shard by shard.
 
-    Sizes, sha256 and tar headers are checked, the samples that the index had to leave out are
-    named, and the index itself is compared with the shards. With decode_images every image is
-    decoded, if nothing else is wrong with its shard. UsageError if there are no indexed shards.
+    Checks sizes, sha256 and tar headers; names the samples that the index leaves out; compares the index
+    with the shards. With decode_images every image is decoded too, if the shards and the index are sound;
+    one of more than max_pixels is a problem. UsageError if there are no indexed shards.
     """
     folder, index, _ = load_index(path)
     storage, listed = Storage(folder), index["shardlist"]
@@ -33,15 +35,15 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     damaged = False
     for entry, scan in zip(listed, found, strict=True):
         reason = size_problem(storage, entry)
-        if not reason and isinstance(scan, DataError):
-            reason = str(scan)
-        if not reason and scan.sha256 != entry.get("sha256"):
+        if isinstance(scan, DataError):
+            reason = reason or str(scan)
+        elif not reason and scan.sha256 != entry.get("sha256"):
             reason = "its sha256 is not the one in the index: the content changed"
+        elif not reason:
+            scans.append(scan)
         if reason:
             damaged = True
             yield Problem(entry["url"], "", reason)
-        else:
-            scans.append(scan)
     if damaged:
         return
     tables = merge(scans)
@@ -50,19 +52,23 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     shards = ShardSet.open(path)
     if not np.array_equal(tables.rows, shards.table):
         yield Problem(OFFSETS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not np.array_equal(tables.labels, shards.label_table):
+    elif not _equal(tables.labels, shards.label_table):
         yield Problem(LABELS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not np.array_equal(tables.numbers, shards.numbers):
+    elif not _equal(tables.numbers, shards.numbers):
         yield Problem(NUMBERS_NAME, "", "does not fit the shards: run python -m data_tools index")
     elif decode_images:
         yield from _undecodable(shards, max_pixels, threads)
 
 
-def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
-    """Whether the layout suits `ranks` processes of `workers` threads, and a sentence about it.
+def _equal(a: NDArray[Any] | None, b: NDArray[Any] | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
-    Images are dealt sample by sample, so shards need not be equal nor many. What can go wrong: fewer
-    samples than processes, and remote shards too small to be read in long pieces.
+
+def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
+    """Whether the shards suit `ranks` processes of `workers` threads, and a sentence about it.
+
+    Each process reads single samples, so shards need not be of equal size nor many. Two things can be
+    wrong: fewer samples than processes, and remote shards that are too small to be read in long pieces.
     """
     samples, files = len(shards), shards.num_shards
     mean = shards.mean_bytes * samples / files

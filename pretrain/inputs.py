@@ -11,10 +11,10 @@ import numpy as np
 
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import EvalTransform, TrainTransform
-from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.mixture import Mixture, WeightedShards
 from data_tools.batches.order import Order, default_layout
 from data_tools.batches.sequential import SequentialShards, SequentialStream
-from data_tools.batches.stream import BatchStream, EvalStream, TrainStream
+from data_tools.batches.stream import BatchStream, Decoding, EvalStream, Share, TrainStream
 from data_tools.errors import UsageError
 from data_tools.shards.shard_set import ShardSet
 from data_tools.tile_batch import TileBatch
@@ -87,23 +87,26 @@ class Inputs:
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
         data, seed = self.config.data, self.config.run.seed
         mixing = data.augment.mixup or data.augment.cutmix
-        options = {
-            "micro_batch_size": split.micro_batch_size,
-            "rank": rank,
-            "world_size": split.ranks,
-            "start_step": start_step,
-            "threads": data.workers,
-            "max_pixels": data.max_pixels,
-            "tile_size": data.tile_size,
-            "pin": pin,
-            "mix": Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None,
-        }
+        mix = Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None
+        share = Share(split.micro_batch_size, rank, split.ranks)
+        decoding = Decoding(data.max_pixels, data.tile_size, data.workers, pin=pin)
         transform = TrainTransform(seed, data.tile_size, data.max_tiles, data.augment)
         if isinstance(self.train, SequentialShards):
-            return SequentialStream(self.train, transform, seed=seed, **options)
+            return SequentialStream(
+                self.train, transform, share, decoding, seed=seed, start_step=start_step, mix=mix
+            )
         if self.train.order.chunk > 1:
             self.train.keep_chunks(split.ranks, CHUNK_MEMORY)
-        return TrainStream(self.train, self.train, transform, batch_size=split.batch_size, **options)
+        return TrainStream(
+            self.train,
+            self.train,
+            transform,
+            share,
+            decoding,
+            batch_size=split.batch_size,
+            start_step=start_step,
+            mix=mix,
+        )
 
     def eval_stream(self, world: World) -> EvalStream:
         assert self.val is not None
@@ -138,12 +141,8 @@ def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: Worl
     return EvalStream(
         shards,
         eval_transform(data),
-        micro_batch_size=batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        threads=data.workers,
-        max_pixels=data.max_pixels,
-        tile_size=data.tile_size,
+        Share(batch_size, world.rank, world.size),
+        Decoding(data.max_pixels, data.tile_size, data.workers),
     )
 
 
@@ -162,7 +161,7 @@ def open_inputs(config: Config) -> Inputs:
 
 def _mixture(config: Config) -> Mixture:
     data, batch_size = config.data, config.train.batch_size
-    sources = [Source(ShardSet.open(path), weight) for path, weight in training_sources(data)]
+    sources = [WeightedShards(ShardSet.open(path), weight) for path, weight in training_sources(data)]
     samples = sum(len(source.shards) for source in sources)
     size = sum(source.shards.mean_bytes * len(source.shards) for source in sources) / max(1, samples)
     remote = any(source.shards.remote for source in sources)

@@ -1,7 +1,7 @@
 """Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899) of finished batches.
 
-Images 2k and 2k + 1 of a batch are a pair; each becomes a mixture of both. Micro-batches of even size
-therefore never part a pair, and the pairs of a global batch are the same on any number of ranks.
+Images 2k and 2k + 1 of a batch are a pair; each becomes a mixture of both. So micro-batches of even size
+never separate a pair, and the pairs of a global batch are the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from data_tools.images.tiles import tile_crop
 from data_tools.random_numbers import Stream, uniform
 from data_tools.tile_batch import TileBatch
 
-_LEVELS = 256  # weights of mixup are multiples of 1/256, so that bytes are mixed with integers
-_KNOTS = 2049
+_LEVELS = 256  # weights of mixup are multiples of 1/256, so that integers are enough to mix bytes
+_KNOTS = 2049  # points of the quantile function
 
 Tiles = NDArray[np.uint8]  # (n, C, S, S)
 
 
 class Mix:
-    """Mixes the pairs of a batch in place; what is drawn is keyed by (seed, position of the first).
+    """Mixes the pairs of a batch in place. Random numbers are a function of (seed, first image's position).
 
     A pair draws one weight w = max(x, 1 - x) with x ~ Beta(alpha, alpha), alpha = `mixup` or `cutmix`;
-    both images keep w of themselves (big_vision's mixup draws one such weight for the whole batch).
-    Where both are on, each takes half of the pairs. CutMix exchanges a box of the share 1 - w of the
-    canvas, cut off at its borders, and w becomes the exact share that stays. Images whose grids differ
-    stay as they are.
+    both images keep the share w of themselves (big_vision's mixup draws one weight for the whole batch).
+    Where both are on, each is used for half of the pairs. CutMix exchanges a box of the share 1 - w of
+    the canvas; what lies outside of the canvas is cut off, and w becomes the exact share that is kept.
+    Pairs whose grids differ are not mixed. UsageError for an alpha that is negative or not finite.
     """
 
     def __init__(self, seed: int, mixup: float, cutmix: float) -> None:
@@ -44,7 +44,7 @@ class Mix:
         self._cutmix = beta_quantiles(cutmix) if cutmix else None
 
     def check(self, micro_batch_size: int) -> None:
-        """UsageError for a micro-batch that would part a pair."""
+        """UsageError for an odd micro-batch, which would separate a pair."""
         if micro_batch_size % 2:
             raise UsageError(
                 f"train.micro_batch_size={micro_batch_size} is odd, but data.augment.mixup and cutmix mix "
@@ -54,7 +54,7 @@ class Mix:
     def __call__(
         self, batch: TileBatch, map_: Callable[[Callable, Sequence], list], pin: bool = False
     ) -> TileBatch:
-        """The batch, its tiles mixed in place, with partner_labels and mix; `map_` spreads the work."""
+        """The batch, its tiles mixed in place, with partner_labels and mix; `map_` may work in threads."""
         tiles, grids = batch.tiles.numpy(), batch.grid.tolist()
         ends = batch.tiles_per_image.cumsum(0).tolist()
         positions = batch.position.tolist()
@@ -79,11 +79,12 @@ class Mix:
         choice, quantile, down, right = uniform(self.seed, Stream.MIX, position, np.arange(4)).tolist()
         if self._mixup is not None and (self._cutmix is None or choice < 0.5):
             return _mixup(a, b, np.interp(quantile, *self._mixup))
+        assert self._cutmix is not None, "one of the two is on"
         return _cutmix(a, b, grid, np.interp(quantile, *self._cutmix), down, right)
 
 
 def beta_quantiles(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points (p, q(p)) of the quantile function of w = max(x, 1 - x), x ~ Beta(alpha, alpha).
+    """2049 points (p, q(p)) of the quantile function q of w = max(x, 1 - x), x ~ Beta(alpha, alpha).
 
     The density of w on [1/2, 1] is w^(alpha-1) (1-w)^(alpha-1) up to a factor; in s = (1-w)^alpha it is
     the bounded w^(alpha-1), which is summed here by the trapezoidal rule.

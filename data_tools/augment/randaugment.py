@@ -1,11 +1,11 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719), with the strengths of big_vision's randaug(ops, magnitude).
 
-With m = magnitude / 10, from the recipes that the AugReg results were made with (arXiv 2106.10270):
+With m = magnitude / 10, as in the recipes of AugReg (Steiner et al., arXiv 2106.10270):
 rotation by 30 m degrees, shear 0.3 m, translation by 100 m of 224 pixels (here the same share of the
 side), each in a random direction; colour, contrast, brightness, sharpness times 1.8 m + 0.1; posterize
-keeps 4 m bits and solarize inverts values from 256 m on, so that these two weaken as m rises and solarize
-does nothing from m = 1 on. Differences: no cutout and no solarize-add; bilinear, not nearest pixels;
-at least one bit is kept. What comes in from outside is grey (128).
+keeps 4 m bits and solarize inverts values from 256 m on, so these two become weaker as m grows, and
+solarize does nothing from m = 1 on. Differences from big_vision: no cutout and no solarize-add; bilinear
+instead of nearest pixels; posterize keeps at least one bit. Pixels from outside of the image are grey (128).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
-    """Pixel (x, y) comes from (a x + b y + c, d x + e y + f)."""
+    """Pixel (x, y) of the result is pixel (a x + b y + c, d x + e y + f) of the image."""
     method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     return image.transform(image.size, method, coefficients, resample, fillcolor=_GREY)
 
@@ -62,7 +62,7 @@ _OPERATIONS: dict[str, _Operation] = {
 
 
 class RandAugment:
-    """(image, position) -> image, uint8 (3, H, W): `ops` operations, each drawn from all with equal chance.
+    """(image, position) -> image, uint8 (3, H, W): `ops` operations in turn, each drawn from all of them.
 
     Raises UsageError for a number of operations below 0 or a magnitude outside 0 to 30.
     """

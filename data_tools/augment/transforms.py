@@ -1,4 +1,4 @@
-"""From a decoded image to its tiles; what is random is a pure function of (seed, position)."""
+"""From an image to its tiles. All random numbers are a pure function of (seed, position)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from data_tools.random_numbers import Stream, hash64, uniform
 Tiles = tuple[NDArray[np.uint8], int, int]  # (n, 3, S, S), rows, columns
 
 _ATTEMPTS = 10
-# Of random erasing (Zhong et al.: Random erasing data augmentation, 2017, table 1).
+# Random erasing: Zhong et al., Random erasing data augmentation, 2017, table 1.
 _ERASED_SHARE = (0.02, 0.4)
 _ERASED_RATIO = (0.3, 1 / 0.3)
-# Beyond this ratio of its sides only the middle of an image is enlarged for a centre crop: a row of
-# 5000 pixels would otherwise ask for 750 MB.
+# Of an image with a larger ratio of its sides only the middle is resized before a centre crop: an image of
+# 5000 x 1 pixels would otherwise need 750 MB.
 _MAX_RATIO = 4
 
 
@@ -41,12 +41,13 @@ class Augment(Protocol):
 class TrainTransform:
     """(image, position) -> (tiles, rows, columns) for training.
 
-    With one tile: an Inception crop (Szegedy et al.: Going deeper with convolutions, 2014) of a
-    share crop_scale of the area and width/height crop_ratio, resized to the tile; with crop_scale
-    (1, 1) the whole image, whatever its ratio. With several tiles: a crop whose ratio is the
-    image's own times crop_ratio (none with crop_scale (1, 1)), then the best canvas, padded at
-    right and bottom. Mirroring, RandAugment and random erasing, in this order, see the resized
-    image before it is padded. Only the crop is decoded.
+    With max_tiles 1: an Inception crop (Szegedy et al.: Going deeper with convolutions, 2014), which has
+    a share of the area in the range crop_scale and a width/height in the range crop_ratio, resized to the
+    tile; with crop_scale (1, 1) the whole image, whatever its ratio. With more tiles: a crop whose ratio
+    is that of the image times crop_ratio (no crop with crop_scale (1, 1)), resized to the best canvas and
+    padded at the right and at the bottom. Mirroring, RandAugment and random erasing follow, in this order,
+    on the resized image before it is padded. Only the crop is decoded. UsageError for values that cannot
+    work.
     """
 
     def __init__(self, seed: int, tile_size: int, max_tiles: int, augment: Augment) -> None:
@@ -56,8 +57,8 @@ class TrainTransform:
         if not 0 <= augment.erase <= 1:
             raise UsageError(f"data.augment.erase={augment.erase} is a probability: set it to 0 to 1.")
         self.seed, self.tile_size, self.max_tiles = seed, tile_size, max_tiles
-        self.scale, self.flip = tuple(augment.crop_scale), augment.flip
-        self.ratio, self.erase = tuple(augment.crop_ratio), augment.erase
+        self.scale, self.flip = (augment.crop_scale[0], augment.crop_scale[1]), augment.flip
+        self.ratio, self.erase = (augment.crop_ratio[0], augment.crop_ratio[1]), augment.erase
         self.randaugment = RandAugment(seed, augment.randaugment_ops, augment.randaugment_magnitude)
 
     def __call__(self, image: Picture | Pixels, position: int) -> Tiles:
@@ -74,11 +75,11 @@ class TrainTransform:
         return cut_tiles(resized, rows, columns, self.tile_size), rows, columns
 
     def draws(self, position: int) -> NDArray[np.float64]:
-        """The uniform numbers of an image: one for mirroring, the others for its box."""
+        """The uniform numbers (41,) of an image: one for mirroring, the others for its box."""
         return uniform(self.seed, Stream.AUGMENT, position, np.arange(1 + 4 * _ATTEMPTS))
 
     def box(self, height: int, width: int, draws: NDArray[np.float64]) -> tuple[int, int, int, int]:
-        """The part (top, left, height, width) of an image of height x width that is used."""
+        """The box (top, left, height, width) of an image of height x width that is used."""
         if self.scale == (1.0, 1.0):
             return 0, 0, height, width
         own = width / height if self.max_tiles > 1 else 1.0
@@ -88,9 +89,10 @@ class TrainTransform:
 class EvalTransform:
     """(image, position) -> (tiles, rows, columns) for evaluation; nothing is random.
 
-    With one tile: the short side resized to eval_resize (0: the tile size), then a centre crop; or,
-    with crop False, the whole image resized to the tile, whatever its ratio. resample: how; bicubic or
-    bilinear, antialiased. With several: as in training, without crop and flip.
+    With max_tiles 1: the short side is resized to eval_resize pixels (0: the tile size), then comes a
+    centre crop; or, with crop False, the whole image is resized to the tile, whatever its ratio. With more
+    tiles: as in training, but without crop and mirroring. resample: how pixels are interpolated.
+    UsageError for an eval_resize below the tile size.
     """
 
     def __init__(
@@ -135,10 +137,11 @@ def crop_box(
     ratio: tuple[float, float],
     draws: NDArray[np.float64],
 ) -> tuple[int, int, int, int]:
-    """A random box (top, left, height, width): share `scale` of the area, width/height in `ratio`.
+    """A random box (top, left, height, width), as in torchvision's RandomResizedCrop.get_params.
 
-    `draws`: four uniform numbers for each of ten attempts; if none fits, the largest central box
-    whose ratio is allowed. (torchvision's RandomResizedCrop.get_params.)
+    Its share of the area is in the range `scale`, its width/height in the range `ratio`. draws (40,): four
+    uniform numbers for each of ten attempts. If no attempt fits: the largest central box of an allowed
+    ratio.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for share, aspect, down, right in draws.reshape(_ATTEMPTS, 4).tolist():
@@ -154,7 +157,7 @@ def crop_box(
 
 
 def fit(pixels: Pixels, tile_size: int, max_tiles: int, resample: Resample = "bicubic") -> Tiles:
-    """The image (3, h, w) resized to lie on its canvas of (rows, columns) tiles."""
+    """(H, W, 3) resized for its best canvas, not padded: (3, h, w), and the rows and columns of its tiles."""
     if max_tiles == 1:
         return resize(_channels_first(pixels), tile_size, tile_size, resample).numpy(), 1, 1
     height, width = pixels.shape[:2]
@@ -168,15 +171,15 @@ def _as_picture(image: Picture | Pixels) -> Picture:
 
 
 def _channels_first(image: Pixels) -> Tensor:
-    """(3, H, W) in memory as (H, W, 3), on which torch's uint8 resize is fast.
+    """(H, W, 3) to (3, H, W), still (H, W, 3) in memory, because torch resizes such uint8 images fast.
 
-    numpy copies a crop here: torch would do it with a team of threads in each decoding thread.
+    numpy copies a crop here; torch would start a team of threads in each decoding thread.
     """
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(3, H, W), in memory as (H, W, 3): one colour at a time, as numpy copies single bytes fastest."""
+    """(3, H, W), (H, W, 3) in memory; one colour after the other, because numpy then copies fastest."""
     colours, height, width = image.shape
     mirrored = np.empty((height, width, colours), np.uint8).transpose(2, 0, 1)
     for target, source in zip(mirrored, image, strict=True):
@@ -185,11 +188,11 @@ def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _erase(image: NDArray[np.uint8], probability: float, seed: int, position: int) -> NDArray[np.uint8]:
-    """(3, H, W) with a box of random bytes in it; the box's ratio is log-uniform."""
+    """(3, H, W), with the given probability with a box of random bytes in it, whose ratio is log-uniform."""
     draws = uniform(seed, Stream.ERASE, position, np.arange(1 + 4 * _ATTEMPTS))
     if draws[0] >= probability:
         return image
-    top, left, high, wide = crop_box(*image.shape[1:], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
+    top, left, high, wide = crop_box(image.shape[1], image.shape[2], _ERASED_SHARE, _ERASED_RATIO, draws[1:])
     noise = hash64(seed, Stream.ERASE, position, 0, np.arange(-(-3 * high * wide // 8)))
     image = image.copy(order="K")
     image[:, top : top + high, left : left + wide] = (

@@ -1,8 +1,8 @@
-"""Several sets of shards as one stream, in the proportion of their weights.
+"""Several sets of shards (sources) as one stream, in the proportion of their weights.
 
-The lanes of the stream are dealt to the sources, spread evenly, so every global batch holds exactly
-the same number of images of each. A source keeps an endless order of its own: what it delivers
-n-th is the same whatever stands beside it, and the same as alone with as many lanes.
+Each source gets some of the lanes of the stream, evenly spread, so every global batch has exactly the same
+number of images of each source. A source has an endless order of its own: its n-th image does not depend
+on the other sources, and is the same as if the source were alone with as many lanes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_tools.batches.order import Order
 from data_tools.errors import UsageError
+from data_tools.shards.labels import NO_LABEL
 from data_tools.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightedShards:
     """One set of shards and its weight; only the proportion of the weights matters."""
 
     shards: ShardSet
@@ -30,12 +31,12 @@ class Source:
 class Mixture:
     """One or more sources, with the methods of a ShardSet and of an Order.
 
-    Samples are numbered through: those of the first source, then those of the second. Raises
-    UsageError for weights or lanes that cannot work and for sources of different classes.
+    The samples of the first source come first in the numbering, then those of the second, and so on.
+    UsageError for weights or lanes that cannot work, and for sources with different classes.
     """
 
-    def __init__(self, sources: list[Source], order: Order) -> None:
-        """order: seed, lanes, chunk and window of the whole; its num_samples is that of all sources."""
+    def __init__(self, sources: list[WeightedShards], order: Order) -> None:
+        """order: the seed, lanes, chunk and window of the mixture; its num_samples is that of all sources."""
         self.sources = [source.shards for source in sources]
         self.lanes_of = allot(order.lanes, [source.weight for source in sources])
         for shards, lanes in zip(self.sources, self.lanes_of, strict=True):
@@ -72,15 +73,16 @@ class Mixture:
 
     @property
     def num_samples(self) -> int:
+        """The samples of all sources together."""
         return int(self._starts[-1])
 
     @property
     def epoch_size(self) -> int:
-        """Samples an epoch: as many as all sources together hold, in the proportion of the weights."""
+        """Samples in an epoch: as many as the epochs of all sources have together, whatever the weights."""
         return sum(order.epoch_size for order in self.orders)
 
     def check(self, batch_size: int) -> None:
-        """UsageError unless every global batch takes the same number of samples from each lane."""
+        """UsageError unless every global batch gets the same number of samples from each source."""
         self.order.check(batch_size)
         if len(self.sources) > 1 and self.order.lanes > batch_size:
             raise UsageError(
@@ -119,6 +121,7 @@ class Mixture:
 
     @property
     def window_size(self) -> int:
+        """As Order.window_size."""
         return self.order.window_size
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
@@ -130,12 +133,12 @@ class Mixture:
         return self.order.share(step, batch_size, rank, world_size)
 
     def substitute(self, position: int, attempt: int) -> int:
-        """As Order.substitute(): a sample of the source that the position belongs to."""
+        """As Order.substitute(); the sample is of the source that the position belongs to."""
         number = int(self._source_of_lane[position % self.order.lanes])
         return int(self._starts[number]) + self.orders[number].substitute(position, attempt)
 
     def constants(self) -> dict[str, Any]:
-        """All that the order depends on, for checkpoints; that of a single source is its Order's."""
+        """All that the order depends on, for checkpoints; with one source that is its Order and its index."""
         return {
             "seed": self.order.seed,
             "num_samples": self.num_samples,
@@ -158,36 +161,41 @@ class Mixture:
 
     @property
     def classes(self) -> list[str] | None:
+        """The class names, the same in all sources, or None."""
         return self.sources[0].classes
 
     @property
     def num_classes(self) -> int:
+        """The largest of the sources' num_classes."""
         return max(shards.num_classes for shards in self.sources)
 
     @property
     def multilabel(self) -> bool:
+        """Whether samples of any source have lists of labels."""
         return any(shards.multilabel for shards in self.sources)
 
     @property
     def numeric(self) -> bool:
+        """Whether labels are numbers to predict, in all sources or in none."""
         return self.sources[0].numeric
 
     @property
     def max_labels(self) -> int:
+        """The most labels that a sample has."""
         return max(shards.max_labels for shards in self.sources)
 
     @property
     def index_sha256(self) -> str:
-        """That of the source; of several, the sha256 of all of theirs in order."""
+        """The index_sha256 of the only source; of several, the sha256 of theirs, joined in order."""
         if len(self.sources) == 1:
             return self.sources[0].index_sha256
         return hashlib.sha256("".join(shards.index_sha256 for shards in self.sources).encode()).hexdigest()
 
     def keep_chunks(self, ranks: int, memory: int) -> bool:
-        """Read chunks in one piece where those that one of `ranks` processes uses fit into `memory`.
+        """Read chunks in one piece if those in use by one of `ranks` processes fit into `memory` bytes.
 
-        Twice as many are counted, those of the next windows included. False if any source is read
-        sample by sample.
+        Chunks in use are those of the present and of the next window of each lane. False if any source
+        is still read sample by sample.
         """
         lanes = -(-self.order.lanes // ranks)
         in_use = 2 * lanes * self.order.window
@@ -207,27 +215,32 @@ class Mixture:
         return shards.read(inside, None if chunk is None else chunk - (i - inside))
 
     def label(self, i: int) -> int:
+        """As ShardSet.label()."""
         shards, inside = self._find(i)
         return shards.label(inside)
 
     def labels_of(self, i: int) -> tuple[int, ...] | tuple[float, ...]:
+        """As ShardSet.labels_of()."""
         shards, inside = self._find(i)
         return shards.labels_of(inside)
 
     def label_row(self, i: int) -> NDArray[np.int64] | NDArray[np.float32]:
-        """As ShardSet.label_row(), as wide as the widest source."""
+        """As ShardSet.label_row(); as wide as the row of the source with the most labels."""
         shards, inside = self._find(i)
         row = shards.label_row(inside)
         if shards.numeric:
             return row
-        return np.pad(row, (0, self.max_labels - len(row)), constant_values=-1)
+        padded = np.full(self.max_labels, NO_LABEL, np.int64)
+        padded[: len(row)] = row
+        return padded
 
     def key(self, i: int) -> str:
+        """As ShardSet.key()."""
         shards, inside = self._find(i)
         return shards.key(inside)
 
     def shard_name(self, i: int) -> str:
-        """The shard of sample i; of several sources, with the folder that it lies in."""
+        """As ShardSet.shard_name(); if there are several sources, with the folder of the shard."""
         shards, inside = self._find(i)
         name = shards.shard_name(inside)
         return name if len(self.sources) == 1 else str(shards.folder / name)
@@ -238,22 +251,22 @@ class Mixture:
 
 
 def allot(lanes: int, weights: list[float]) -> list[int]:
-    """How many of `lanes` each weight gets: the whole part of its share, the rest by remainder.
+    """How many of `lanes` each weight gets, by the method of the largest remainder.
 
-    Where two remainders are equal the earlier weight comes first. UsageError for a weight that is
-    not above 0.
+    That is the whole part of its share; lanes that are left go to the largest remainders, of equal ones to
+    the first. UsageError for a weight that is not above 0.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights):
         raise UsageError(f"data.train: every weight must be a number above 0, not {weights}.")
     shares = np.array(weights) / sum(weights) * lanes
-    counts = np.floor(shares + 1e-9).astype(int)  # 0.1 of 30 lanes is 3, whatever floats make of it
+    counts = np.floor(shares + 1e-9).astype(int)  # 1e-9 for rounding errors: 0.1 of 30 lanes is 3
     rest = np.argsort(-(shares - counts), kind="stable")[: lanes - counts.sum()]
     counts[rest] += 1
     return counts.tolist()
 
 
 def _spread(lanes_of: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The source of each lane, and which of the source's lanes it is; each source evenly spread."""
+    """The source of each lane, and which of that source's lanes it is; both (lanes,). Evenly spread."""
     source = np.repeat(np.arange(len(lanes_of)), lanes_of)
     inside = np.concatenate([np.arange(lanes) for lanes in lanes_of])
     place = (inside + 0.5) / np.array(lanes_of)[source]

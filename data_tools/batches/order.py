@@ -1,7 +1,7 @@
-"""The order of images: position p of an endless stream is a closed form of (seed, p).
+"""The order of images: the sample at position p of an endless stream is a function of (seed, p).
 
-Nothing about nodes, ranks, threads or engines enters it, so a resumed job, at any size, goes on at
-position p and needs no other state.
+It does not depend on nodes, ranks, threads or engines. So a resumed job continues at position p on any
+number of processes and needs no other state.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from data_tools.errors import DataError, UsageError
 from data_tools.random_numbers import Stream, hash64, permute
 
-_CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 8  # of default_layout()
+_CHUNK_BYTES, _REMOTE_WINDOW = 12 << 20, 8  # bytes, chunks: of default_layout()
 
 
 @dataclass(frozen=True)
 class Order:
-    """The "lanes" order: the stream is dealt over `lanes` lanes, each shuffled in its own windows.
+    """The "lanes" order: position p belongs to lane p mod lanes, and each lane is shuffled by itself.
 
-    A chunk is `chunk` neighbouring samples, read together; `window` chunks of a lane are shuffled
-    among themselves. With chunk = window = 1 every epoch is an exact random permutation; otherwise
-    an epoch leaves out num_samples mod chunk samples, different ones each time.
-
-    Raises DataError for an empty set, UsageError for a value that cannot work.
+    A chunk is `chunk` neighbouring samples, which are read together. A window is `window` chunks of one
+    lane, whose samples are shuffled among themselves. With chunk = window = 1 every epoch is an exact
+    random permutation; otherwise an epoch leaves out num_samples mod chunk samples, different ones each
+    time. DataError for an empty set, UsageError for a value that cannot work.
     """
 
     seed: int
@@ -48,11 +47,11 @@ class Order:
 
     @property
     def epoch_size(self) -> int:
-        """Samples an epoch: the largest multiple of `chunk` up to num_samples."""
+        """Samples in an epoch: the largest multiple of `chunk` up to num_samples."""
         return self.num_samples // self.chunk * self.chunk
 
     def check(self, batch_size: int) -> None:
-        """UsageError unless the lanes divide the global batch or the other way round."""
+        """UsageError unless lanes divides batch_size or batch_size divides lanes."""
         if batch_size < 1:
             raise UsageError(f"train.batch_size must be at least 1, not {batch_size}.")
         if batch_size % self.lanes and self.lanes % batch_size:
@@ -75,14 +74,15 @@ class Order:
         return self.locate(positions)[0]
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The sample at each position, and the first sample of the chunk that it belongs to.
+        """The sample at each position and the first sample of its chunk, both int64, in the positions' shape.
 
-        The chunk goes on to sample first + chunk - 1, beginning again at 0 after the last sample.
+        A chunk is samples first to first + chunk - 1; after the last sample of the set comes sample 0.
         """
         p = np.asarray(positions, dtype=np.int64)
         size, chunk, window, lanes = self.num_samples, self.chunk, self.window, self.lanes
+        inside: int | NDArray[np.int64] = 0
         if chunk == window == 1:
-            slot, inside = p, 0
+            slot = p
         else:
             turn, lane = np.divmod(p, lanes)
             w, q = np.divmod(turn, window * chunk)
@@ -98,7 +98,7 @@ class Order:
 
     @property
     def window_size(self) -> int:
-        """Positions in one window of every lane: p + window_size is in the lane's next window."""
+        """Positions in one window of all lanes: p + window_size lies in the next window of the lane of p."""
         return self.lanes * self.window * self.chunk
 
     def batch(self, step: int, batch_size: int) -> NDArray[np.int64]:
@@ -106,7 +106,10 @@ class Order:
         return self._slots(step, batch_size, 0, batch_size)
 
     def share(self, step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """The positions of one rank, (batch_size / world_size,): its equal share of batch()."""
+        """The positions of one rank, (batch_size / world_size,): its part of batch().
+
+        UsageError if batch_size is not a multiple of world_size.
+        """
         if batch_size % world_size:
             raise UsageError(
                 f"train.batch_size={batch_size} is not divisible by {world_size} processes: "
@@ -116,7 +119,7 @@ class Order:
         return self._slots(step, batch_size, rank * size, (rank + 1) * size)
 
     def _slots(self, step: int, batch_size: int, first: int, last: int) -> NDArray[np.int64]:
-        """batch(step, batch_size)[first:last]; check() has made sure that a batch is whole lanes."""
+        """batch(step, batch_size)[first:last]. Right only for sizes that check() accepts."""
         slots = np.arange(first, last, dtype=np.int64)
         if batch_size > self.lanes:
             lane, turn = np.divmod(slots, batch_size // self.lanes)
@@ -124,18 +127,18 @@ class Order:
         return step * batch_size + slots
 
     def substitute(self, position: int, attempt: int) -> int:
-        """The sample that stands in at `position` after `attempt` unreadable ones."""
+        """The sample to take at `position` after `attempt` unreadable ones."""
         return int(hash64(self.seed, Stream.SUBSTITUTE, position, attempt) % np.uint64(self.num_samples))
 
 
 def default_layout(
     num_samples: int, batch_size: int, remote: bool, mean_sample_bytes: float
 ) -> tuple[int, int, int]:
-    """(chunk, window, lanes) for data.chunk, data.window and data.lanes that are not given.
+    """(chunk, window, lanes) where data.chunk, data.window and data.lanes are not given.
 
-    Local shards: 1, 1 and the batch, an exact permutation each epoch. Behind a URL: chunks of a
-    power of two samples, of up to 12 MiB together, shuffled eight at a time in each of a quarter of
-    the batch of lanes; smaller ones where the set would not fill one window of every lane.
+    Local shards: (1, 1, batch_size), so each epoch is an exact permutation. Shards behind URLs: about
+    batch_size / 4 lanes (its least divisor that is not below), windows of 8 chunks, and chunks of a power
+    of two samples, up to 12 MiB; smaller chunks where the set would not fill one window of every lane.
     """
     lanes = min(d for d in range(1, batch_size + 1) if batch_size % d == 0 and 4 * d >= batch_size)
     most = min(_CHUNK_BYTES / mean_sample_bytes, num_samples / (_REMOTE_WINDOW * lanes))

@@ -1,4 +1,4 @@
-"""Results of a sequence of tasks, in order, some of them prepared ahead in threads."""
+"""The results of tasks, in order; threads work on the next ones in advance."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Map = Callable[[Callable, Sequence], list]  # like map(), over the threads
+Map = Callable[[Callable, Sequence], list]  # (function, items) -> results, computed in threads
 
-_MAX_CHUNK = 16
+_MAX_ITEMS = 16  # in one call of a thread
 
 
 class Prefetch(Generic[Task, Result]):
     """Iterate over build(task, map) for every task, `prefetch` results ahead of the caller.
 
-    `build` hands the small pieces of its work to the `map` that it is given, which spreads them
-    over `threads` threads. With threads = 0 everything happens in the caller. What a thread raises
-    is raised by next(). close() waits for the pieces that are being worked on, not for those that
-    wait.
+    build() passes the small parts of its work to the given map(function, items), which spreads them
+    over `threads` threads. With threads = 0 the calling thread does everything. An exception in a thread
+    is raised by next(). close() waits for the parts that are running and cancels those that are not.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Prefetch(Generic[Task, Result]):
         self._ahead: deque[Future[Result]] = deque()
         if threads:
             self._workers = ThreadPoolExecutor(threads, "data-decode")
-            # Two, so that images of the next result are decoded while this one is put together.
+            # Two, so that images of the next result are decoded while this result is assembled.
             self._builders = ThreadPoolExecutor(2, "data-batch")
 
     def __iter__(self) -> Iterator[Result]:
@@ -52,7 +51,7 @@ class Prefetch(Generic[Task, Result]):
         return result
 
     def close(self) -> None:
-        """End the threads; the iterator is exhausted from then on."""
+        """End the threads. next() raises StopIteration from then on."""
         self._tasks = iter(())
         if self._threads:
             self._workers.shutdown(wait=False, cancel_futures=True)
@@ -69,8 +68,8 @@ class Prefetch(Generic[Task, Result]):
             self._ahead.append(self._builders.submit(self._build, task, self._map))
 
     def _map(self, function: Callable, items: Sequence) -> list:
-        # In chunks: one hand-over between threads costs about as much as a 32-pixel image.
-        size = min(_MAX_CHUNK, max(1, len(items) // (4 * self._threads)))
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        parts = self._workers.map(lambda chunk: [function(item) for item in chunk], chunks)
-        return [result for part in parts for result in part]
+        # Several items a call: passing work to a thread costs about as much as decoding a 32-pixel image.
+        size = min(_MAX_ITEMS, max(1, len(items) // (4 * self._threads)))
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        results = self._workers.map(lambda part: [function(item) for item in part], parts)
+        return [result for part in results for result in part]

@@ -1,9 +1,9 @@
 """Training batches from shards that can only be read from front to back.
 
-For web servers that send no parts of files, so that no sample can be read by its offset: the
-webdataset library's pipeline over a strict tar reader. There is no order by position: which image
-comes when depends on the number of processes, and a resumed job begins a new pass. Whatever can be
-read by range should be indexed instead.
+For web servers that send whole files only, so that no sample can be read by its offset. Uses the
+webdataset library's pipeline with our strict tar reader. There is no order by position here: which image
+comes when depends on the number of processes, and a resumed job begins a new pass. Shards that can be read
+by range should be indexed instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
-from itertools import count, islice
+from itertools import count, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -23,23 +23,23 @@ import webdataset
 
 from data_tools.augment.mix import Mix
 from data_tools.batches.prefetch import Map, Prefetch
-from data_tools.batches.stream import BatchStream, Item, Transform, assemble
+from data_tools.batches.stream import BatchStream, Decoding, Item, Share, Transform, assemble
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.remote import expand, patiently, shown
 from data_tools.shards.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
 from data_tools.shards.tar import scan
 from data_tools.tile_batch import BadSample, TileBatch
 
-_TIMEOUT, _WINDOW, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
+_TIMEOUT, _PIECE, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
 _MAX_BAD = 100  # unusable samples for one batch, as many as TrainStream's substitutes
 
 
 @dataclass
 class _Sample:
-    """The members of one key as they come, or why they cannot be used."""
+    """The members of one key, collected while the shard is read. problem: why they cannot be used, or ""."""
 
     key: str
     shard: str
@@ -48,7 +48,7 @@ class _Sample:
     problem: str = ""
 
     def label(self, num_classes: int) -> int:
-        """The one label; DecodeError for a sample that cannot be used."""
+        """The only label; DecodeError if the sample cannot be used."""
         found = self.labels["cls"] if "cls" in self.labels else self.labels.get("json")
         if self.problem or len(self.images) != 1:
             raise DecodeError(self.problem or f"{len(self.images)} images under one key")
@@ -64,11 +64,12 @@ class _Sample:
 class SequentialShards:
     """Shards of a web server, each read as a whole. UsageError for anything but http(s) URLs.
 
-    urls: with {000..127} spelled out; classes: their names, or None; num_classes: their number.
+    folder: the pattern, for messages; urls: of all shards, {000..127} expanded; classes: their names, or
+    None; num_classes: their number.
     """
 
     multilabel = numeric = False
-    num_samples = epoch_size = None  # not known before all has been read
+    num_samples = epoch_size = None  # unknown until all shards are read
 
     def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:
         if not pattern.lower().startswith(("http://", "https://")) or "*" in pattern or pattern.endswith("/"):
@@ -80,7 +81,7 @@ class SequentialShards:
         self.num_classes, self.classes = num_classes, classes
 
     def constants(self) -> dict[str, Any]:
-        """As Mixture.constants(): nothing but that there is no order to keep."""
+        """As Mixture.constants(); it says only that there is no order to keep."""
         return {"sequential": True}
 
     def describe(self, batch_size: int) -> str:
@@ -94,10 +95,10 @@ class SequentialShards:
 class SequentialStream(BatchStream):
     """The endless training batches of one rank.
 
-    Each pass deals the shards anew to the ranks; samples pass through a buffer of `buffer` of them,
-    out of which they are drawn at random, anew at every start_step. An unusable sample is passed
-    over and reported in TileBatch.bad; TileBatch.sample is -1. UsageError for fewer shards than
-    ranks; DataError for a damaged shard, a source that stays away, and more than 100 unusable
+    In each pass the shards are distributed anew over the ranks. Samples are drawn at random from a buffer
+    of `buffer` samples. The order depends on (seed, start_step, number of ranks). An unusable sample is
+    skipped and reported in TileBatch.bad; TileBatch.sample is -1. UsageError for fewer shards than
+    ranks; DataError for a damaged shard, a server that does not answer, and more than 100 unusable
     samples for one batch.
     """
 
@@ -105,21 +106,15 @@ class SequentialStream(BatchStream):
         self,
         shards: SequentialShards,
         transform: Transform,
+        share: Share,
+        decoding: Decoding,
         *,
         seed: int,
-        micro_batch_size: int,
-        max_pixels: int,
-        tile_size: int,
-        rank: int = 0,
-        world_size: int = 1,
         start_step: int = 0,
-        threads: int = 4,
-        prefetch: int = 2,
         buffer: int = 2000,
-        channels: int = 3,
-        pin: bool = False,
         mix: Mix | None = None,
     ) -> None:
+        rank, world_size = share.rank, share.world_size
         if len(shards.urls) < world_size:
             raise UsageError(
                 f"{shards.folder}: {len(shards.urls)} shards are too few for {world_size} processes that "
@@ -127,19 +122,20 @@ class SequentialStream(BatchStream):
                 shared=True,
             )
         if mix:
-            mix.check(micro_batch_size)
+            mix.check(share.micro_batch_size)
         self._shards, self._transform, self._mix = shards, transform, mix
-        self._max_pixels, self._tile_shape, self._pin = max_pixels, (channels, tile_size, tile_size), pin
+        self._decoding = decoding
         key = int(hash64(seed, start_step))
         pipeline = webdataset.DataPipeline(
-            lambda: _dealt(shards.urls, key, rank, world_size),
+            lambda: _shards_of_rank(shards.urls, key, rank, world_size),
             _read_shards,
             webdataset.shuffle(buffer, initial=buffer, rng=random.Random(int(hash64(key, rank)))),
         )
         self._samples = zip(count(rank, world_size), pipeline, strict=False)
-        self._lock, self._failure = threading.Lock(), None
-        sizes = iter(lambda: micro_batch_size, None)
-        self._batches = Prefetch(sizes, self._build, threads, prefetch)
+        self._lock = threading.Lock()
+        self._failure: Exception | None = None
+        sizes = repeat(share.micro_batch_size)
+        self._batches = Prefetch(sizes, self._build, decoding.threads, decoding.prefetch)
 
     def _build(self, size: int, map_: Map) -> TileBatch:
         items: list[Item] = []
@@ -152,11 +148,11 @@ class SequentialStream(BatchStream):
                     f"{self._shards.folder} has too many unusable samples: {len(bad)} for one batch, the "
                     f"last {bad[-1].key} in {bad[-1].shard}: {bad[-1].reason}"
                 )
-        batch = assemble(items, self._tile_shape, self._pin, tuple(bad))
-        return self._mix(batch, map_, self._pin) if self._mix else batch
+        batch = assemble(items, self._decoding, tuple(bad))
+        return self._mix(batch, map_, self._decoding.pin) if self._mix else batch
 
     def _take(self, size: int) -> list[tuple[int, _Sample]]:
-        with self._lock:  # batches are built two at a time, and a generator fails only once
+        with self._lock:  # two threads take samples, and after an exception a generator only ends
             if self._failure:
                 raise self._failure
             try:
@@ -169,14 +165,15 @@ class SequentialStream(BatchStream):
         position, sample = numbered
         try:
             label = sample.label(self._shards.num_classes)
-            tiles, rows, columns = self._transform(open_image(sample.images[0], self._max_pixels), position)
+            picture = open_image(sample.images[0], self._decoding.max_pixels)
+            tiles, rows, columns = self._transform(picture, position)
         except DecodeError as error:
             return BadSample(-1, sample.key, shown(sample.shard), str(error))
         return Item(tiles, rows, columns, label, position, -1)
 
 
-def _dealt(urls: list[str], key: int, rank: int, world_size: int) -> Iterator[str]:
-    """The shards of one rank, without end; each pass deals all of them anew."""
+def _shards_of_rank(urls: list[str], key: int, rank: int, world_size: int) -> Iterator[str]:
+    """The shards of one rank, endlessly; in each pass they are distributed anew."""
     for number in count():
         order = permute(np.arange(len(urls)), len(urls), hash64(key, number))
         for shard in order[rank::world_size]:
@@ -186,15 +183,15 @@ def _dealt(urls: list[str], key: int, rank: int, world_size: int) -> Iterator[st
 def _read_shards(urls: Iterable[str]) -> Iterator[_Sample]:
     for url in urls:
         samples = 0
-        for sample in _again(url):
+        for sample in _read_with_retries(url):
             samples += 1
             yield sample
         if not samples:
             raise DataError(f"{shown(url)} holds no sample: leave it out of data.train.")
 
 
-def _again(url: str) -> Iterator[_Sample]:
-    """The samples of a shard; where the connection breaks, from the beginning without those handed out."""
+def _read_with_retries(url: str) -> Iterator[_Sample]:
+    """The samples of a shard. If the connection breaks, it is read again without those already given."""
     done = 0
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -211,11 +208,11 @@ def _read(url: str) -> Iterator[_Sample]:
     with patiently(url, partial(urllib.request.urlopen, url, timeout=_TIMEOUT)) as answer:
         if answer.length is None:
             raise DataError(f"{shown(url)}: the server does not tell its size, so a cut could not be seen.")
-        yield from _samples(WindowedFile(_forward(answer.read), answer.length, _WINDOW), url)
+        yield from _samples(ForwardFile(_forward(answer.read), answer.length, _PIECE), url)
 
 
 def _forward(read: Callable[[int], bytes]) -> Callable[[int, int], bytes]:
-    def read_range(_: int, length: int) -> bytes:  # a WindowedFile asks for one range after the other
+    def read_range(_: int, length: int) -> bytes:  # a ForwardFile reads each range right after the one before
         data = read(length)
         if len(data) != length:
             raise OSError(f"{len(data)} bytes came instead of {length}")
@@ -224,8 +221,8 @@ def _forward(read: Callable[[int], bytes]) -> Callable[[int, int], bytes]:
     return read_range
 
 
-def _samples(file: WindowedFile, url: str) -> Iterator[_Sample]:
-    """Members with one key that stand together; a key that comes again is a problem."""
+def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
+    """The samples of a shard: neighbouring members with one key. A key that comes again is a problem."""
     seen: set[str] = set()
     sample: _Sample | None = None
     for member in scan(file, shown(url), file.size):

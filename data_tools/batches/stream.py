@@ -1,4 +1,4 @@
-"""The loader of one rank: the batches of an endless training stream, and of one evaluation."""
+"""The batches of one rank: an endless stream for training, or one pass for evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_tools.augment.mix import Mix
+from data_tools.batches.mixture import Mixture
 from data_tools.batches.order import Order
 from data_tools.batches.prefetch import Map, Prefetch
 from data_tools.errors import DataError, UsageError
@@ -19,24 +20,51 @@ from data_tools.images.decode import DecodeError, Picture, open_image
 from data_tools.shards.shard_set import ShardSet
 from data_tools.tile_batch import BadSample, TileBatch
 
+# (picture, position) -> tiles (n, C, S, S), rows, columns
 Transform = Callable[[Picture, int], tuple[NDArray[np.uint8], int, int]]
 
-# Positions, samples and chunks of a micro-batch, each (micro_batch_size,).
+# Positions, samples and first samples of chunks of a micro-batch, each (micro_batch_size,).
 _Task = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 _MAX_SUBSTITUTES = 100
-# Positions whose samples are computed at once: a few at a time cost ten times as much each.
+_COLOURS = 3
+# Positions whose samples are computed in one call: in small calls each costs ten times as much.
 ORDER_BLOCK = 2048
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which images a process gets: those of `rank` among `world_size` ranks, micro_batch_size at a time."""
+
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How encoded images become batches.
+
+    max_pixels: larger images count as unreadable. tile_size: the side S of a tile in pixels. threads: how
+    many decode; with 0 the calling thread does. prefetch: how many batches are made ahead. pin: whether
+    batches are in pinned memory.
+    """
+
+    max_pixels: int
+    tile_size: int
+    threads: int = 4
+    prefetch: int = 2
+    pin: bool = False
+
+
+@dataclass(frozen=True)
 class Item:
-    """One image of a batch: tiles (n, C, S, S), and what TileBatch says about it."""
+    """One image of a batch: tiles (n, C, S, S); the other fields are explained in TileBatch."""
 
     tiles: NDArray[np.uint8]
     rows: int
     columns: int
-    label: int | NDArray[np.int64] | NDArray[np.float32]  # one, or a row of several, or numbers
+    label: int | NDArray[np.int64] | NDArray[np.float32]  # one label, a row of several, or a row of numbers
     position: int
     sample: int
     weight: float = 1.0
@@ -44,7 +72,7 @@ class Item:
 
 
 class BatchStream:
-    """Endless batches, made ahead: iterate, then close() (or use it in a `with`)."""
+    """Endless batches, made ahead in threads: iterate, then call close(), or use it in a `with` statement."""
 
     _batches: Prefetch[Any, TileBatch]
 
@@ -61,41 +89,35 @@ class BatchStream:
         self.close()
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads. next() raises StopIteration from then on."""
         self._batches.close()
 
 
 class TrainStream(BatchStream):
     """The endless training batches of one rank.
 
-    Step s of rank r is order.share(s, batch_size, r, world_size), cut into micro-batches in order.
-    A batch is a pure function of (shards, order, transform, step): threads, prefetch and world_size
-    do not change an image, its place in the global batch or its augmentation. An unreadable sample
-    is replaced by order.substitute(), keeps its position as the key of the augmentation and is
-    reported in TileBatch.bad. With `mix`, neighbours in the global batch are mixed in pairs.
-    Raises UsageError for sizes that do not divide, DataError where 100 substitutes are unreadable
-    too.
+    Step s of rank r has the positions order.share(s, batch_size, r, world_size), cut into micro-batches in
+    order; the first one is start_step. A batch is a pure function of (shards, order, transform, step):
+    threads, prefetch and world_size do not change an image, its place in the global batch or its
+    augmentation. An unreadable sample is replaced by order.substitute() and reported in TileBatch.bad;
+    the substitute is augmented as its position demands. With `mix`, neighbours in the global batch are
+    mixed in pairs. UsageError for sizes that do not divide; DataError where 100 substitutes are
+    unreadable too.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
-        order: Order,
+        shards: ShardSet | Mixture,
+        order: Order | Mixture,
         transform: Transform,
+        share: Share,
+        decoding: Decoding,
         *,
         batch_size: int,
-        micro_batch_size: int,
-        max_pixels: int,
-        tile_size: int,
-        rank: int = 0,
-        world_size: int = 1,
         start_step: int = 0,
-        threads: int = 4,
-        prefetch: int = 2,
-        channels: int = 3,
-        pin: bool = False,
         mix: Mix | None = None,
     ) -> None:
+        micro_batch_size, rank, world_size = share.micro_batch_size, share.rank, share.world_size
         order.check(batch_size)
         if micro_batch_size < 1 or batch_size % (world_size * micro_batch_size):
             raise UsageError(
@@ -105,8 +127,7 @@ class TrainStream(BatchStream):
         if mix:
             mix.check(micro_batch_size)
         self._shards, self._order, self._transform, self._mix = shards, order, transform, mix
-        self._max_pixels = max_pixels
-        self._tile_shape, self._pin = (channels, tile_size, tile_size), pin
+        self._decoding = decoding
 
         def micro_batches() -> Iterator[_Task]:
             ahead = max(1, ORDER_BLOCK * world_size // batch_size)
@@ -115,23 +136,24 @@ class TrainStream(BatchStream):
                 positions = np.concatenate([order.share(s, batch_size, rank, world_size) for s in steps])
                 later = order.locate(positions + order.window_size)[1]
                 columns = (positions, *order.locate(positions), later)
-                for *task, soon in zip(*(c.reshape(-1, micro_batch_size) for c in columns), strict=True):
+                rows = (column.reshape(-1, micro_batch_size) for column in columns)
+                for places, samples, chunks, soon in zip(*rows, strict=True):
                     shards.prefetch(soon)
-                    yield tuple(task)
+                    yield places, samples, chunks
 
-        self._batches = Prefetch(micro_batches(), self._build, threads, prefetch)
+        self._batches = Prefetch(micro_batches(), self._build, decoding.threads, decoding.prefetch)
 
     def _build(self, task: _Task, map_: Map) -> TileBatch:
         jobs = list(zip(*(column.tolist() for column in task), strict=True))
-        batch = assemble(map_(self._load, jobs), self._tile_shape, self._pin)
-        return self._mix(batch, map_, self._pin) if self._mix else batch
+        batch = assemble(map_(self._load, jobs), self._decoding)
+        return self._mix(batch, map_, self._decoding.pin) if self._mix else batch
 
     def _load(self, job: tuple[int, int, int | None]) -> Item:
         position, sample, chunk = job
-        bad = []
+        bad: list[BadSample] = []
         for attempt in range(1, _MAX_SUBSTITUTES + 2):
             try:
-                picture = open_image(self._shards.read(sample, chunk), self._max_pixels)
+                picture = open_image(self._shards.read(sample, chunk), self._decoding.max_pixels)
                 tiles, rows, columns = self._transform(picture, position)
             except DecodeError as error:
                 bad.append(_bad_sample(self._shards, sample, error))
@@ -146,11 +168,11 @@ class TrainStream(BatchStream):
 
 
 class EvalStream:
-    """Every sample exactly once over all ranks, in groups that do not depend on their number.
+    """Every sample exactly once over all ranks, in groups that do not depend on the number of ranks.
 
-    Group g, samples [g*micro_batch_size, (g+1)*micro_batch_size), is read by rank g mod world_size.
-    All ranks yield len(self) batches; a rank without a group left yields one black image of weight
-    0. An unreadable image is black and has weight 0 too, and is reported in TileBatch.bad. Each
+    Group g is samples g * micro_batch_size to (g + 1) * micro_batch_size - 1; rank g mod world_size reads
+    it. All ranks yield len(self) batches; a rank without a group left yields one black image of weight
+    0. An unreadable image is black and of weight 0 too, and is reported in TileBatch.bad. Each
     iteration is a new pass; leaving it early ends its threads.
     """
 
@@ -158,75 +180,63 @@ class EvalStream:
         self,
         shards: ShardSet,
         transform: Transform,
-        *,
-        micro_batch_size: int,
-        max_pixels: int,
-        tile_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        threads: int = 4,
-        prefetch: int = 2,
-        channels: int = 3,
-        pin: bool = False,
+        share: Share,
+        decoding: Decoding,
     ) -> None:
-        self._shards, self._transform, self._max_pixels = shards, transform, max_pixels
-        self._size, self._rank, self._world_size = micro_batch_size, rank, world_size
-        self._threads, self._prefetch = threads, prefetch
-        self._tile_shape, self._pin = (channels, tile_size, tile_size), pin
+        self._shards, self._transform, self._share, self._decoding = shards, transform, share, decoding
 
     def __len__(self) -> int:
-        groups = -(-len(self._shards) // self._size)
-        return -(-groups // self._world_size)
+        groups = -(-len(self._shards) // self._share.micro_batch_size)
+        return -(-groups // self._share.world_size)
 
     def __iter__(self) -> Iterator[TileBatch]:
-        groups = range(self._rank, len(self) * self._world_size, self._world_size)
-        batches = Prefetch(groups, self._build, self._threads, self._prefetch)
+        world_size = self._share.world_size
+        groups = range(self._share.rank, len(self) * world_size, world_size)
+        batches = Prefetch(groups, self._build, self._decoding.threads, self._decoding.prefetch)
         try:
             yield from batches
         finally:
             batches.close()
 
     def _build(self, group: int, map_: Map) -> TileBatch:
-        samples = range(group * self._size, min((group + 1) * self._size, len(self._shards)))
-        items = map_(self._load, samples) or [self._black(0)]
-        return assemble(items, self._tile_shape, self._pin)
+        size = self._share.micro_batch_size
+        samples = range(group * size, min((group + 1) * size, len(self._shards)))
+        return assemble(map_(self._load, samples) or [self._black(0)], self._decoding)
 
     def _load(self, sample: int) -> Item:
         try:
-            picture = open_image(self._shards.read(sample), self._max_pixels)
+            picture = open_image(self._shards.read(sample), self._decoding.max_pixels)
             tiles, rows, columns = self._transform(picture, sample)
         except DecodeError as error:
             return self._black(sample, (_bad_sample(self._shards, sample, error),))
         return Item(tiles, rows, columns, _label(self._shards, sample), sample, sample)
 
     def _black(self, sample: int, bad: tuple[BadSample, ...] = ()) -> Item:
-        tiles = np.zeros((1, *self._tile_shape), np.uint8)
+        size = self._decoding.tile_size
+        tiles = np.zeros((1, _COLOURS, size, size), np.uint8)
         return Item(tiles, 1, 1, _label(self._shards, sample), sample, sample, 0.0, bad)
 
 
-def _label(shards: ShardSet, sample: int) -> int | NDArray[np.int64] | NDArray[np.float32]:
+def _label(shards: ShardSet | Mixture, sample: int) -> int | NDArray[np.int64] | NDArray[np.float32]:
     if shards.multilabel or shards.numeric:
         return shards.label_row(sample)
     return shards.label(sample)
 
 
-def _bad_sample(shards: ShardSet, sample: int, error: DecodeError) -> BadSample:
+def _bad_sample(shards: ShardSet | Mixture, sample: int, error: DecodeError) -> BadSample:
     return BadSample(sample, shards.key(sample), shards.shard_name(sample), str(error))
 
 
-def assemble(
-    items: list[Item], tile_shape: tuple[int, int, int], pin: bool, passed_over: tuple[BadSample, ...] = ()
-) -> TileBatch:
-    """One batch; its own memory, as copies of earlier batches to the device may still be under way.
+def assemble(items: list[Item], decoding: Decoding, passed_over: tuple[BadSample, ...] = ()) -> TileBatch:
+    """One batch of these images. passed_over: further samples for TileBatch.bad, which are in no item.
 
-    The tiles lie in memory as they were decoded, (T, S, S, C): torch's channels_last.
-
-    Pinned memory comes from torch's caching allocator, which knows when such a copy has ended.
+    The tiles are (T, S, S, C) in memory, as images are decoded: torch's channels_last. Each batch has
+    memory of its own, because earlier batches may still be on their way to the device. Where it is pinned,
+    torch's caching allocator knows when such a copy has ended.
     """
     counts = [len(item.tiles) for item in items]
-    channels, *sides = tile_shape
-    tiles = torch.empty((sum(counts), *sides, channels), dtype=torch.uint8, pin_memory=pin)
-    tiles = tiles.permute(0, 3, 1, 2)
+    shape = (sum(counts), decoding.tile_size, decoding.tile_size, _COLOURS)
+    tiles = torch.empty(shape, dtype=torch.uint8, pin_memory=decoding.pin).permute(0, 3, 1, 2)
     np.concatenate([item.tiles for item in items], out=tiles.numpy())
     batch = TileBatch(
         tiles=tiles,
@@ -238,4 +248,4 @@ def assemble(
         sample=torch.tensor([item.sample for item in items]),
         bad=passed_over + tuple(bad for item in items for bad in item.bad),
     )
-    return batch.pinned() if pin else batch
+    return batch.pinned() if decoding.pin else batch

@@ -1,4 +1,4 @@
-"""One encoded image to RGB pixels, safely: its size first, then as much of it as is asked for."""
+"""One encoded image to RGB pixels, safely: its size is checked first, then only what is needed is decoded."""
 
 from __future__ import annotations
 
@@ -16,54 +16,62 @@ from data_tools.images import jpeg
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
 
-# Pillow opens JPEG pictures with a second one inside (MPO, from phones) as part of JPEG.
+# "JPEG" includes MPO, a JPEG of a phone with a second picture inside.
 FORMATS = ("JPEG", "PNG", "WEBP")
 _BACKGROUND = (255, 255, 255)
-# The header is checked against max_pixels below, before anything is allocated; Pillow's own limit
-# would cap what the user asks for.
+# _check_size() compares the header with max_pixels before anything is allocated. Pillow's own limit could
+# be lower than what the user allows.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# A JPEG block of 8x8 pixels takes at least one bit, so more pixels a byte mean a lying header that
-# decodes to grey without an error.
+# A JPEG block of 8x8 pixels takes at least one bit. More pixels than that mean a false header, whose image
+# libjpeg would fill with grey without an error.
 _JPEG_PIXELS_PER_BYTE = 512
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 class DecodeError(Exception):
-    """The bytes are not an image that can be used; the text is a short reason."""
+    """The bytes are not an image that can be used. The text of the error is a short reason."""
 
 
 class Picture(Protocol):
-    """An image of known size, upright, of which regions can be had. Thread-safe."""
+    """An upright image of height x width pixels, of which single regions can be decoded. Thread-safe."""
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
 
     def region(self, top: int, left: int, height: int, width: int) -> Pixels:
-        """The pixels of a box inside the picture. May raise DecodeError."""
+        """The pixels (height, width, 3) of a box inside the picture. DecodeError for damaged data."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture whose pixels are all there."""
+    """A Picture that is decoded already."""
 
     pixels: Pixels
 
     @property
     def height(self) -> int:
+        """Rows of pixels."""
         return self.pixels.shape[0]
 
     @property
     def width(self) -> int:
+        """Columns of pixels."""
         return self.pixels.shape[1]
 
     def region(self, top: int, left: int, height: int, width: int) -> Pixels:
+        """The pixels of a box, without a copy."""
         return self.pixels[top : top + height, left : left + width]
 
 
 class _Jpeg:
-    """A plain JPEG, of which only the region that is asked for is decoded."""
+    """A plain JPEG; region() decodes no more than that region needs."""
 
     def __init__(self, data: bytes, header: jpeg.Header, max_pixels: int) -> None:
         self._data, self._max_pixels = data, max_pixels
@@ -74,7 +82,7 @@ class _Jpeg:
     def region(self, top: int, left: int, height: int, width: int) -> Pixels:
         stored = self._as_stored(top, left, height, width)
         pixels = jpeg.decode_region(self._data, *stored)
-        if pixels is None:  # Pillow has the last word, as where nvimgcodec is missing
+        if pixels is None:  # then Pillow decides, as it does where nvimgcodec is missing
             return Decoded(_pillow(self._data, self._max_pixels)).region(top, left, height, width)
         return _upright(pixels, self._orientation)
 
@@ -90,13 +98,14 @@ class _Jpeg:
 
 
 def open_image(data: bytes, max_pixels: int) -> Picture:
-    """The image in `data`, upright by its EXIF orientation; a plain JPEG is not decoded yet.
+    """The image in `data`, turned upright by its EXIF orientation. A plain JPEG is decoded only in region().
 
-    The content decides the format (JPEG, PNG, WebP), not a name. Of an animation the first picture;
-    transparency on white; 16-bit grey scaled by 1/257; colour profiles ignored. Thread-safe.
-    Raises DecodeError for anything else, for more than max_pixels and for a truncated file. A JPEG
-    is truncated if no end marker follows its scan; damage inside a scan garbles pixels without an
-    error, as libjpeg leaves it, and is not seen below the region that is decoded.
+    The content decides the format (JPEG, PNG, WebP), not a file name. An animation gives its first
+    picture; transparent pixels are laid on white; 16-bit grey is divided by 257; colour profiles are
+    ignored. Thread-safe.
+    DecodeError for anything else, for more than max_pixels and for a truncated file. A JPEG is truncated
+    if no end marker follows its scan. Damage inside a scan gives wrong pixels without an error, as in
+    libjpeg; below the decoded region it is not noticed at all.
     """
     header = jpeg.read_header(data) if jpeg.AVAILABLE else None
     if header is None:
@@ -106,7 +115,7 @@ def open_image(data: bytes, max_pixels: int) -> Picture:
 
 
 def decode(data: bytes, max_pixels: int) -> Pixels:
-    """The whole image in `data`, as open_image() has it."""
+    """The pixels (H, W, 3) of the whole image in `data`; rules and errors are those of open_image()."""
     picture = open_image(data, max_pixels)
     return picture.region(0, 0, picture.height, picture.width)
 
@@ -122,7 +131,7 @@ def _pillow(data: bytes, max_pixels: int) -> Pixels:
         raise
     except Image.UnidentifiedImageError:
         raise DecodeError("not a JPEG, PNG or WebP image") from None
-    except Exception as error:  # hostile bytes make a decoder raise almost anything
+    except Exception as error:  # a decoder may raise anything on hostile bytes
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
@@ -146,18 +155,18 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode not in ("RGB", "RGBA", "L", "P", "1", "CMYK"):
         raise DecodeError(f"pixels of mode {image.mode} are not supported")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return np.array(rgb)  # a copy: torch takes no read-only memory
+    return np.array(rgb)  # a copy, because torch takes no read-only memory
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the picture
+    except Exception:  # the picture may be good although its EXIF block is damaged
         return 1
 
 
 def _jpeg_orientation(header: jpeg.Header) -> int:
-    """As _orientation, from the blocks of a header: EXIF, and XMP where EXIF does not say."""
+    """As _orientation(), from the EXIF block of a header, or else from its XMP block."""
     orientation = None
     if header.exif:
         exif = Image.Exif()

@@ -1,8 +1,7 @@
-"""Regions of plain JPEGs, without decoding the rest; bit for bit what Pillow's libjpeg-turbo makes of them.
+"""Decoding a region of a plain JPEG and not the rest; the pixels are equal to Pillow's (libjpeg-turbo).
 
-Decoding is nvImageCodec's on the CPU (the wheel nvidia-nvimgcodec-cu12 needs no GPU): the columns of the
-region and the rows down to its lower edge are decoded, nothing below. Where the wheel is missing,
-AVAILABLE is False.
+nvImageCodec decodes, on the CPU (its wheel nvidia-nvimgcodec-cu12 needs no GPU): only the columns of the
+region, and only the rows down to its lower edge. AVAILABLE is False if the wheel is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Nothing written to file descriptor 2 appears: the wheel prints there that it finds no GPU plug-ins."""
+    """Discards what is written to file descriptor 2: the wheel prints there that it finds no GPU plug-ins."""
     if sys.stderr:
         sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -34,7 +33,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(null)
 
 
-os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # what cannot be decoded is reported by us
+os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # we report ourselves what cannot be decoded
 try:
     with _quiet_stderr():
         from nvidia import nvimgcodec
@@ -47,8 +46,8 @@ _MIN_HEADER = 4
 _MIN_COLUMNS = 8
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-# Sequential and progressive DCT with Huffman coding; the others of 0xC0-0xCF are tables, or frames
-# (lossless, hierarchical, arithmetic) that are left to Pillow.
+# Sequential and progressive DCT with Huffman coding. The other markers from 0xC0 to 0xCF are tables, or
+# frames (lossless, hierarchical, arithmetic) that Pillow decodes.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
@@ -56,7 +55,7 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 
 @dataclass(frozen=True)
 class Header:
-    """Sides in pixels as stored, and the EXIF and XMP blocks (empty if there are none)."""
+    """Sides in pixels, before the image is turned upright; EXIF and XMP blocks, empty if there are none."""
 
     height: int
     width: int
@@ -65,9 +64,9 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a plain JPEG: 8 bit, grey or three colours, whole; None for anything else.
+    """The header of a plain, complete JPEG of 8 bits, grey or with three colours; None for anything else.
 
-    Whole means that an end marker follows the first scan. (Rec. ITU-T T.81, annex B.)
+    Complete: an end marker follows the first scan. Format: Rec. ITU-T T.81, annex B.
     """
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -91,7 +90,7 @@ def read_header(data: bytes) -> Header | None:
             segment = data[at + 4 : at + 2 + length]
             if segment.startswith(_EXIF):
                 if exif:
-                    return None  # in several pieces: rare
+                    return None  # an EXIF block in several segments is rare
                 exif = segment
             elif segment.startswith(_XMP):
                 xmp = segment
@@ -105,9 +104,9 @@ _thread = threading.local()
 
 
 def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Rows top to top + height, columns left to left + width as RGB (height, width, 3), as stored.
+    """The RGB pixels (height, width, 3) of a box, before the image is turned upright.
 
-    None where the decoder refuses the data, and for less than 8 columns: libjpeg-turbo interpolates the
+    None if the decoder refuses the data, and for less than 8 columns: libjpeg-turbo interpolates the
     colours of very narrow regions in another way than those of whole images.
     """
     if width < _MIN_COLUMNS:
@@ -125,4 +124,4 @@ def decode_region(data: bytes, top: int, left: int, height: int, width: int) -> 
         return None
     if image is None or image.shape != (height, width, 3):
         return None
-    return image.__array__()  # np.asarray() takes another way, which leaks 32 bytes in nvimgcodec 0.9
+    return image.__array__()  # np.asarray() leaks 32 bytes a call in nvimgcodec 0.9

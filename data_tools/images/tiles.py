@@ -1,7 +1,7 @@
 """Cutting an image of any shape into square tiles: canvas, resize with padding, crop.
 
-The meaning is torchtune's (torchtune.models.clip.CLIPImageTransform), so that its models see the
-tiles that they were trained on.
+The rules are those of torchtune.models.clip.CLIPImageTransform, so that torchtune's models get the tiles
+that they were trained on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 @lru_cache
 def possible_canvases(max_tiles: int, tile_size: int) -> tuple[tuple[int, int], ...]:
-    """All (height, width) in pixels of at most `max_tiles` tiles.
+    """All canvases (height, width), in pixels, of at most `max_tiles` tiles.
 
-    From the most tiles to the fewest, grouped by their ratio in the order of its first appearance.
+    In torchtune's order: from the most tiles to the fewest, and canvases of one ratio together, where the
+    first of them stands.
     """
     groups: dict[float, list[tuple[int, int]]] = {}
     for count in range(max_tiles, 0, -1):
@@ -42,7 +43,7 @@ def choose_canvas(
     max_tiles: int,
     resize_to_max_canvas: bool = False,
 ) -> tuple[int, int]:
-    """The (rows, columns) of tiles that suit an image of height x width best."""
+    """The (rows, columns) of tiles that suit an image of height x width best; see best_canvas()."""
     canvases = possible_canvases(max_tiles, tile_size)
     rows, columns = best_canvas(height, width, canvases, resize_to_max_canvas)
     return rows // tile_size, columns // tile_size
@@ -54,13 +55,13 @@ def best_canvas(
     canvases: tuple[tuple[int, int], ...],
     resize_to_max_canvas: bool = False,
 ) -> tuple[int, int]:
-    """The (height, width) among `canvases` that an image fits best (get_canvas_best_fit).
+    """The (height, width) among `canvases` that suits an image best (torchtune: get_canvas_best_fit).
 
-    Where no shrinking is needed: the least enlargement, or the most with resize_to_max_canvas; else
-    the least shrinking. Among equals the smallest area.
+    Among the canvases on which the image need not shrink, that of the least enlargement (of the most with
+    resize_to_max_canvas); if there are none, that of the least shrinking. Among equals the smallest area.
     """
     sizes = np.array(canvases)
-    # float32 as in torchtune: its rounding decides which canvases are equal.
+    # float32 as in torchtune, because the rounding decides which canvases count as equal.
     scales = (sizes / np.array([height, width])).astype(np.float32).min(axis=1)
     if (enlarging := scales[scales >= 1]).size:
         scale = enlarging.max() if resize_to_max_canvas else enlarging.min()
@@ -72,11 +73,11 @@ def best_canvas(
 
 
 def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic") -> Tensor:
-    """(C, H, W) uint8 or float to (C, height, width), antialiased unless it is `nearest`."""
+    """(C, H, W), uint8 or float, to (C, height, width); antialiased unless resample is "nearest"."""
     if image.shape[-2:] == (height, width):
         return image
-    # The same as image[None], but its strides tell torch that colours lie together where they do: its
-    # result then lies so too, which is faster by a quarter.
+    # Not image[None]: these strides tell torch that the colours of a pixel lie together in memory, and then
+    # they do so in the result too, which is faster by a quarter.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if resample == "nearest":
         return interpolate(batch, size=(height, width), mode="nearest")[0]
@@ -87,10 +88,10 @@ def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic
 def fitted_size(
     height: int, width: int, canvas: tuple[int, int], max_size: int | None = None
 ) -> tuple[int, int]:
-    """The (height, width) to which an image is resized, its ratio kept, to lie on `canvas`.
+    """The (height, width) to which an image is resized for `canvas`; its ratio is kept.
 
-    With max_size no side is enlarged beyond max(side, max_size). A side that would vanish is one
-    pixel (torchtune raises there).
+    With max_size no side is enlarged beyond max(side, max_size). A side has at least one pixel (torchtune
+    raises an error for none).
     """
     high, wide = canvas
     if max_size is not None:
@@ -106,18 +107,18 @@ def resize_with_pad(
     max_size: int | None = None,
     resample: Resample = "bicubic",
 ) -> Tensor:
-    """(C, H, W) to (C, *canvas): resized to fitted_size(), zeros at the right and at the bottom."""
-    height, width = fitted_size(*image.shape[-2:], canvas, max_size)
+    """(C, H, W) to (C, *canvas): resized to fitted_size(), with zeros at the right and at the bottom."""
+    height, width = fitted_size(image.shape[-2], image.shape[-1], canvas, max_size)
     padded = image.new_zeros((image.shape[0], *canvas))
     padded[:, :height, :width] = resize(image, height, width, resample)
     return padded
 
 
 def cut_tiles(image: NDArray[np.uint8], rows: int, columns: int, tile_size: int) -> NDArray[np.uint8]:
-    """(C, H, W) padded with zeros at the right and at the bottom, as tile_crop() cuts it.
+    """(C, H, W) to (n, C, S, S), as tile_crop(), after padding with zeros at the right and at the bottom.
 
-    In memory (n, S, S, C), as a decoded image lies. numpy moves bytes in the calling thread; torch
-    would start a team of threads in each decoder.
+    In memory the result is (n, S, S, C), as a decoded image is. Done in numpy, which copies in the calling
+    thread; torch would start a team of threads in each decoding thread.
     """
     channels, height, width = image.shape
     if (height, width) == (tile_size, tile_size) and rows == columns == 1:
@@ -134,7 +135,7 @@ def cut_tiles(image: NDArray[np.uint8], rows: int, columns: int, tile_size: int)
 def tile_crop(image: ArrayOrTensor, tile_size: int) -> ArrayOrTensor:
     """(C, H, W) to (n, C, tile_size, tile_size), row by row.
 
-    ValueError for an image of other than three dimensions or of sizes that do not divide.
+    ValueError unless the image has three dimensions and its sides are multiples of tile_size.
     """
     if image.ndim != 3:
         raise ValueError(f"Expected an image of shape (C, H, W), got {tuple(image.shape)}")

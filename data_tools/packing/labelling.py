@@ -1,4 +1,4 @@
-"""The labels of images that are to be packed: from class folders, a csv, or shards packed anew."""
+"""The labels of images that are to be packed: from class folders, a csv, or shards that are packed again."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _SEPARATORS = re.compile(r"[|;]")
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be packed: its path in the source, with slashes, its size, its label or labels.
+    """One image to be packed: its path in the source, with slashes; its size in bytes; its labels.
 
-    label: None where the shards that it came from have none.
+    label: one, or a tuple of several; None where the shards that it comes from have none.
     """
 
     path: str
     size: int
-    label: float | tuple[float, ...] | None  # classes are int, numbers to predict float
+    label: float | tuple[float, ...] | None  # int for classes, float for numbers to predict
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The images in byte order of their paths, the class names in order of the labels."""
+    """The images in byte order of their paths; the class names in the order of the labels."""
 
     entries: list[Entry]
     classes: list[str]
@@ -39,7 +39,11 @@ class Labelled:
 
 
 def label_by_folder(source: Source) -> Labelled:
-    """Labels from the first folder of each path (ImageFolder): class names in plain byte order."""
+    """Labels from the first folder of each path, as in torchvision's ImageFolder.
+
+    Class names are in byte order. UsageError for an image outside of any class folder, and for folders
+    that are all called train, val, test or the like. DataError for a source without images.
+    """
     images, ignored = _images(source)
     if loose := next((path for path in images if "/" not in path), None):
         raise UsageError(
@@ -59,9 +63,10 @@ def label_by_folder(source: Source) -> Labelled:
 def label_by_csv(source: Source, table: str | Path) -> Labelled:
     """Labels from a csv with the columns file and label; images that it does not list are ignored.
 
-    Several labels are separated by | or ;. Labels that are all whole numbers are taken as they are. If
-    they are all numbers and some are fractions, they are no classes but what a regression predicts.
-    Otherwise they are class names, numbered in plain byte order.
+    Several labels are separated by | or ;. If all labels are whole numbers, they are the classes. If all
+    are numbers and some are fractions, they are numbers for a regression to predict. Otherwise they are
+    class names, which get numbers in byte order.
+    UsageError for a csv that is missing or lacks a column; DataError, with the line, for a bad row.
     """
     images, ignored = _images(source)
     names: dict[str, list[str]] = {}
@@ -98,13 +103,13 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
     entries = []
     for path in images:
         if path in names:
-            labels = tuple(number[label] for label in names[path])
-            entries.append(Entry(path, images[path], labels if several else labels[0]))
+            numbers = tuple(number[label] for label in names[path])
+            entries.append(Entry(path, images[path], numbers if several else numbers[0]))
     return Labelled(entries, classes, ignored + [path for path in images if path not in names])
 
 
 def label_by_shards(source: ShardSource) -> Labelled:
-    """The labels that samples of shards have; class names are numbers where the shards have none."""
+    """The labels that the samples of shards have. Without class names, the names are the numbers."""
     shards = source.shards
     ignored = [str(problem) for problem in shards.problems]
     if shards.left_out and not ignored:
@@ -143,7 +148,8 @@ def _number(labels: set[str], table: str) -> tuple[dict[str, int] | dict[str, fl
 
 
 def _images(source: Source) -> tuple[dict[str, int], list[str]]:
-    images, ignored = {}, []
+    images: dict[str, int] = {}
+    ignored: list[str] = []
     for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
         if path in images:
             raise DataError(f"{source.name} holds {path!r} twice: only one of them can be meant.")

@@ -1,13 +1,12 @@
-"""Images of a folder or archive, or of other shards, to WebDataset shards with their index.
+"""Pack the images of a folder, of an archive or of other shards into WebDataset shards with an index.
 
 DST/shard-000000.tar ...   KEY.<ext>, the image as it was, and KEY.json, its label and path in SRC;
-                           keys are serial numbers, so that no name in the source can matter
+                           keys are serial numbers, so that a strange file name can do no harm
 DST/classes.json           class names in the order of the labels
-DST/shardindex.*           as index.py has it
-DST/pack.json              what was packed and how; an interrupted run goes on only with the same
+DST/shardindex.*           the index: see data_tools/shards/index.py
+DST/pack.json              what was packed, with which options; only the same pack may continue here
 
-All bytes are a function of the source and the options. Every file appears under its name only when
-it is complete.
+The same source and options give the same bytes. Every file gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -15,16 +14,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +26,7 @@ from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
 from data_tools.packing.recode import AS_IT_IS, Recode
+from data_tools.packing.shard_writer import PackedImage, metadata, write_shards
 from data_tools.packing.sources import ShardSource, Source, open_source
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.index import (
@@ -42,22 +37,19 @@ from data_tools.shards.index import (
     build_index,
     write_json,
 )
-from data_tools.shards.tar import scan
 
 PLAN_NAME = "pack.json"
 _NAMES = "|".join((CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, LABELS_NAME, PLAN_NAME))
 _OURS = re.compile(rf"(shard-\d{{6}}\.tar|{_NAMES})(\.tmp)?")
 _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
-_BLOCK = 512
-_AHEAD = 4  # images read ahead by each worker
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One folder of shards that was written.
+    """One folder of shards that pack() wrote.
 
-    ignored: files of the source that were left out. unreadable: images that were to be written anew
-    but could not be decoded, and are packed as they were.
+    bytes: of all shards. ignored: files of the source that were left out. unreadable: images that recode
+    should have written anew but could not decode; they are packed as they were.
     """
 
     folder: Path
@@ -84,7 +76,7 @@ class _Plan:
     shuffle: bool
     shard_size: int
     recode: Recode
-    max_pixels: int | None  # where images are written anew
+    max_pixels: int | None  # None where no image is written anew, so that it decides nothing
     sha256: str  # of the paths, sizes, labels and class names
 
 
@@ -104,9 +96,11 @@ def pack(
 ) -> list[Packed]:
     """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
 
-    split: (name, share) writes that share of the images to dst/name and the rest to dst/train.
-    recode: which images to write anew, by `workers` threads, whose number changes no byte.
-    on_images(more, total) is called whenever `more` of `total` images have been written.
+    csv: a file with the labels, see label_by_csv(). shuffle: in an order drawn from `seed`, else in that
+    of the paths. split: (name, share) writes that share of the images to dst/name and the rest to
+    dst/train. recode: which images to write anew; one of more than max_pixels counts as unreadable.
+    workers: threads; their number changes no byte. on_images(more, total) is called whenever `more` of
+    `total` images have been written. Returns one Packed for each folder.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
@@ -130,11 +124,11 @@ def pack(
         plan = _Plan(len(entries), seed, shuffle, shard_size, recode, limit, content)
         unreadable: list[str] = []
 
-        def prepare(entry: Entry, unreadable: list[str] = unreadable) -> _Image:
+        def prepare(entry: Entry, unreadable: list[str] = unreadable) -> PackedImage:
             return _prepare(source, entry, recode, max_pixels, unreadable)
 
         with _begun(folder, plan, labelled.classes):
-            _write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
+            write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
             packed.append(_finish(folder, labelled, len(entries), sorted(unreadable)))
     return packed
 
@@ -159,7 +153,7 @@ def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry],
 def _content(entries: list[Entry], classes: list[str]) -> str:
     content = hashlib.sha256(json.dumps(classes).encode())
     for entry in entries:
-        content.update(_metadata(entry) + b"%d\n" % entry.size)
+        content.update(metadata(entry) + b"%d\n" % entry.size)
     return content.hexdigest()
 
 
@@ -173,7 +167,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
 
 @contextmanager
 def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
-    """`folder` with its plan, for this process alone; without one where no shard came about."""
+    """Locks `folder`, with its plan, for this process. If a DataError comes before any shard, empties it."""
     _begin(folder, plan, classes)
     with open(folder / PLAN_NAME) as file:
         try:
@@ -225,21 +219,9 @@ def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]
     )
 
 
-@dataclass(frozen=True)
-class _Image:
-    """What is written for one entry."""
-
-    data: bytes
-    extension: str
-    metadata: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes in the shard, headers included."""
-        return sum(-(-len(part) // _BLOCK) + 1 for part in (self.data, self.metadata)) * _BLOCK
-
-
-def _prepare(source: Source, entry: Entry, recode: Recode, max_pixels: int, unreadable: list[str]) -> _Image:
+def _prepare(
+    source: Source, entry: Entry, recode: Recode, max_pixels: int, unreadable: list[str]
+) -> PackedImage:
     data = source.read(entry.path)
     if len(data) != entry.size:
         raise DataError(f"{entry.path!r} in {source.name} changed while it was packed: start again.")
@@ -249,76 +231,4 @@ def _prepare(source: Source, entry: Entry, recode: Recode, max_pixels: int, unre
             data, extension = recode(data, max_pixels)
         except DecodeError as error:
             unreadable.append(f"{entry.path}: {error}")
-    return _Image(data, extension or entry.path.rpartition(".")[2].lower(), _metadata(entry))
-
-
-def _write_shards(
-    folder: Path,
-    entries: list[Entry],
-    shard_size: int,
-    prepare: Callable[[Entry], _Image],
-    workers: int,
-    on_images: Callable[[int], None],
-) -> None:
-    """Write the shards that are not there yet; each is filled until the next image would not fit."""
-    number = done = 0
-    while (path := _shard_path(folder, number)).exists():
-        images = _count_images(path)
-        on_images(images)
-        number, done = number + 1, done + images
-    with ThreadPoolExecutor(workers, "pack") as pool:
-        images = _ahead(pool, prepare, iter(entries[done:]), workers * _AHEAD)
-        image = next(images, None)
-        while image is not None:
-            size = 0
-            with _new_shard(_shard_path(folder, number)) as writer:
-                while image is not None and (size == 0 or size + image.size <= shard_size):
-                    writer.write(
-                        {"__key__": f"{done:09d}", image.extension: image.data, "json": image.metadata}
-                    )
-                    size, done = size + image.size, done + 1
-                    on_images(1)
-                    image = next(images, None)
-            number += 1
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[Entry], _Image], entries: Iterator[Entry], count: int
-) -> Iterator[_Image]:
-    """prepare(entry) for every entry, in order, up to `count` of them begun ahead."""
-    waiting: deque[Future[_Image]] = deque(pool.submit(prepare, entry) for entry in islice(entries, count))
-    try:
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(prepare, entry) for entry in islice(entries, 1))
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:06d}.tar"
-
-
-def _count_images(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(member.name.endswith(".json") for member in scan(file, str(path), path.stat().st_size))
-
-
-@contextmanager
-def _new_shard(path: Path) -> Iterator[Any]:
-    """A writer of webdataset's; the shard has its name only after it is complete."""
-    import webdataset  # here, because it imports torch: a mistake is answered before that
-
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        with webdataset.TarWriter(file, user="", group="", encoder=False, mtime=0) as writer:
-            yield writer
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _metadata(entry: Entry) -> bytes:
-    label = {} if entry.label is None else {"label": entry.label}
-    return json.dumps(label | {"path": entry.path}).encode()
+    return PackedImage(data, extension or entry.path.rpartition(".")[2].lower(), metadata(entry))

@@ -1,4 +1,4 @@
-"""Where images to be packed come from: a folder, a zip, a tar, or shards that are packed anew."""
+"""The images that pack() reads: those of a folder, a zip, a tar, or of shards that are packed again."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from data_tools.shards.tar import scan
 
 
 class Source(Protocol):
-    """Files with relative paths. `name` stands in messages. read() may be called from any thread."""
+    """Files with relative paths. name: for messages. read() may be called from any thread."""
 
     name: str
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Path and size of every file; dot files and the litter of macOS left out.
+        """Path and size in bytes of every file, but no hidden ones (.name and __MACOSX).
 
-        Size 0 for what cannot be read, such as a link inside an archive.
+        The size is 0 for what cannot be read, such as a link inside an archive.
         """
 
     def read(self, path: str) -> bytes:
-        """The content of one file."""
+        """The content of one file. OSError or DataError if it cannot be read."""
 
 
 class FolderSource:
-    """A folder on disk. Links to files and to class folders are followed, others are not."""
+    """A folder on disk. Links are followed to files and to class folders, but to no deeper folder."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
 
     def files(self) -> Iterator[tuple[str, int]]:
+        """As Source.files()."""
         yield from self._walk("", follow_links=True)
 
     def read(self, path: str) -> bytes:
+        """As Source.read()."""
         return (self._folder / path).read_bytes()
 
     def _walk(self, prefix: str, follow_links: bool) -> Iterator[tuple[str, int]]:
@@ -54,7 +56,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """A zip file, read member by member and never extracted."""
+    """A zip file, read member by member and never extracted. DataError for a damaged one."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -65,11 +67,13 @@ class ZipSource:
         self._prefix = _common_folder(self._zip.namelist(), self.name)
 
     def files(self) -> Iterator[tuple[str, int]]:
+        """As Source.files()."""
         for item in self._zip.infolist():
             if not item.is_dir() and not _hidden(item.filename):
                 yield item.filename.removeprefix(self._prefix), item.file_size
 
     def read(self, path: str) -> bytes:
+        """As Source.read()."""
         try:
             return self._zip.read(self._prefix + path)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
@@ -79,8 +83,8 @@ class ZipSource:
 class TarSource:
     """A plain tar of image folders, read by offset and never extracted.
 
-    DataError for a damaged or compressed tar; UsageError for a WebDataset shard, whose labels lie
-    beside the images and not in their folders.
+    DataError for a damaged or compressed tar; UsageError for a WebDataset shard, whose labels are in
+    members of their own and not in the names of folders.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,11 +108,13 @@ class TarSource:
             os.close(self._fd)
 
     def files(self) -> Iterator[tuple[str, int]]:
+        """As Source.files()."""
         for name, _, size in self._places:
             if not _hidden(name):
                 yield name.removeprefix(self._prefix), size
 
     def read(self, path: str) -> bytes:
+        """As Source.read()."""
         offset, size = self._at[self._prefix + path]
         return os.pread(self._fd, size, offset)
 
@@ -121,6 +127,7 @@ class ShardSource:
         self._number: dict[str, int] = {}
 
     def files(self) -> Iterator[tuple[str, int]]:
+        """As Source.files()."""
         sizes = self.shards.table["size"].tolist()
         for i, size in enumerate(sizes):
             path = f"{self.shards.shard_name(i)}/{self.shards.member(i)}"
@@ -128,17 +135,18 @@ class ShardSource:
             yield path, size
 
     def number(self, path: str) -> int:
-        """The sample at a path that files() gave."""
+        """The number of the sample at a path that files() gave."""
         return self._number[path]
 
     def read(self, path: str) -> bytes:
+        """As Source.read()."""
         return self.shards.read(self._number[path])
 
 
 def open_source(path: str | Path) -> Source:
-    """The folder, zip, tar or shards at `path`; UsageError if it is none of them."""
+    """The folder, zip, tar or shards at `path`; UsageError if it is none of these."""
     if is_url(path):
-        ShardSet.open(path)  # says how to read shards from there
+        ShardSet.open(path)  # raises the UsageError that says how to read shards behind URLs
     path = Path(path)
     if path.suffix == ".json" or (path / "shardindex.json").is_file():
         return ShardSource(ShardSet.open(path), str(path))
@@ -160,13 +168,13 @@ def open_source(path: str | Path) -> Source:
 
 
 def extension(path: str) -> str | None:
-    """The extension of a path in lower case, if it is that of an image."""
+    """The extension of a path in lower case if it is that of an image, else None."""
     stem, _, found = path.rpartition("/")[2].rpartition(".")
     return found.lower() if stem and found.lower() in IMAGE_EXTENSIONS else None
 
 
 def _common_folder(names: list[str], archive: str) -> str:
-    """`train/` where that holds every image, as in train/cat/1.jpg, train/dog/1.jpg; else nothing.
+    """`train/` if all images are inside it, as in train/cat/1.jpg and train/dog/1.jpg; else "".
 
     DataError for names that lead out of the archive.
     """

@@ -10,15 +10,15 @@ from contextlib import suppress
 from queue import Full, Queue
 
 _READERS = 4  # chunks fetched ahead at the same time
-_MAX_QUEUED = 16  # further ones are dropped: later positions ask for them again
+_MAX_QUEUED = 16  # more are dropped: they are asked for again at later positions
 
 
 class ChunkCache:
-    """fetch(first) -> the bytes of each sample of the chunk, for the chunks used last.
+    """Keeps the chunks that were used last. fetch(first) returns {sample: its bytes} of a chunk.
 
-    Holds at most about `memory` bytes. Thread-safe: a chunk that several threads want is fetched
-    once, and those that come late wait for it. What fetch() raises is raised to each of them, and
-    the next one tries again.
+    Holds about `memory` bytes at most. Thread-safe: a chunk that several threads want is fetched once,
+    and the others wait for it. An exception of fetch() is raised in each of these threads; the next
+    get() of that chunk tries again.
     """
 
     def __init__(self, fetch: Callable[[int], dict[int, bytes]], memory: int) -> None:
@@ -31,7 +31,7 @@ class ChunkCache:
         self._ahead: Queue[int] | None = None
 
     def get(self, first: int) -> dict[int, bytes]:
-        """The samples of the chunk that begins at `first`, by number."""
+        """The chunk that begins at sample `first`: {sample: its bytes}. Raises what fetch() raises."""
         with self._lock:
             future = self._chunks.get(first)
             if waits := future is not None:
@@ -55,11 +55,11 @@ class ChunkCache:
         return chunk
 
     def prefetch(self, firsts: Iterable[int]) -> None:
-        """Begin to fetch those chunks that are not here, a few at a time, in threads of their own."""
+        """Begin to fetch the chunks that are not held yet, a few at a time, in background threads."""
         with self._lock:
             if self._ahead is None:
                 self._ahead = Queue(_MAX_QUEUED)
-                for _ in range(_READERS):  # daemons: the end of the program waits for no source
+                for _ in range(_READERS):  # daemons: the program can end while one is reading
                     threading.Thread(target=self._fetch_ahead, args=(self._ahead,), daemon=True).start()
             for first in firsts:
                 if first not in self._chunks and first not in self._queued:
@@ -72,13 +72,13 @@ class ChunkCache:
     def _fetch_ahead(self, queue: Queue[int]) -> None:
         while True:
             first = queue.get()
-            with suppress(Exception):  # whoever needs the chunk tries again, and is told
+            with suppress(Exception):  # the thread that needs the chunk fetches it again and gets the error
                 self.get(first)
             with self._lock:
                 self._queued.discard(first)
 
     def _evict(self) -> None:
         while self._total > self._memory and len(self._sizes) > 1:
-            oldest = next(first for first in self._chunks if first in self._sizes)  # others: on their way
+            oldest = next(first for first in self._chunks if first in self._sizes)  # others are not here yet
             del self._chunks[oldest]
             self._total -= self._sizes.pop(oldest)

@@ -1,14 +1,14 @@
 """The index of WebDataset shards: where every image lies, and its labels.
 
-shardindex.json          valid for the wids reader, our keys beside; has the sha256 of the tables
-shardindex.offsets.npy   one ROW a sample, memory-mappable
-shardindex.labels.npy    only where samples have several labels: int64, first samples + 1 numbers,
-                         where the labels of each sample begin and end among those that follow
+shardindex.json          read by webdataset's wids too; with further keys, such as the sha256 of the tables
+shardindex.offsets.npy   one ROW for each sample; can be memory-mapped
+shardindex.labels.npy    only where samples have several labels: int64, samples + 1 offsets, then the labels
+                         of all samples; those of sample i are offsets[i] to offsets[i + 1] of them
 shardindex.numbers.npy   only where labels are fractions: float32 (samples, numbers of a sample)
 classes.json             class names in the order of the labels; written by pack, or by hand
 
-A set in which no sample has a label is an unlabelled one (-1). The shards lie beside the index, or
-it names their URLs.
+If no sample of a set has a label, all labels are -1. The shards lie in the folder of the index, or the
+index has their URLs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _SHOWN_DAMAGES = 10
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of an index: rows, ROW (N,); labels, int64 as in the file, or None for one each; numbers,
-    float32 (N, n), or None where labels are classes."""
+    """The tables of an index.
+
+    rows: ROW (N,). labels: int64 as in shardindex.labels.npy, or None where each sample has one label.
+    numbers: float32 (N, n), or None where labels are classes.
+    """
 
     rows: NDArray[np.void]
     labels: NDArray[np.int64] | None = None
@@ -53,7 +56,11 @@ class Tables:
 
 @dataclass(frozen=True)
 class Summary:
-    """What build_index wrote; the samples it had to leave out, and how many members it ignored."""
+    """What build_index() wrote.
+
+    bytes: of all shards; problems: the samples that are left out; ignored: how many members are neither
+    image, cls nor json.
+    """
 
     samples: int
     shards: int
@@ -63,11 +70,11 @@ class Summary:
 
 
 def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | None = None) -> Summary:
-    """Write the index of every *.tar in `folder`, or there that of the shards at `urls`.
+    """Write into `folder` the index of its *.tar files, or of the shards at `urls`.
 
-    Each shard is read once. A damaged shard, or one without a sample, is a DataError that names all
-    such shards; a sample that cannot be used (no image, two images, no label or one that is not a
-    number) is left out and reported.
+    Each shard is read once, `threads` shards at a time. Where shards are damaged or without a sample, a
+    DataError names all of them. A sample that cannot be used (no image, two images, no label or one that
+    is not a number) is left out and reported.
     """
     folder = Path(folder)
     names = list(urls) if urls else shard_names(folder)
@@ -104,7 +111,10 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The *.tar files of a folder in order of their names; UsageError if there are none."""
+    """The *.tar files of a folder in order of their names.
+
+    UsageError if there are none, DataError for a compressed one.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -119,7 +129,10 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def load_classes(folder: Path) -> list[str] | None:
-    """The class names in the order of their labels, or None if the folder has no classes.json."""
+    """The class names in the order of their labels, or None if the folder has no classes.json.
+
+    DataError if it is not a list of names.
+    """
     path = folder / CLASSES_NAME
     return parse_classes(path.read_bytes(), str(path)) if path.exists() else None
 
@@ -127,7 +140,7 @@ def load_classes(folder: Path) -> list[str] | None:
 def scan_shards(
     storage: Storage, names: Sequence[str], classes: list[str] | None, threads: int | None = None
 ) -> Iterator[Scan | DataError]:
-    """What each shard holds, or why it cannot be read, in order; `threads` shards at a time."""
+    """The samples of each shard, or why it cannot be read, in order; `threads` shards at a time."""
 
     def scan(number: int) -> Scan | DataError:
         try:
@@ -142,7 +155,10 @@ def scan_shards(
 
 
 def merge(scans: list[Scan]) -> Tables:
-    """The tables of all shards. In a labelled set, samples without a label become problems."""
+    """The tables of all shards. If any sample has a label, those without one are left out as problems.
+
+    DataError for a shard in which none is left, and for samples with different counts of numbers.
+    """
     if any((scan.rows["label"] != NO_LABEL).any() or scan.several or scan.numbers for scan in scans):
         for scan in scans:
             _leave_out_unlabelled(scan)
@@ -152,7 +168,8 @@ def merge(scans: list[Scan]) -> Tables:
     if not any(scan.several for scan in scans):
         return Tables(rows)
     counts = np.ones(len(rows), np.int64)
-    several, start = {}, 0
+    several: dict[int, tuple[int, ...]] = {}
+    start = 0
     for scan in scans:
         several |= {start + row: labels for row, labels in scan.several.items()}
         start += len(scan.rows)
@@ -166,8 +183,9 @@ def merge(scans: list[Scan]) -> Tables:
 
 
 def _merge_numbers(scans: list[Scan]) -> Tables:
-    """The tables of a set in which labels are numbers, whole ones too."""
-    numbers, width = [], None
+    """The tables of a set in which labels are numbers; whole labels become numbers too."""
+    numbers: list[tuple[float, ...]] = []
+    width = None
     for scan in scans:
         for row, label in enumerate(scan.rows["label"].tolist()):
             values = scan.numbers.get(row) or scan.several.get(row, (label,))
@@ -184,7 +202,7 @@ def _merge_numbers(scans: list[Scan]) -> Tables:
 
 
 def count_classes(tables: Tables, classes: list[str] | None) -> int:
-    """The number of class names, or the highest label + 1; of numbers, how many a sample has."""
+    """The number of class names, or else the highest label + 1; for numbers, how many each sample has."""
     if tables.numbers is not None:
         return tables.numbers.shape[1]
     if classes:
@@ -224,13 +242,13 @@ def _sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in ASCII with a newline at the end, through a temporary name."""
+    """Write JSON in ASCII. The file gets its name only when it is complete."""
     data = (json.dumps(content, indent=1) + "\n").encode()
     _write_atomically(path, lambda file: file.write(data))
 
 
 def _write_table(path: Path, table: NDArray[Any] | None) -> bool:
-    """Write a table, or remove the file where there is none; returns whether there is."""
+    """Write a table, or remove the file if there is no table; returns whether there is one."""
     if table is None:
         path.unlink(missing_ok=True)
         return False

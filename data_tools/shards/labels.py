@@ -1,7 +1,7 @@
 """Labels of samples: from the bytes of a cls or json member to numbers, strictly.
 
-Whole numbers are classes. Fractions are what a regression predicts; where one sample of a set has a
-fraction, the labels of all of them are taken as such numbers.
+Whole numbers are classes. Fractions are numbers for a regression to predict. If any sample of a set has
+a fraction, the labels of all samples are such numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from data_tools.errors import DataError
 
 NO_LABEL = -1
 MAX_CLASSES = 1_000_000
-_MAX_LABELS = 1024  # of one sample: its row of labels is as wide as the longest
-_MAX_NUMBER = 3e38  # they are kept in 32 bits
+_MAX_LABELS = 1024  # of one sample: the rows of all samples are as wide as the longest
+_MAX_NUMBER = 3e38  # numbers are stored as float32
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
@@ -29,10 +29,9 @@ def parse_cls(data: bytes) -> tuple[int, ...]:
 
 
 def parse_json(data: bytes) -> tuple[int, ...] | tuple[float, ...] | None:
-    """The "label" of a json member, a number or a list of them; None if it has no label.
+    """The "label" of a json member, a number or a list of numbers; None if it has no label.
 
-    With a fraction (0.73, or 1.0) among them all are floats, of any sign.
-
+    If one of them is a fraction (0.73, or 1.0), all are returned as floats, and may be negative.
     ValueError, saying why, for anything else.
     """
     try:

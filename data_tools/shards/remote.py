@@ -1,7 +1,7 @@
-"""Byte ranges behind URLs, through fsspec, with patience for a source that stumbles.
+"""Byte ranges of files behind URLs, read with fsspec, and again where an attempt fails.
 
-http and https need the package aiohttp, s3 s3fs, gs gcsfs. Anything else, `pipe:` above all, is
-refused.
+http and https need the package aiohttp, s3 needs s3fs, gs needs gcsfs. Every other scheme is refused,
+above all `pipe:`, which would run a command.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from data_tools.errors import DataError, UsageError
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 _ATTEMPTS = 6
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds, each wait twice the one before, then some jitter
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds; each wait is twice the one before, times 0.5 to 1.5
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20, 60  # seconds without an answer
-_FINAL = frozenset({400, 401, 403, 404, 405, 410, 416})  # HTTP answers that do not change by waiting
+_FINAL = frozenset({400, 401, 403, 404, 405, 410, 416})  # HTTP answers for which waiting does not help
 Result = TypeVar("Result")
 
 
 class _Refused(Exception):
-    """An answer that asking again does not change."""
+    """The server refuses, and would do so again."""
 
 
 def check_scheme(url: str) -> None:
@@ -44,8 +44,7 @@ def shown(url: str) -> str:
 
 
 def size(url: str) -> int:
-    """The size of the file at `url` in bytes."""
-
+    """The size of the file at `url` in bytes. Raises as patiently() does."""
     filesystem, path = _filesystem(url)
 
     def once() -> int:
@@ -57,8 +56,7 @@ def size(url: str) -> int:
 
 
 def read(url: str, start: int, length: int) -> bytes:
-    """Exactly `length` bytes from byte `start` on."""
-
+    """Exactly `length` bytes from byte `start` on. Raises as patiently() does."""
     filesystem, path = _filesystem(url)
 
     def once() -> bytes:
@@ -74,7 +72,10 @@ def read(url: str, start: int, length: int) -> bytes:
 
 
 def expand(urls: list[str]) -> list[str]:
-    """The URLs of shards in order, {000..127} and * spelled out; a folder stands for its *.tar."""
+    """The URLs of all shards, sorted: {000..127} and * are expanded, and URL/ means its *.tar files.
+
+    UsageError for a pattern without files, and for a shard that is named twice.
+    """
     from braceexpand import braceexpand  # a dependency of webdataset
 
     found: list[str] = []
@@ -97,7 +98,10 @@ def _glob(url: str) -> list[str]:
 
 
 def patiently(url: str, ask: Callable[[], Result]) -> Result:
-    """ask(), again after a growing pause while it fails; DataError naming `url` in the end."""
+    """The result of ask(), which is called again, after growing pauses, while it fails.
+
+    DataError, naming `url`, after the last attempt, or at once where waiting does not help.
+    """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return ask()
@@ -105,9 +109,9 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
             raise DataError(f"{shown(url)}: {error}.") from None
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{shown(url)} cannot be read ({type(error).__name__}): check it.") from error
-        except Exception as error:  # every client library has errors of its own
-            if getattr(error, "status", None) in _FINAL:
-                raise DataError(f"{shown(url)} cannot be read: the server answers {error.status}.") from error
+        except Exception as error:  # every client library has its own errors
+            if (status := getattr(error, "status", None)) in _FINAL:
+                raise DataError(f"{shown(url)} cannot be read: the server answers {status}.") from error
             if attempt == _ATTEMPTS:
                 reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").replace(url, shown(url))
                 raise DataError(
@@ -120,7 +124,7 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     check_scheme(url)
-    options = {}
+    options: dict[str, Any] = {}
     try:
         from fsspec.core import url_to_fs
 
@@ -129,7 +133,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
             timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
             options["client_kwargs"] = {"timeout": timeout}
-        return url_to_fs(url, **options)  # fsspec keeps one of each kind, with its connections
+        return url_to_fs(url, **options)  # fsspec returns the same object each time, so connections stay open
     except ImportError as error:
         raise UsageError(
             f"{shown(url)} needs a package that is not installed ({error}): "
@@ -144,8 +148,8 @@ def _is_http(filesystem: Any) -> bool:
 def _http_range(filesystem: Any, url: str, start: int, length: int) -> tuple[bytes, int]:
     """A range of a file, and the size of the file.
 
-    fsspec's own cat_file takes the whole file from a server that ignores ranges, and its info()
-    makes every failure a missing file.
+    Not fsspec's cat_file, which downloads the whole file from a server that ignores ranges, nor its
+    info(), which reports every failure as a missing file.
     """
     from fsspec.asyn import sync
 

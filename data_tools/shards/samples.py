@@ -1,30 +1,32 @@
 """The samples of one shard: which members belong together, where the image lies, its labels.
 
-A sample is all members of a shard with one key: the path up to the first dot of the base name, as
-in the webdataset library; the rest, in lower case, is the extension. It has one image (jpg, jpeg,
-png, webp) and a label: KEY.cls, an integer in ASCII digits, or else the "label" of KEY.json, an
-integer or a list of them, or a fraction or a list with one. Nothing is extracted and nothing unpickled.
+A sample consists of all members of a shard that have the same key. The key is the path up to the first
+dot of the base name, as in the webdataset library; the rest, in lower case, is the extension. A sample has
+one image (jpg, jpeg, png, webp) and a label: KEY.cls, an integer in ASCII digits; where there is none, the
+"label" of KEY.json, which is a number or a list of numbers. Nothing is extracted and nothing unpickled.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
-LABEL_EXTENSIONS = {"cls": parse_cls, "json": parse_json}
+_Parser = Callable[[bytes], tuple[float, ...] | None]
+LABEL_EXTENSIONS: dict[str, _Parser] = {"cls": parse_cls, "json": parse_json}
 ROW = np.dtype([("header", "<i8"), ("offset", "<i8"), ("label", "<i8"), ("size", "<i4"), ("shard", "<i4")])
 _MAX_IMAGE, _MAX_LABEL_FILE = 2**31 - 1, 1 << 20
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: a dot file has no key
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # as webdataset: .name has no key
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Problem:
 
 @dataclass
 class Scan:
-    """What a pass over one shard found.
+    """The samples that one shard holds.
 
-    rows: ROWs in the order of the file; the label is the first one, NO_LABEL for none. several: row
-    to labels, for samples with a list of other than one. numbers: row to labels, for samples with
-    fractions; their rows say NO_LABEL. keys: of the rows without any label.
-    ignored: files that are neither image, cls nor json.
+    name: file name or URL; size: bytes. rows: ROW (N,), in the order of the file; the label is the first
+    one of the sample, NO_LABEL where there is none. The next three have the number of a row as their key.
+    several: all labels of a sample whose list has not exactly one. numbers: all labels of a sample with
+    fractions; its row has NO_LABEL. unlabelled: the key of a sample without any label.
+    ignored: how many files are neither image, cls nor json.
     """
 
     name: str
@@ -67,15 +70,19 @@ class _Sample:
 
 
 def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | None) -> Scan:
-    """The samples of shard `name`, read once from front to back.
+    """The samples of shard `name`, which is read once from front to back.
 
+    number: of the shard in the set, for ROW. classes: the class names; a label must be below their number.
     Raises DataError, naming the shard, if it is damaged or without any usable sample.
     """
     size, shown = storage.size(name), storage.shown(name)
     file = storage.open(name, size)
     samples, problems, ignored = _group(file, name, shown)
     named = {problem.key for problem in problems}
-    rows, several, numbers, unlabelled = [], {}, {}, {}
+    rows: list[tuple[float, ...]] = []
+    several: dict[int, tuple[int, ...]] = {}
+    numbers: dict[int, tuple[float, ...]] = {}
+    unlabelled: dict[int, str] = {}
     for key, sample in samples.items():
         try:
             image, labels = _image(sample.images), _labels(sample.labels, classes)
@@ -89,7 +96,7 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
             numbers[len(rows)] = labels
             labels = ()
         elif len(labels) != 1:
-            several[len(rows)] = labels
+            several[len(rows)] = tuple(map(int, labels))
         label = labels[0] if labels else NO_LABEL
         rows.append((image.header, image.offset, label, image.size, number))
     if not rows:
@@ -102,10 +109,11 @@ def scan_shard(storage: Storage, name: str, number: int, classes: list[str] | No
     )
 
 
-def _group(file: WindowedFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
+def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample], list[Problem], int]:
     """Samples by key in the order of their first members; problems; how many members are ignored."""
     samples: dict[str, _Sample] = {}
-    problems, ignored = [], 0
+    problems: list[Problem] = []
+    ignored = 0
     for member in scan(file, shown, file.size):
         if member.folder:
             continue
@@ -130,13 +138,13 @@ def _group(file: WindowedFile, name: str, shown: str) -> tuple[dict[str, _Sample
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension, in lower case, of a member; no extension for a file that is of no sample."""
+    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample."""
     match = _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
 
 
 def unusable(member: Member, extension: str) -> str | None:
-    """Why a member can be part of no sample, if so."""
+    """Why a member cannot be part of a sample, or None if it can."""
     if not member.regular:
         return f"{member.name} is a link or device, not a file"
     if "\\" in member.name or member.name.startswith("/") or ".." in member.name.split("/"):
@@ -146,8 +154,8 @@ def unusable(member: Member, extension: str) -> str | None:
     return None
 
 
-def parse_label(file: WindowedFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
-    """The labels in a cls or json member, None for none, or what is wrong with it."""
+def parse_label(file: ForwardFile, member: Member, extension: str) -> tuple[float, ...] | str | None:
+    """The labels in a cls or json member; None if it has none; a string that says what is wrong with it."""
     if member.size > _MAX_LABEL_FILE:
         return f"a {extension} member of {member.size} bytes"
     file.seek(member.offset)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.chunks import ChunkCache
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.index import (
     INDEX_NAME,
     LABELS_NAME,
@@ -31,19 +31,19 @@ from data_tools.shards.samples import ROW, Problem
 from data_tools.shards.storage import Storage, is_url
 from data_tools.shards.tar import member_name
 
-_HEADER_WINDOW = 2048
-_MAX_WASTE = 4  # a chunk is read in one piece if that is at most so many times its images
+_HEADER_PIECE = 2048
+_MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 CHUNK_MEMORY = 2 << 30
 
 
 class ShardSet:
-    """The samples 0 .. len - 1 of indexed shards. Every method may be called from any thread.
+    """The samples 0 to len - 1 of indexed shards. Every method may be called from any thread.
 
     classes: class names in the order of the labels, or None; num_classes: their number, or the
     highest label + 1; multilabel: whether samples have lists of labels, of up to max_labels;
     numeric: whether labels are numbers to predict, num_classes of them for each sample;
     remote: whether any shard is read by URL; index_sha256: changes with any change of the shards or
-    the tables; problems: what was left out, if the set was scanned and not opened.
+    the tables; left_out: how many samples cannot be used; problems: which ones, known only after scan().
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class ShardSet:
         self._shards = shards  # name or URL, and size in bytes
         self.remote = any(is_url(name) for name, _ in shards)
         self._storage = Storage(folder)
-        self._chunk, self._cache = 1, None
+        self._chunk = 1
+        self._cache: ChunkCache | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> ShardSet:
-        """Open the shards at `path`, their folder or its shardindex.json.
+        """Open the indexed shards at `path`, which is their folder or their shardindex.json.
 
         Raises UsageError if there is nothing to open, DataError if a local shard is missing or its
         size is not the one in the index.
@@ -85,7 +86,10 @@ class ShardSet:
 
     @classmethod
     def scan(cls, folder: Path) -> ShardSet:
-        """The *.tar shards of a folder without an index, found by reading them once."""
+        """The *.tar shards of a folder without an index; reads each of them once.
+
+        UsageError if there are none, DataError for the first one that is damaged.
+        """
         names, classes, storage = names_in(folder), load_classes(folder), Storage(folder)
         scans = []
         for scan in scan_shards(storage, names, classes):
@@ -102,18 +106,19 @@ class ShardSet:
 
     @property
     def num_shards(self) -> int:
+        """The number of shards."""
         return len(self._shards)
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes of the shards for each sample, headers and labels included."""
+        """The mean number of bytes of a sample in the shards, headers and labels included."""
         return sum(size for _, size in self._shards) / len(self.table)
 
     def read(self, i: int, chunk: int | None = None) -> bytes:
         """The encoded image of sample i.
 
-        chunk: the first sample of the chunk that Order.chunk_at() gives for it; after
-        keep_chunks() the whole chunk is read in one piece, and kept for its other samples.
+        chunk: the first sample of its chunk, as Order.locate() gives it. After keep_chunks() the whole
+        chunk is read in one piece and kept for its other samples. DataError if it cannot be read.
         """
         if self._cache is None or chunk is None:
             row = self.table[i]
@@ -125,8 +130,8 @@ class ShardSet:
     def keep_chunks(self, chunk: int, in_use: int, memory: int = CHUNK_MEMORY) -> bool:
         """Read chunks of `chunk` samples in one piece, if `in_use` of them fit into `memory` bytes.
 
-        False if they do not: each would be read again for nearly every sample, so samples go on to
-        be read one by one.
+        False if they do not fit: each chunk would be read again for nearly every sample. Then samples
+        are still read one by one.
         """
         if chunk > 1 and in_use * chunk * self.mean_bytes <= memory:
             self._chunk, self._cache = chunk, ChunkCache(self._read_chunk, memory)
@@ -146,7 +151,7 @@ class ShardSet:
         return self.table["label"][np.asarray(ids)].astype(np.int64)
 
     def labels_of(self, i: int) -> tuple[int, ...] | tuple[float, ...]:
-        """All labels of sample i."""
+        """All labels of sample i; integers for classes, floats for numbers to predict."""
         if self.numbers is not None:
             return tuple(self.numbers[i].tolist())
         if self.label_table is None:
@@ -156,7 +161,7 @@ class ShardSet:
         return tuple(self.label_table[base + first : base + last].tolist())
 
     def label_row(self, i: int) -> NDArray[np.int64] | NDArray[np.float32]:
-        """All labels of sample i, int64 (max_labels,), filled up with -1; numbers, float32."""
+        """All labels of sample i, int64 (max_labels,), then -1; or its numbers, float32 (num_classes,)."""
         if self.numbers is not None:
             return np.array(self.numbers[i])
         row = np.full(self.max_labels, NO_LABEL, np.int64)
@@ -174,8 +179,8 @@ class ShardSet:
         row = self.table[i]
         name, size = self._shards[int(row["shard"])]
         header = int(row["header"])
-        file = WindowedFile(
-            lambda start, length: self._storage.read(name, start, length), size, _HEADER_WINDOW, header
+        file = ForwardFile(
+            lambda start, length: self._storage.read(name, start, length), size, _HEADER_PIECE, header
         )
         return member_name(file, self._storage.shown(name), size, header)
 
@@ -193,19 +198,22 @@ class ShardSet:
         return images
 
     def _read_rows(self, rows: NDArray[np.void]) -> list[bytes]:
-        """The images of some rows of one shard, in one piece where they lie together."""
+        """The images of some rows of one shard, read in one piece if they lie close together."""
         name, _ = self._shards[int(rows["shard"][0])]
         offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
         start = min(offsets)
         length = max(map(sum, zip(offsets, sizes, strict=True))) - start
-        if length > _MAX_WASTE * (sum(sizes) + len(rows) * _HEADER_WINDOW):
+        if length > _MAX_WASTE * (sum(sizes) + len(rows) * _HEADER_PIECE):
             return [self._storage.read(name, *part) for part in zip(offsets, sizes, strict=True)]
         data = self._storage.read(name, start, length)
         return [data[o - start : o - start + size] for o, size in zip(offsets, sizes, strict=True)]
 
 
 def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
-    """The folder, the content and the sha256 of an index; its shards are not looked at."""
+    """The folder, the content and the sha256 of the index at `path`. The shards are not opened.
+
+    UsageError, saying what to do, if there is no valid index.
+    """
     if is_url(path):
         check_scheme(str(path))
         raise UsageError(
@@ -244,7 +252,7 @@ def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
 
 
 def size_problem(storage: Storage, entry: dict[str, Any]) -> str | None:
-    """What is wrong with the file of one entry of the shardlist, as far as its size can tell."""
+    """What is wrong with a shard of the shardlist: missing, or not of the size in the index; else None."""
     try:
         size = storage.size(entry["url"])
     except FileNotFoundError:

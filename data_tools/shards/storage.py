@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 from data_tools.errors import DataError
-from data_tools.shards.forward_file import WindowedFile
+from data_tools.shards.forward_file import ForwardFile
 
 _OPEN_FILES = 256
-_LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
+_LOCAL_PIECE, _REMOTE_PIECE = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether `path` is to be read by URL; pipe: and the like too, so that they can be refused."""
+    """Whether `path` is a URL. True for pipe: too, so that check_scheme() can refuse it."""
     return "://" in str(path) or str(path).startswith("pipe:")
 
 
 class _LocalFile:
-    """A file descriptor that closes when the last thread that reads from it lets go of it."""
+    """A file descriptor. It is closed when no thread refers to this object any more."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -30,9 +31,9 @@ class _LocalFile:
 
 
 class Storage:
-    """Reads from the files of a folder, by name, and from URLs. Every method is thread-safe.
+    """Reads the files of a folder, by name, and URLs. Every method is thread-safe.
 
-    Raises DataError for what cannot be read, OSError for a local file that does not exist.
+    Every method raises DataError for a file that cannot be read, OSError for a local one that does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +41,7 @@ class Storage:
         self._local = lru_cache(maxsize=_OPEN_FILES)(lambda name: _LocalFile(folder / name))
 
     def shown(self, name: str) -> str:
-        """Where `name` lies, for messages; without the credentials of a URL."""
+        """The path or URL of `name` for messages, without the credentials of a URL."""
         return _remote().shown(name) if is_url(name) else str(self._folder / name)
 
     def size(self, name: str) -> int:
@@ -51,19 +52,19 @@ class Storage:
         """Exactly `length` bytes from byte `start` on."""
         if is_url(name):
             return _remote().read(name, start, length)
-        file = self._local(name)  # held, or another thread could make the cache close it
+        file = self._local(name)  # a reference, so that the file stays open if the cache drops it now
         data = os.pread(file.fd, length, start)
         if len(data) != length:
             raise DataError(f"{self._folder / name} became shorter while it was read.")
         return data
 
-    def open(self, name: str, size: int) -> WindowedFile:
+    def open(self, name: str, size: int) -> ForwardFile:
         """A file of `size` bytes for one pass from front to back."""
-        window = _REMOTE_WINDOW if is_url(name) else _LOCAL_WINDOW
-        return WindowedFile(lambda start, length: self.read(name, start, length), size, window)
+        piece = _REMOTE_PIECE if is_url(name) else _LOCAL_PIECE
+        return ForwardFile(lambda start, length: self.read(name, start, length), size, piece)
 
 
-def _remote():
+def _remote() -> ModuleType:
     from data_tools.shards import remote  # here, because only URLs need it
 
     return remote

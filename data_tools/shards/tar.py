@@ -1,9 +1,9 @@
 """The headers of a tar file, read strictly: whatever could hide a lost sample is an error.
 
-Python's tarfile ends quietly at a damaged header, at a zeroed block and at a cut between two
-members; this reader names the shard and the reason instead, and is about twenty times as fast. It
-knows ustar, PAX (types x and g) and GNU long names (L). Format: POSIX.1-2017, utility pax; GNU tar
-manual, "Basic Tar Format".
+Python's tarfile stops without an error at a damaged header, at a zeroed block and where a file is cut
+between two members. This reader raises an error that names the shard and the reason, and is about twenty
+times as fast. It reads ustar, PAX (types x and g) and GNU long names (L). Format: POSIX.1-2017, utility
+pax; GNU tar manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ _REGULAR = (b"0", b"\0", b"7")
 class Readable(Protocol):
     """The two methods of a file that are needed here."""
 
-    def seek(self, position: int, /) -> object: ...
+    def seek(self, position: int, /) -> object:
+        """The next read() begins at byte `position`."""
 
-    def read(self, length: int, /) -> bytes: ...
+    def read(self, length: int, /) -> bytes:
+        """Up to `length` bytes; fewer only at the end of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`header`: where its headers begin, extended ones included; `offset`: where its data is.
+    """One member of a tar. A member that is neither regular nor a folder is a link, a device or the like.
 
-    What is neither regular nor a folder is a link, a device or the like.
+    header: the byte where its headers begin, extended ones included; offset: the byte where its data
+    begins; size: bytes of its data.
     """
 
     name: str
@@ -47,10 +50,10 @@ class Member:
 def scan(file: Readable, shard: str, size: int) -> Iterator[Member]:
     """Every member of the tar `file` of `size` bytes, in order, without reading its data.
 
-    Raises DataError, naming `shard`, for everything but a complete, plain tar that ends in zeroed
-    blocks.
+    Raises DataError, naming `shard`, unless the file is a complete, plain tar that ends in zeroed blocks.
     """
-    position, global_records = 0, {}
+    position = 0
+    global_records: dict[str, str] = {}
     if size == 0:
         raise DataError(f"{shard} is empty (0 bytes): remove it or write it again.")
     while True:
@@ -64,7 +67,7 @@ def scan(file: Readable, shard: str, size: int) -> Iterator[Member]:
 
 
 def member_name(file: Readable, shard: str, size: int, header: int) -> str:
-    """The name of the member whose first header begins at `header`."""
+    """The name of the member whose first header begins at byte `header`; DataError if there is none."""
     member, _ = _member(file, shard, size, header, {})
     if member is None:
         raise DataError(f"{shard} has no member at byte {header}: run python -m data_tools index.")
@@ -83,32 +86,35 @@ def _check_end(file: Readable, shard: str, position: int) -> None:
 def _member(
     file: Readable, shard: str, size: int, start: int, global_records: dict[str, str]
 ) -> tuple[Member | None, int]:
-    """The member at `start` (None: a global header, now kept) and where the next begins."""
+    """The member at `start`, and where the next one begins.
+
+    None in place of the member for a global header, whose records are then in global_records.
+    """
     records: dict[str, str] = {}
     position = start
     while True:
         file.seek(position)
         block = file.read(BLOCK)
-        name, length, kind = _header(block, shard, position, size)
+        name, length, typeflag = _header(block, shard, position, size)
         data = position + BLOCK
-        if kind in (b"x", b"g", b"L", b"K"):
+        if typeflag in (b"x", b"g", b"L", b"K"):
             if length > _MAX_EXTENSION:
                 raise DataError(f"{shard} has an extended header of {length} bytes at {position}.")
             content = file.read(length)
             position = _end_of(data, length, shard, size)
-            if kind == b"L":
+            if typeflag == b"L":
                 records["path"] = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif kind in (b"x", b"g"):
-                (records if kind == b"x" else global_records).update(_records(content, shard, data))
-            if kind == b"g":
+            elif typeflag in (b"x", b"g"):
+                (records if typeflag == b"x" else global_records).update(_records(content, shard, data))
+            if typeflag == b"g":
                 return None, position
             continue
         records = global_records | records
         length = int(records.get("size", length))
         name = records.get("path", name)
-        end = _end_of(data, length, shard, size) if kind in _REGULAR else data
-        folder = kind == b"5" or (kind in _REGULAR and name.endswith("/"))
-        return Member(name, kind in _REGULAR and not folder, folder, start, data, length), end
+        end = _end_of(data, length, shard, size) if typeflag in _REGULAR else data
+        folder = typeflag == b"5" or (typeflag in _REGULAR and name.endswith("/"))
+        return Member(name, typeflag in _REGULAR and not folder, folder, start, data, length), end
 
 
 def _end_of(data: int, length: int, shard: str, size: int) -> int:
@@ -139,13 +145,13 @@ def _header(block: bytes, shard: str, position: int, size: int) -> tuple[str, in
         raise DataError(f"{shard} has a member of impossible size at byte {position}.")
     name = block[:100].split(b"\0", 1)[0]
     prefix = block[345:500].split(b"\0", 1)[0]
-    if prefix and block[257:263] == b"ustar\0":  # GNU's "ustar " has other fields there
+    if prefix and block[257:263] == b"ustar\0":  # in GNU's "ustar " these bytes are other fields
         name = prefix + b"/" + name
     return name.decode("utf-8", "surrogateescape"), length, block[156:157]
 
 
 def _number(field: bytes) -> int | None:
-    """An octal field, or base 256 behind 0x80 (negative: 0xff); None if it is neither."""
+    """The number in an octal field, or in base 256 after 0x80 (negative: 0xff); None for anything else."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     digits = field.split(b"\0", 1)[0].strip()
@@ -155,8 +161,9 @@ def _number(field: bytes) -> int | None:
 
 
 def _records(content: bytes, shard: str, position: int) -> dict[str, str]:
-    """PAX records "LENGTH KEY=VALUE newline": those that change where or what a member is."""
-    found, start = {}, 0
+    """The PAX records, "LENGTH KEY=VALUE newline", that set the path or the size of a member."""
+    found: dict[str, str] = {}
+    start = 0
     while start < len(content):
         length, _, _ = content[start : start + 20].partition(b" ")
         end = start + int(length) if length.isdigit() else 0

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_tools.augment.transforms import Tiles, TrainTransform, crop_box
 from data_tools.batches.order import Order
-from data_tools.batches.stream import TrainStream
+from data_tools.batches.stream import Decoding, Share, TrainStream
 from data_tools.images import jpeg
 from data_tools.images.decode import Picture, open_image
 from data_tools.images.tiles import choose_canvas, fitted_size
@@ -87,11 +87,9 @@ def ours(shards: ShardSet, augment: AugmentConfig, max_tiles: int, threads: int)
         shards,
         Order(0, len(shards), BATCH),
         counted,
+        Share(BATCH),
+        Decoding(MAX_PIXELS, SIZE, threads),
         batch_size=BATCH,
-        micro_batch_size=BATCH,
-        max_pixels=MAX_PIXELS,
-        tile_size=SIZE,
-        threads=threads,
     ) as stream:
         for _ in islice(stream, 2 * len(shards) // BATCH):
             pass
@@ -257,12 +255,10 @@ def small_stream(shards: ShardSet, threads: int, start_step: int = 0) -> TrainSt
         shards,
         Order(0, len(shards), SMALL_BATCH),
         TrainTransform(0, 32, 4, CROP),
+        Share(SMALL_BATCH),
+        Decoding(MAX_PIXELS, 32, threads),
         batch_size=SMALL_BATCH,
-        micro_batch_size=SMALL_BATCH,
-        max_pixels=MAX_PIXELS,
-        tile_size=32,
         start_step=start_step,
-        threads=threads,
     )
 
 

@@ -16,7 +16,7 @@ from sample_files import picture, write_tar
 
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.order import Order
-from data_tools.batches.stream import TrainStream
+from data_tools.batches.stream import Decoding, Share, TrainStream
 from data_tools.errors import DataError
 from data_tools.shards.index import build_index
 from data_tools.shards.shard_set import ShardSet
@@ -147,8 +147,8 @@ def test_legal_shards_hand_out_whole_images(name: str, hostile: Path, tmp_path: 
 
 def stream(shards: ShardSet) -> TrainStream:
     transform = EvalTransform(32, 1)
-    sizes = {"batch_size": 8, "micro_batch_size": 8, "max_pixels": MAX_PIXELS, "tile_size": 32}
-    return TrainStream(shards, Order(0, len(shards), 8), transform, threads=2, **sizes)
+    decoding = Decoding(MAX_PIXELS, 32, threads=2)
+    return TrainStream(shards, Order(0, len(shards), 8), transform, Share(8), decoding, batch_size=8)
 
 
 def test_bad_images_among_good_ones_are_counted_and_replaced(hostile: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ import os, resource, sys
 from pathlib import Path
 import data_tools.verify
 from data_tools.errors import UserError
-from data_tools.index import build_index
+from data_tools.shards.index import build_index
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 for folder in sorted(Path(sys.argv[1]).iterdir()):

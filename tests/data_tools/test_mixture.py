@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from data_tools.augment.transforms import EvalTransform
-from data_tools.batches.mixture import Mixture, Source, allot
+from data_tools.batches.mixture import Mixture, WeightedShards, allot
 from data_tools.batches.order import Order
-from data_tools.batches.stream import TrainStream
+from data_tools.batches.stream import Decoding, Share, TrainStream
 from data_tools.errors import UsageError
 from data_tools.shards.shard_set import ShardSet
 
 
 def mixture(sources: list[tuple[ShardSet, float]], lanes: int = 16, **options) -> Mixture:
     order = Order(5, sum(len(shards) for shards, _ in sources), lanes, **options)
-    return Mixture([Source(*source) for source in sources], order)
+    return Mixture([WeightedShards(*source) for source in sources], order)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_samples_are_those_of_their_source(two) -> None:
 
 def test_a_stream_reads_a_mixture(two) -> None:
     mix = mixture([(two[0], 3), (two[1], 1)], 8)
-    sizes = {"batch_size": 16, "micro_batch_size": 8, "max_pixels": 10**6, "tile_size": 16}
-    with TrainStream(mix, mix, EvalTransform(16, 1), threads=2, **sizes) as stream:
+    transform, decoding = EvalTransform(16, 1), Decoding(10**6, 16, threads=2)
+    with TrainStream(mix, mix, transform, Share(8), decoding, batch_size=16) as stream:
         batches = list(islice(stream, 6))
     samples = np.concatenate([batch.sample.numpy() for batch in batches])
     labels = np.concatenate([batch.labels.numpy() for batch in batches])

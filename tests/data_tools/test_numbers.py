@@ -13,9 +13,9 @@ import webdataset
 from pictures import write_pictures
 
 from data_tools.augment.transforms import EvalTransform
-from data_tools.batches.mixture import Mixture, Source
+from data_tools.batches.mixture import Mixture, WeightedShards
 from data_tools.batches.order import Order
-from data_tools.batches.stream import EvalStream
+from data_tools.batches.stream import Decoding, EvalStream, Share
 from data_tools.errors import DataError
 from data_tools.packing.pack import pack
 from data_tools.shards.index import build_index
@@ -50,7 +50,7 @@ def test_fractions_are_numbers_and_so_are_the_whole_ones_beside_them(
     assert [shards.labels_of(i) for i in range(4)] == [(pytest.approx(x),) for x in (0.73, 2, -1.5, 1e-3)]
     found = list(verify(folder, decode_images=False, max_pixels=10**6, threads=1))
     assert [problem.key for problem in found] == ["003"]
-    stream = EvalStream(shards, EvalTransform(16, 1), micro_batch_size=4, max_pixels=10**6, tile_size=16)
+    stream = EvalStream(shards, EvalTransform(16, 1), Share(4), Decoding(10**6, 16))
     (batch,) = stream
     assert batch.labels.dtype == torch.float32
     torch.testing.assert_close(batch.labels, torch.tensor([[0.73], [2], [-1.5], [1e-3]]))
@@ -62,7 +62,7 @@ def test_several_numbers_of_a_sample_keep_their_order_and_sources_may_be_mixed(
     labels = [[0.5, 0.5, 3], [1, 2, -4.25], [0.0, 1.0, 2.0]]
     shards = ShardSet.open(write(tmp_path / "set", pictures, labels))
     assert shards.num_classes == 3
-    mixture = Mixture([Source(shards, 1.0), Source(shards, 1.0)], Order(0, 6, 2))
+    mixture = Mixture([WeightedShards(shards, 1.0), WeightedShards(shards, 1.0)], Order(0, 6, 2))
     assert mixture.numeric
     assert [mixture.label_row(i).tolist() for i in range(6)] == 2 * labels
     assert np.load(tmp_path / "set/shardindex.numbers.npy").dtype == np.float32

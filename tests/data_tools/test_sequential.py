@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from test_hostile_shards import READ, REFUSED
 
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream
+from data_tools.batches.stream import Decoding, Share
 from data_tools.errors import DataError, UsageError
 from data_tools.shards import remote
 from data_tools.tile_batch import checksum
 
-COMMON = {"seed": 3, "max_pixels": 10**6, "tile_size": 16, "micro_batch_size": 8}
+SHARE, DECODING = Share(8), Decoding(max_pixels=10**6, tile_size=16, threads=2)
 
 
 @pytest.fixture
@@ -29,11 +31,21 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
 
 
-def stream(server: Server, names: list[str], classes: int = 5, **options) -> SequentialStream:
-    options = COMMON | {"threads": 2, "buffer": 10} | options
+def stream(
+    server: Server,
+    names: list[str],
+    classes: int = 5,
+    share: Share = SHARE,
+    decoding: Decoding = DECODING,
+    *,
+    buffer: int = 10,
+    start_step: int = 0,
+) -> SequentialStream:
     braces = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
     source = SequentialShards(f"{server.url}/{braces}", classes)
-    return SequentialStream(source, EvalTransform(16, 1), **options)
+    return SequentialStream(
+        source, EvalTransform(16, 1), share, decoding, seed=3, start_step=start_step, buffer=buffer
+    )
 
 
 def shards(make_shards, server: Server, sizes: list[int], **options) -> list[str]:
@@ -51,7 +63,7 @@ def test_a_pass_delivers_every_sample_once_with_its_label(make_shards, server) -
     assert sorted(labels.tolist()) == sorted(n % 5 for n in range(32))
     ranks = []
     for rank in range(2):
-        with stream(server, names, buffer=1, rank=rank, world_size=2, micro_batch_size=4) as batches:
+        with stream(server, names, share=Share(4, rank, 2), buffer=1) as batches:
             ranks += [value for batch in islice(batches, 3) for value in checksum(batch)]
     assert len(set(ranks)) == 24  # no image on both ranks
 
@@ -72,7 +84,8 @@ def test_bad_samples_are_passed_over_and_named(server, tmp_path) -> None:
     bad += [("e.jpg", picture(5)), ("e.cls", b"7"), ("f.jpg", picture(6)), ("f.cls", b"+1")]
     members = [*good[0], *bad, ("g.pickle", b"x"), *good[0], *good[1], *good[2], *good[3]]
     write_tar(tmp_path / "x.tar", members)
-    with stream(server, ["x.tar"], buffer=1, micro_batch_size=4, prefetch=1) as batches:
+    decoding = replace(DECODING, prefetch=1)
+    with stream(server, ["x.tar"], share=Share(4), decoding=decoding, buffer=1) as batches:
         batch = next(batches)
     assert batch.weight.tolist() == [1] * 4 and batch.labels.tolist() == [1] * 4
     assert [sample.key for sample in batch.bad] == ["b", "c", "d", "e", "f", "a"]
@@ -83,7 +96,7 @@ def test_every_start_draws_another_order(make_shards, server) -> None:
     names = shards(make_shards, server, [20, 12])
     sums = []
     for start_step in (0, 0, 5):
-        with stream(server, names, start_step=start_step, threads=0) as batches:
+        with stream(server, names, decoding=replace(DECODING, threads=0), start_step=start_step) as batches:
             sums.append(checksum(next(batches)))
     assert sums[0] == sums[1] != sums[2]
 
@@ -93,7 +106,7 @@ def test_what_cannot_be_streamed_ends_in_a_sentence(server, tmp_path) -> None:
         with pytest.raises(UsageError, match=r"reads shards from http\(s\) URLs"):
             SequentialShards(url, 5)
     with pytest.raises(UsageError, match="1 shards are too few for 2 processes"):
-        stream(server, ["x.tar"], world_size=2)
+        stream(server, ["x.tar"], share=Share(8, 0, 2))
     write_tar(tmp_path / "x.tar", [("README", b"x")])
     (tmp_path / "cut.tar").write_bytes(b"x" * 700)
     write_tar(tmp_path / "none.tar", [("a.cls", b"1")])
@@ -107,9 +120,10 @@ def test_what_cannot_be_streamed_ends_in_a_sentence(server, tmp_path) -> None:
 def test_hostile_shards_are_refused_or_give_good_samples_only(name, hostile: Path, monkeypatch) -> None:
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.01)
     file = name if "." in name else f"{name}.tar"
+    decoding = replace(DECODING, max_pixels=67_108_864)
     with (
         serve(hostile / "shards") as server,
-        stream(server, [file], 4, micro_batch_size=1, buffer=1, max_pixels=67_108_864) as batches,
+        stream(server, [file], 4, Share(1), decoding, buffer=1) as batches,
     ):
         server.ranges = False
         if name in REFUSED or name in ("all_bad", "interleaved_keys"):

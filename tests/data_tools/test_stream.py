@@ -11,31 +11,41 @@ import torch
 from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import EvalTransform, TrainTransform
 from data_tools.batches.order import Order
-from data_tools.batches.stream import EvalStream, TrainStream
+from data_tools.batches.stream import Decoding, EvalStream, Share, TrainStream
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.shard_set import ShardSet
 from data_tools.tile_batch import TileBatch, checksum
 from pretrain.config.schema import AugmentConfig
 
 BATCH, MICRO, SIZE = 16, 2, 16
-COMMON = {"max_pixels": 10**6, "tile_size": SIZE}
+MAX_PIXELS = 10**6
 CROP = AugmentConfig(crop_scale=(0.3, 1.0), flip=True)
 
 
 def train(
-    shards: ShardSet, steps: range, world: int = 1, threads: int = 0, lanes: int = 8, **options
+    shards: ShardSet,
+    steps: range,
+    world: int = 1,
+    threads: int = 0,
+    lanes: int = 8,
+    batch_size: int = BATCH,
+    micro_batch_size: int = MICRO,
+    mix: Mix | None = None,
+    pin: bool = False,
 ) -> list[TileBatch]:
     """The micro-batches of all ranks, step by step, rank by rank."""
     order = Order(1, len(shards), lanes)
-    transform = TrainTransform(1, SIZE, options.pop("max_tiles", 4), CROP)
-    sizes = {"batch_size": BATCH, "micro_batch_size": MICRO, **COMMON, **options}
+    transform = TrainTransform(1, SIZE, 4, CROP)
+    decoding = Decoding(MAX_PIXELS, SIZE, threads, pin=pin)
+    start, per_step = steps.start, batch_size // world // micro_batch_size
     ranks = []
     for rank in range(world):
-        place = {"rank": rank, "world_size": world, "start_step": steps.start, "threads": threads}
-        with TrainStream(shards, order, transform, **sizes, **place) as stream:
-            share = sizes["batch_size"] // world // sizes["micro_batch_size"]
-            batches = list(islice(stream, share * len(steps)))
-        ranks.append([batches[i * share : (i + 1) * share] for i in range(len(steps))])
+        share = Share(micro_batch_size, rank, world)
+        with TrainStream(
+            shards, order, transform, share, decoding, batch_size=batch_size, start_step=start, mix=mix
+        ) as stream:
+            batches = list(islice(stream, per_step * len(steps)))
+        ranks.append([batches[i * per_step : (i + 1) * per_step] for i in range(len(steps))])
     return [batch for step in range(len(steps)) for rank in ranks for batch in rank[step]]
 
 
@@ -146,9 +156,8 @@ def test_an_exception_in_a_thread_reaches_the_consumer(make_shards) -> None:
     def broken(image: np.ndarray, position: int) -> tuple:
         raise RuntimeError(f"position {position}")
 
-    stream = TrainStream(
-        shards, Order(0, 6, 4), broken, batch_size=4, micro_batch_size=4, threads=2, **COMMON
-    )
+    decoding = Decoding(MAX_PIXELS, SIZE, threads=2)
+    stream = TrainStream(shards, Order(0, 6, 4), broken, Share(4), decoding, batch_size=4)
     with stream, pytest.raises(RuntimeError, match="position"):
         next(stream)
 
@@ -161,9 +170,8 @@ def test_close_ends_the_threads_at_once(make_shards) -> None:
         return np.zeros((1, 3, SIZE, SIZE), np.uint8), 1, 1
 
     before = threading.active_count()
-    stream = TrainStream(
-        shards, Order(0, 40, 1), slow, batch_size=400, micro_batch_size=400, threads=2, **COMMON
-    )
+    decoding = Decoding(MAX_PIXELS, SIZE, threads=2)
+    stream = TrainStream(shards, Order(0, 40, 1), slow, Share(400), decoding, batch_size=400)
     threading.Timer(0.1, stream.close).start()
     start = time.monotonic()
     with pytest.raises(BaseException):  # noqa: B017 (cancelled, or refused by the closed pool)
@@ -185,16 +193,9 @@ def test_sizes_that_do_not_divide_are_refused(make_shards) -> None:
 
 def evaluate(shards: ShardSet, world: int, threads: int, micro: int = 4) -> list[list[TileBatch]]:
     """The batches of each rank."""
+    decoding = Decoding(MAX_PIXELS, SIZE, threads)
     streams = [
-        EvalStream(
-            shards,
-            EvalTransform(SIZE, 4),
-            micro_batch_size=micro,
-            rank=rank,
-            world_size=world,
-            threads=threads,
-            **COMMON,
-        )
+        EvalStream(shards, EvalTransform(SIZE, 4), Share(micro, rank, world), decoding)
         for rank in range(world)
     ]
     ranks = [list(stream) for stream in streams]
@@ -229,7 +230,7 @@ def test_evaluation_gives_a_bad_image_no_weight(make_shards) -> None:
 
 def test_leaving_an_evaluation_early_ends_its_threads(make_shards) -> None:
     before = threading.active_count()
-    stream = EvalStream(make_shards([40]), EvalTransform(SIZE, 1), micro_batch_size=2, **COMMON)
+    stream = EvalStream(make_shards([40]), EvalTransform(SIZE, 1), Share(2), Decoding(MAX_PIXELS, SIZE))
     for _ in stream:
         break
     assert threading.active_count() == before
