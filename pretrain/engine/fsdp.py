@@ -10,14 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
 
 from data_tools.errors import UsageError
 from data_tools.tile_batch import TileBatch
@@ -42,23 +36,23 @@ class FSDP(Engine):
         else:
             shape = (self.world.size // size, size)
             mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
-        policy = MixedPrecisionPolicy(
+        policy = fsdp.MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if self.config.engine.precision == "bf16" else None,
             reduce_dtype=torch.float32,
         )
         offloaded = self.config.engine.offload == "all"
-        offload = CPUOffloadPolicy(pin_memory=device == "cuda") if offloaded else OffloadPolicy()
+        offload = fsdp.CPUOffloadPolicy(pin_memory=device == "cuda") if offloaded else fsdp.OffloadPolicy()
         reshard = self.config.engine.reshard_after_forward
         for block in model.blocks:
-            fully_shard(
+            fsdp.fully_shard(
                 block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=reshard
             )
-        fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        fsdp.fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         model.to_empty(device="cpu" if offloaded else self.world.device)
         return model
 
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
-        assert isinstance(self.model, FSDPModule)
+        assert isinstance(self.model, fsdp.FSDPModule)
         self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
@@ -67,6 +61,6 @@ class FSDP(Engine):
         # A forward pass without a backward pass leaves parameters gathered. Without resharding, the next
         # pass would use these copies, not what the optimizer has changed since.
         for module in self.model.modules():
-            if isinstance(module, FSDPModule):
+            if isinstance(module, fsdp.FSDPModule):
                 module.reshard()
         return logits

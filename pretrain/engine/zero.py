@@ -266,7 +266,7 @@ def _import_deepspeed(device: str) -> ModuleType:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device == "cpu":
-        # Otherwise the first start compiles a shared-memory collective: it takes minutes and needs a compiler.
+        # Otherwise the first start compiles a shared-memory collective, which takes minutes.
         for name in deepspeed.ops.__compatible_ops__:
             if "shm" in name:
                 deepspeed.ops.__compatible_ops__[name] = False
