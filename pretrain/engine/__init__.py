@@ -1,4 +1,5 @@
-"""How a model is spread over the processes. The training loop knows `Engine` and not which one it drives.
+"""How a model is spread over the processes. The training loop knows the interface `Engine` only.
 
-Nothing is imported here: checkpoints are read on machines that have no process group.
+Nothing is imported here: otherwise every import of `ranges`, to read a checkpoint for example, would load
+FSDP and DeepSpeed too.
 """

@@ -1,5 +1,5 @@
-"""The one protocol that the training loop knows: an engine holds a model and its optimizer, spread over
-the processes in its own way, and does a step."""
+"""The interface that the training loop uses: an engine holds a model and its optimizer, spreads them over
+the processes in its own way, and does training steps."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from data_tools.random_numbers import hash64
 from data_tools.tile_batch import TileBatch
 
 from ..config.schema import Config
+from ..model.build import Model
 from ..model.init import InitialValue
 from ..run.processes import World
 from .blocks import prepare_blocks
 from .ema import EMA
-from .optim import build_optimizer, create_state, parameter_groups, set_learning_rate, state_tensors
+from .optim import build_optimizer, create_state, moments, parameter_groups, set_learning_rate
 from .ranges import LocalRange, local_range
 
 Loss = Callable[[Tensor, TileBatch], Tensor]
 
 
 class Engine(ABC):
-    """A classifier under training.
+    """A model under training.
 
-    model: on the meta device. initial_value(name, shape): the first value of a parameter, whole, fp32, the
-    same on every process. Subclasses differ in how they place the model (`place`), and in when
-    gradients travel (`synchronize`).
+    model: on the meta device. initial_value(name, shape): the first value of a whole parameter, fp32, the
+    same on every process. Subclasses differ in how they place the model (`place`), and in when the
+    processes sum up their gradients (`synchronize`).
     """
 
-    def __init__(self, config: Config, world: World, model: nn.Module, initial_value: InitialValue) -> None:
+    def __init__(self, config: Config, world: World, model: Model, initial_value: InitialValue) -> None:
         self.config, self.world = config, world
         prepare_blocks(model.blocks, config.engine)
         self.model = model
@@ -40,7 +41,8 @@ class Engine(ABC):
         self.forward_module = self.place(model)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.fill_(float("nan"))  # one that is forgotten is loud
+                # NaN, so that a parameter that nobody initialises makes the loss NaN at once.
+                parameter.fill_(float("nan"))
         self.optimizer = build_optimizer(config.optim, plan, dict(model.named_parameters()))
         trained = {f"model/{name}" for name, p in model.named_parameters() if p.requires_grad}
         self.prepare_optimizer()
@@ -53,52 +55,59 @@ class Engine(ABC):
             )
 
     @abstractmethod
-    def place(self, model: nn.Module) -> nn.Module:
-        """Put `model` from the meta device onto this process, unfilled; returns the module to call."""
+    def place(self, model: Model) -> nn.Module:
+        """Move `model` from the meta device onto this process, without values; returns the module to call."""
 
     @abstractmethod
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
-        """The context of a micro-batch's forward and backward; gradients are summed up at the last."""
+        """The context of a micro-batch's forward and backward pass.
+
+        last: whether this is the step's last micro-batch, at which gradients are summed over the processes.
+        """
 
     def prepare_optimizer(self) -> None:
-        """Give the optimizer the state that a checkpoint can be loaded into."""
-        create_state(self.config.optim, self.optimizer)
+        """Create the optimizer's state before the first step, so that a checkpoint can be loaded into it."""
+        groups = self.optimizer.param_groups
+        create_state(self.config.optim, self.optimizer, [p for group in groups for p in group["params"]])
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the scalar `loss` to the parameters' gradients."""
         loss.backward()
 
     def loaded(self) -> None:  # noqa: B027 (most engines have nothing to do)
-        """Called when the ranges have been given other values."""
+        """Take over new values; called after something was written into the ranges."""
 
     @property
     def replica(self) -> tuple[int, int]:
-        """(number, count) of this process among those that hold the same undivided parameter."""
+        """(index, count): which of the processes that hold the same whole parameter this one is."""
         return 0, 1
 
     def autocast(self) -> AbstractContextManager[None]:
+        """The context of every forward pass, for an engine whose precision is torch's autocast."""
         return nullcontext()
 
     def train_micro_batch(self, batch: TileBatch, loss: Loss, step: int, micro: int, last: bool) -> Tensor:
-        """Forward and backward. Returns the summed loss of the images of this process, detached.
+        """Forward and backward pass of micro-batch `micro` of step `step` (both from 0).
 
-        The gradient is that of the sum over all processes and micro-batches of
-        `loss(logits, batch).sum() / global batch size`.
+        Returns the sum of the losses of this process's images, a detached scalar. The gradient is that of
+        `loss(logits, batch).sum() / global batch size`, summed over all processes and micro-batches.
         """
         self.model.train()
         torch.manual_seed(int(hash64(self.config.run.seed, step, micro, self.world.rank)) >> 1)
         batch = batch.to(self.world.device)
         with self.synchronize(last), self.autocast():
             total = loss(self.forward_module(batch), batch).sum()
-            # Engines average gradients over the processes; the objective is a sum over them. A loss that is
-            # not finite makes every gradient NaN (0 * inf), so that their norm tells all processes.
+            # Engines average gradients over the processes, but the objective is a sum over them. A loss that
+            # is not finite makes every gradient NaN (0 * inf), so that all processes see it in the norm.
             scale = self.world.size / self.config.train.batch_size
             self.backward(total * (scale + 0.0 * total.detach()))
         return total.detach()
 
     def update(self, learning_rate: float, step: int) -> Tensor:
-        """Optimizer step `step` (from 0). Returns the whole gradient norm before clipping, on the device.
+        """Optimizer step `step` (from 0). Returns the norm of the whole gradient before clipping, a scalar.
 
-        Where the norm is not finite the step changes nothing; the device alone knows (`found_inf`).
+        If the norm is not finite, the step changes nothing. The check stays on the device (`found_inf`),
+        so that the host does not wait for it.
         """
         norm = self.clip_and_step(learning_rate)
         if self.ema:
@@ -106,56 +115,65 @@ class Engine(ABC):
         return norm
 
     def clip_and_step(self, learning_rate: float) -> Tensor:
+        """`update` without the moving average."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.config.optim.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        # torch's optimizers look for this attribute, but only its GradScaler sets it.
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     @torch.no_grad()
     def logits(self, batch: TileBatch) -> Tensor:
-        """Logits (B, classes) of a batch on the device, in evaluation mode; called by all processes."""
+        """The model's outputs (B, outputs) for a batch on the device, in evaluation mode.
+
+        All processes must call it together.
+        """
         self.model.eval()
         with self.autocast():
             return self.forward_module(batch)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, where they are kept; entered by all processes."""
+        """Inside this context the model has the averaged weights, if there are any.
+
+        All processes must enter it together.
+        """
         if self.ema is None:
             yield
             return
         self.ema.swap()
         self.loaded()
-        yield  # after an error there is no training to go back to
+        yield  # no try: after an error the training does not go on
         self.ema.swap()
         self.loaded()
 
     def ranges(self) -> Iterator[LocalRange]:
-        """All of the training state that this process holds, as live views."""
+        """All training state that this process holds, as views: writing to them changes the state."""
         yield from self.training_ranges()
         if self.ema:
             yield from self.ema.ranges
 
     def training_ranges(self) -> Iterator[LocalRange]:
-        """The parameters, and the optimizer's tensors of the same shape."""
+        """The parameters and the optimizer's moments, without the moving average."""
         for name, parameter in self.model.named_parameters():
             yield local_range(f"model/{name}", parameter, *self.replica)
-            for kind, tensor in state_tensors(self.optimizer, parameter):
-                yield local_range(f"{kind}/{name}", tensor, *self.replica)
+            for moment, tensor in moments(self.optimizer, parameter):
+                yield local_range(f"{moment}/{name}", tensor, *self.replica)
 
     def optimizer_steps(self) -> dict[str, int]:
-        """How often each parameter has been stepped."""
+        """The number of optimizer steps of each parameter, by name; empty if the optimizer does not count."""
         named = self.model.named_parameters()
         steps = {name: s["step"] for name, p in named if "step" in (s := self.optimizer.state.get(p, {}))}
         counts = torch.stack(list(steps.values())).tolist() if steps else []
         return {name: int(count) for name, count in zip(steps, counts, strict=True)}
 
     def set_optimizer_steps(self, steps: dict[str, int]) -> None:
+        """Set what `optimizer_steps` returns."""
         for name, parameter in self.model.named_parameters():
             if "step" in self.optimizer.state.get(parameter, {}):
                 self.optimizer.state[parameter]["step"].fill_(steps[name])
@@ -163,8 +181,8 @@ class Engine(ABC):
     @torch.no_grad()
     def _initialize(self, initial_value: InitialValue) -> None:
         for item in self.training_ranges():
-            kind, name = item.key.split("/", 1)
-            if kind == "model":
+            group, name = item.key.split("/", 1)
+            if group == "model":
                 value = initial_value(name, torch.Size(item.shape)).reshape(-1)
                 item.data.copy_(value[item.offset : item.offset + item.data.numel()])
         self.loaded()

@@ -1,5 +1,5 @@
 """What is done to each block before the model is spread over the processes: activation checkpointing, then
-compilation of the block by itself. Both leave the parameters and their names as they are."""
+compilation, each block by itself. Both leave the parameters and their names as they are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Forward = Callable[[Tensor, Packing], Tensor]
 
 BACKEND: str | Callable[..., Any] = "inductor"
 
-# What `selective` keeps: the outputs of matrix products and of attention, whichever kernel computes it. The
-# rest of a block is cheap to compute again.
+# What `selective` keeps in memory: the outputs of matrix products and of attention, whichever kernel computes
+# it. The rest of a block is cheap to compute again.
 KEPT = (
     "aten.mm",
     "aten.addmm",
@@ -53,11 +53,11 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 def _compiled(forward: Forward) -> Forward:
-    """One graph for all blocks and all numbers of tiles."""
+    """`forward`, compiled to one graph for all blocks and all numbers of tiles."""
     compiled = torch.compile(forward, backend=BACKEND, fullgraph=True)
 
     def call(x: Tensor, packing: Packing) -> Tensor:
-        if packing.watch is not None:  # somebody looks inside, once
+        if packing.watch is not None:  # not worth compiling: models are inspected rarely
             return forward(x, packing)
         if not packing.single:
             for tensor in (x, packing.image, packing.host_offsets):

@@ -1,4 +1,4 @@
-"""DDP: every process holds the whole state."""
+"""DDP (arXiv 2006.15704): every process holds the whole state."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..model.build import Model
 from .base import Engine
 
 
 class DDP(Engine):
-    def place(self, model: nn.Module) -> nn.Module:
+    """The whole model on every process; a single process needs no wrapper around it."""
+
+    def place(self, model: Model) -> nn.Module:
         model.to_empty(device=self.world.device)
         if self.world.size == 1:
             return model
         ids = [self.world.device] if self.world.device.type == "cuda" else None
-        # Rank 0's values need no broadcast: every process fills in the same ones, by name.
+        # No broadcast from rank 0: every process computes the same initial values from the names.
         return DistributedDataParallel(model, device_ids=ids, init_sync=False)
 
     def synchronize(self, last: bool) -> AbstractContextManager[None]:
-        if last or self.world.size == 1:
+        if last or not isinstance(self.forward_module, DistributedDataParallel):
             return nullcontext()
         return self.forward_module.no_sync()
 

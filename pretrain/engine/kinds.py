@@ -1,4 +1,4 @@
-"""The engines by the name that engine.kind gives them."""
+"""The engines, by the value of engine.kind."""
 
 from .base import Engine
 from .ddp import DDP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,17 @@ from data_tools.errors import UsageError
 
 from ..config.keys import nearest
 from ..config.schema import OptimConfig
+from ..model.build import Model
 
-STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+# The optimizer's state tensors that have the shape of a parameter, by torch's names.
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 def schedule(config: OptimConfig, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps`.
 
-    A linear warm-up reaches `lr` at step warmup_steps; then constant, linear or cosine (to 0 at the end), or
-    rsqrt (proportional to the inverse square root of the step).
+    A linear warm-up reaches config.lr at step warmup_steps. Then the rate is constant, falls to 0 at the end
+    (linear, cosine), or is proportional to the inverse square root of the step (rsqrt).
     """
     warmup = config.warmup_steps
     if step < warmup:
@@ -39,7 +41,7 @@ def schedule(config: OptimConfig, step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters with one weight decay and one scale of the learning rate."""
+    """The names of parameters with the same weight decay; scale: a factor of their learning rate."""
 
     names: list[str]
     weight_decay: float
@@ -49,7 +51,7 @@ class ParameterGroup:
 def build_optimizer(
     config: OptimConfig, plan: list[ParameterGroup], parameters: dict[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with momentum, over the `parameters` that the plan names."""
+    """AdamW (arXiv 1711.05101), or SGD with momentum, over the `parameters` that the plan names."""
     groups = [
         {
             "params": [parameters[name] for name in group.names],
@@ -58,49 +60,56 @@ def build_optimizer(
         }
         for group in plan
     ]
-    optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-    else:
-        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum)
-    return optimizer
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return SGD(groups, lr=config.lr, momentum=config.momentum)
 
 
 class SGD(torch.optim.SGD):
-    """torch's, heeding `found_inf` (a step where it is 1 changes nothing) as the fused AdamW does."""
+    """torch's SGD with the `found_inf` of the fused AdamW: a step where it is 1 changes nothing."""
 
     found_inf: Tensor | None = None
 
+    # ignore: torch's signature also promises the value of a closure, and this project's steps have none
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         kept = []
-        found, self.found_inf = self.found_inf, None  # torch's own refuses what it would not heed
-        if found is not None:
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    for tensor in (parameter, self.state[parameter]["momentum_buffer"]):
-                        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                        kept.append((local, local.clone()))
+        found, self.found_inf = self.found_inf, None  # torch's SGD raises an error if it is set
+        for group in self.param_groups if found is not None else ():
+            for parameter in group["params"]:
+                for tensor in (parameter, self.state[parameter]["momentum_buffer"]):
+                    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                    kept.append((local, local.clone()))
         super().step()
-        for tensor, before in kept:
-            tensor.copy_(torch.where(found.bool(), before, tensor))
+        if found is not None:
+            for tensor, before in kept:
+                tensor.copy_(torch.where(found.bool(), before, tensor))
 
 
-def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer) -> None:
-    """Zero state for every parameter, which torch would make at the first step only."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if config.name == "adamw":
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for kind in STATE[config.name]:
-                state[kind] = torch.zeros_like(parameter)
+def create_state(config: OptimConfig, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
+    """Zero state for each of the tensors that the optimizer changes.
+
+    torch would create it at the first step only, but a checkpoint is loaded into it before.
+    """
+    for tensor in tensors:
+        state = optimizer.state[tensor]
+        if config.name == "adamw":
+            state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+        for moment in MOMENTS[config.name]:
+            state[moment] = torch.zeros_like(tensor)
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's tensors that have the parameter's shape, each with its name of MOMENTS."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if key != "step":
+            yield key, value
 
 
 def freeze(model: nn.Module, names: list[str]) -> None:
-    """Let the named parameters, and those of the named modules, keep their values.
+    """Exclude the named parameters, and those of the named modules, from training.
 
-    Raises UsageError for a name that the model lacks, and where nothing is left to train.
+    Raises UsageError for a name that the model lacks, and if nothing is left to train.
     """
     parameters = dict(model.named_parameters())
     for name in names:
@@ -117,10 +126,11 @@ def freeze(model: nn.Module, names: list[str]) -> None:
         raise UsageError("optim.freeze: nothing is left to train", shared=True)
 
 
-def parameter_groups(config: OptimConfig, model: nn.Module) -> list[ParameterGroup]:
-    """Trainable parameters by (decays or not, learning-rate scale of its depth).
+def parameter_groups(config: OptimConfig, model: Model) -> list[ParameterGroup]:
+    """The trainable parameters, grouped by whether they decay and by the learning-rate scale of their depth.
 
-    Only the kernels decay: not biases, norms, class tokens or position tables, as in the paper's code.
+    Only the weights of linear layers and convolutions decay; biases, norms, class tokens and position
+    tables do not, as in Google's code of arXiv 2010.11929.
     """
     depth = len(model.blocks)
     groups: dict[tuple[bool, float], list[str]] = {}
@@ -139,7 +149,7 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for what lies before the blocks, i + 1 for block i, depth + 1 for what lies behind."""
+    """The depth of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 behind the blocks."""
     block = re.search(r"\blayers\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
@@ -147,12 +157,6 @@ def _layer(name: str, depth: int) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group `rate` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-
-
-def state_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's tensors that have the parameter's shape, by kind."""
-    for kind, value in optimizer.state.get(parameter, {}).items():
-        if kind != "step":
-            yield kind, value

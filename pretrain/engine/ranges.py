@@ -1,8 +1,8 @@
-"""State as flat ranges: the one form in which every engine gives and takes it.
+"""Training state as flat ranges, the form in which every engine exchanges it with checkpoints.
 
-The shard of a parameter that a process holds is, under every engine, a contiguous range of the row-major
-flattened parameter. A checkpoint is such ranges, so that a load at another size or under another engine
-only copies overlaps: no collective, no whole parameter on any process.
+Under every engine a process's part of a parameter is a contiguous range of the flattened (row-major)
+parameter. A checkpoint consists of such ranges. So a load with another number of processes or another engine
+only copies where ranges overlap: it needs no communication, and no process needs a whole parameter.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, Shard
 class LocalRange:
     """Elements [offset, offset + len(data)) of the flattened tensor `key`.
 
-    shape: of the whole tensor; data: 1-D view of the live state; replica of replicas: which of the processes
-    that hold the same range this is, so that together they save it once.
+    shape: of the whole tensor; data: a 1-D view, so that writing to it changes the state. replicas: how many
+    processes hold this range; replica: which of them this is, from 0. Each of them saves one part of it.
     """
 
     key: str
@@ -41,8 +41,9 @@ class LocalRange:
 def local_range(key: str, tensor: Tensor, replica: int, replicas: int) -> LocalRange:
     """The range of `tensor` that this process holds.
 
-    A DTensor is split by rows (Shard(0)) over the last dimension of its mesh and repeated over the ones
-    before it; any other tensor is whole, and repeated as the caller says.
+    A DTensor must be split by rows (Shard(0)) over the last dimension of its mesh and replicated over the
+    others, or NotImplementedError is raised. Any other tensor is whole; `replica` and `replicas` (as in
+    LocalRange) hold for such tensors only.
     """
     shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
@@ -57,4 +58,4 @@ def local_range(key: str, tensor: Tensor, replica: int, replicas: int) -> LocalR
         replica, replicas = mesh.get_local_rank(0), mesh.size(0)
     else:
         replica, replicas = 0, 1
-    return LocalRange(key, shape, offset, tensor.detach().to_local().view(-1), replica, replicas)
+    return LocalRange(key, shape, offset, tensor.to_local().detach().view(-1), replica, replicas)

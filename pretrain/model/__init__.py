@@ -1,4 +1,4 @@
-"""The models. Names are resolved on first use: checking a configuration imports no torch."""
+"""The models. Names are resolved at first use, so that checking a configuration does not import torch."""
 
 from importlib import import_module
 from typing import Any

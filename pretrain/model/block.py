@@ -13,7 +13,7 @@ from .init import constant, normal, reset, xavier_uniform, zeros
 from .packing import Packing
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:  # a function, as copies of a block are to have the same one
+def _gelu_tanh(x: Tensor) -> Tensor:  # no module, so that all copies of a block share one object
     return F.gelu(x, approximate="tanh")
 
 
@@ -32,7 +32,7 @@ class Attention(nn.Module):
     """Multi-head self-attention within each image: (T, n, D) -> (T, n, D).
 
     qk_norm: a LayerNorm over each head's queries and one over its keys (arXiv 2302.05442, section 2).
-    dropout: of the attention weights.
+    dropout: of the attention weights. Raises ValueError if the heads do not divide embed_dim.
     """
 
     def __init__(
@@ -65,11 +65,10 @@ class Attention(nn.Module):
         reset(self)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        # unbind, not permute: its backward stacks the three gradients where the projection wants
-        # them.
+        # unbind, not permute: its backward pass stacks the three gradients in the projection's layout.
         q, k, v = self.qkv(x.flatten(0, 1)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        if self.q_norm is not None:
-            # Autocast computes a norm in float32, and attention wants one type.
+        if self.q_norm is not None and self.k_norm is not None:
+            # Autocast computes norms in float32, but attention needs q, k and v in one type.
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         dropout = self.dropout if self.training else 0.0
         return self.proj(attention(q, k, v, packing, dropout).flatten(1)).view_as(x)
@@ -97,7 +96,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel, `first` to begin with (arXiv 2103.17239, section 2.1)."""
+    """A learned factor for each channel, with initial value `first` (arXiv 2103.17239, section 2.1)."""
 
     def __init__(self, embed_dim: int, first: float) -> None:
         super().__init__()
@@ -113,7 +112,7 @@ class Block(nn.Module):
     """x + attention(norm1 x), then x + MLP(norm2 x); x: (T, n, D) in packed order.
 
     drop_path: the share of images that skip a branch in training (stochastic depth, arXiv
-    1603.09382). layer_scale: the first value of a LayerScale at the end of each branch, or None.
+    1603.09382). layer_scale: the initial value of a LayerScale at the end of each branch; None: none.
     parallel: x + attention(norm1 x) + MLP(norm1 x), both skipped together (arXiv 2302.05442,
     section 2). qkv_bias, proj_bias: whether attention's projections have biases.
     """
@@ -149,8 +148,9 @@ class Block(nn.Module):
             self.set_drop_path(drop_path)
 
     def set_drop_path(self, rate: float) -> None:
-        # A tensor even for 0, since torch.compile would make a graph for each block's own number;
-        # on the CPU, from where a single number enters a kernel without a copy.
+        """Skip a branch for this share of the images, in [0, 1)."""
+        # A tensor, even for 0: torch.compile would make a graph for each block's own number. On the CPU,
+        # from where a kernel takes a single number without a copy.
         self.keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:

@@ -20,16 +20,15 @@ from .variants import resolve
 class Classifier(nn.Module):
     """Vision Transformer with a classification head (arXiv 2010.11929, section 3).
 
-    mean, std: of pixels in [0, 1], for each channel. With max_tiles above 1 an image may consist of
-    several tiles, whose places are learned as in torchtune; with one tile it is exactly the paper's
-    model. config.pool: `cls`, the mean over the class tokens of the image's tiles; `mean`, over all
-    its patches; or `map`, an AttentionPool over them (neither has a class token). Registers are left
-    out of every pool. Raises UsageError for a configuration that does not fit
-    together.
+    tile_size: pixels along a side, or (height, width). max_tiles: with more than 1 an image may consist
+    of several tiles, whose positions are learned as in torchtune; with 1 it is exactly the paper's model.
+    num_classes: 0 leaves out the last linear layer, so that the logits are its inputs. mean, std: of
+    pixels in [0, 1], for each channel. in_channels: of the images. mask_token: whether there is one, for
+    the mask of `inspect`. pooler: whether there is a Pooler beside the head, which only `inspect` uses.
 
-    in_channels: of the images. num_classes: 0 leaves out the last linear layer, so that logits are
-    what it would see. mask_token: for `inspect` and pretraining with masked patches. pooler: a
-    Pooler beside the head, which only `inspect` looks at.
+    config.pool: `cls`, the mean over the class tokens of the image's tiles; `mean`, the mean over all its
+    patches; `map`, an AttentionPool over them. By default only `cls` has a class token. No pool includes
+    registers. Raises UsageError for a configuration that does not fit together.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Classifier(nn.Module):
         self.config = config
         self.tile_size = tile_size
         self.num_classes = num_classes
-        self.watch: Watch | None = None  # computes attention instead, for looking at the model
+        self.watch: Watch | None = None  # as in `Packing`
         self.pixels = Pixels(tuple(mean), tuple(std), max_tiles)
         self.geometry = geometry_of(arch, tile_size, max_tiles)
         self.encoder = build_encoder(config, arch, tile_size, self.geometry, in_channels, mask_token)
@@ -61,38 +60,43 @@ class Classifier(nn.Module):
         )
         self.pool_norm = pooled_norm(config, arch)
         self.pooler = Pooler(arch.embed_dim) if pooler else None
-        if config.head == "linear":
-            head = LinearHead(arch.embed_dim, num_classes, config.head_bias) if num_classes else nn.Identity()
-            self.head = head
-        else:
+        self.head: LinearHead | MlpHead | nn.Identity
+        if config.head != "linear":
             hidden = config.head_hidden or arch.embed_dim
             self.head = MlpHead(arch.embed_dim, hidden, num_classes, config.head_activation, config.head_bias)
+        elif num_classes:
+            self.head = LinearHead(arch.embed_dim, num_classes, config.head_bias)
+        else:
+            self.head = nn.Identity()
 
     @property
     def mean(self) -> tuple[float, ...]:
+        """The mean of each channel that is subtracted from pixels in [0, 1]."""
         return self.pixels.mean
 
     @property
     def std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel by which pixels are then divided."""
         return self.pixels.std
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The Transformer blocks, in order."""
         return self.encoder.layers
 
     def forward(self, batch: TileBatch | Tensor) -> Tensor:
         """Logits, float32 (B, num_classes); float64 from a model in float64.
 
         batch: a TileBatch, or images of one tile (B, C, S, S), S the tile size. uint8 pixels are
-        normalised here; floating ones are taken as normalised. ValueError for another shape.
+        normalised here; floating-point ones must be normalised already. ValueError for another shape.
         """
         return in_full(self.head(self.represent(batch)))
 
     def resized(self, tile_size: int | tuple[int, int], mode: str = "bilinear") -> Classifier:
         """The same classifier for images of another size.
 
-        mode: how position tables are interpolated, of `resize.resize_grid`. All other parameters are
-        shared with this one.
+        mode: how position tables are interpolated, as in `resize.resize_grid`. All other parameters are
+        shared with this classifier.
         """
         with torch.device("meta"):
             other = Classifier(
@@ -116,7 +120,7 @@ class Classifier(nn.Module):
         return other.train(self.training)
 
     def represent(self, batch: TileBatch | Tensor) -> Tensor:
-        """What the head sees: (B, D)."""
+        """The head's input (B, D); batch as in `forward`."""
         tiles, packing = self.unpack(batch)
         x, _ = self.encoder.encode(tiles, packing)
         return self.pooled(x, packing)
@@ -126,7 +130,7 @@ class Classifier(nn.Module):
         return self.pixels.unpack(batch, self.encoder, self.watch)
 
     def pooled(self, x: Tensor, packing: Packing) -> Tensor:
-        """Tokens (T, n, D) in packed order -> (B, D) in the order of the batch."""
+        """The head's input (B, D), in the order of the batch, from tokens (T, n, D) in packed order."""
         if self.config.pool == "cls":
             pooled = packing.image_means(x[:, 0])
         elif self.pool is not None:

@@ -1,7 +1,7 @@
-"""From tiles to tokens: patches, class token, and where a token lies.
+"""From tiles to tokens: patches, class token and positions.
 
 Tokens are (T, n, D): T tiles in packed order, n tokens in each. A tile's row and column come from
-the Packing, so that every table is read by one gather `table[row, column]`.
+the Packing, so that one look-up `table[row, column]` serves all tiles.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .packing import Packing
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel: (T, C, S, S) -> (T, patches, D), row by row.
 
-    arXiv 2010.11929, eq. 1. Computed as one matrix product; the weight keeps the shape of a
-    convolution. Pixels beyond the last whole patch are not looked at.
+    arXiv 2010.11929, eq. 1. Computed as one matrix product; the weight has the shape of a
+    convolution's. Pixels beyond the last whole patch are ignored.
     """
 
     def __init__(self, patch_size: int, embed_dim: int, in_channels: int = 3, bias: bool = True) -> None:
@@ -44,7 +44,7 @@ class PatchEmbedding(nn.Module):
 class ClassEmbedding(nn.Module):
     """Puts the class token before a tile's patches, or after them: (T, n, D) -> (T, n + 1, D).
 
-    The same vector in every tile. std: of its first values, by default D^-0.5 as in torchtune.
+    It is the same in every tile. std: of its initial values, by default D^-0.5 as in torchtune.
     """
 
     def __init__(self, embed_dim: int, append: bool = False, std: float | None = None) -> None:
@@ -64,7 +64,7 @@ class TokenPositionalEmbedding(nn.Module):
 
     tile_size: pixels along a side, or rows and columns.
     sincos: a fixed table (see `sincos2d`) instead of a learned one. std: of the learned table's
-    first values, by default D^-0.5 as in torchtune.
+    initial values, by default D^-0.5 as in torchtune.
     """
 
     def __init__(
@@ -78,9 +78,11 @@ class TokenPositionalEmbedding(nn.Module):
         std: float | None = None,
     ) -> None:
         super().__init__()
-        self.grid = tuple(side // patch_size for side in sides(tile_size))
+        height, width = sides(tile_size)
+        self.grid = (height // patch_size, width // patch_size)
         self.prefix = int(class_token)
-        # A fixed table is a parameter, no buffer: saved, resized and initialised like the others.
+        # A fixed table too is a parameter, not a buffer, so that it is saved, resized and initialised
+        # like the others.
         self.local = nn.Parameter(
             torch.empty(self.prefix + prod(self.grid), embed_dim), requires_grad=not sincos
         )
@@ -94,10 +96,10 @@ class TokenPositionalEmbedding(nn.Module):
 
 
 class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
-    """Positions inside a tile and inside the whole image; the gate begins at the former.
+    """Positions within the tile and within the whole image, as torchtune has them.
 
-    x + local · (1 - tanh gate) + global_[row, column] · tanh gate.
-    local: (n, D). global_: (M, M, n, D).
+    x + local · (1 - tanh gate) + global_[row, column] · tanh gate. The gate begins at 0, which leaves only
+    the position within the tile. local: (n, D); global_: (M, M, n, D), M = max_num_tiles.
     """
 
     def __init__(
@@ -125,9 +127,9 @@ class TiledTokenPositionalEmbedding(TokenPositionalEmbedding):
 
 
 class TilePositionalEmbedding(nn.Module):
-    """The place of a tile in its image: x + embedding[row, column] · tanh gate.
+    """The position of a tile in its image: x + embedding[row, column] · tanh gate.
 
-    embedding: (M, M, 1, D). The gate begins at 0.
+    embedding: (M, M, 1, D), M = max_num_tiles. The gate begins at 0.
     """
 
     def __init__(self, max_num_tiles: int, embed_dim: int) -> None:
@@ -156,13 +158,13 @@ class ClassProjection(nn.Module):
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of something whose size may be one number."""
+    """(height, width) of a size that may be given as one number."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
 def sincos2d(grid: tuple[int, int], embed_dim: int) -> Tensor:
-    """Fixed positions (rows · columns, D): sin x, cos x, sin y, cos y, a quarter of the width each.
+    """Fixed positions (rows · columns, D): sin x, cos x, sin y, cos y, each a quarter of D.
 
     arXiv 2205.01580 (after 2104.02057): frequencies 10000^(-i / (D/4 - 1)).
     """

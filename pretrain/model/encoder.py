@@ -1,4 +1,4 @@
-"""The encoder that a configuration asks for, and what is done to images before it; shared by all models."""
+"""What all models share: the encoder that a configuration asks for, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from .vit import VisionTransformer
 
 @dataclass(frozen=True)
 class Pixels:
-    """mean, std: of pixels in [0, 1], for each channel; max_tiles: of an image."""
+    """How images become the encoder's input.
+
+    mean, std: of pixels in [0, 1], for each channel; max_tiles: the most tiles that an image may have.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -39,7 +42,7 @@ class Pixels:
         """Normalised tiles in packed order, and their packing.
 
         batch: a TileBatch, or images of one tile (B, C, S, S). watch: as in `Packing`. ValueError for tiles
-        that the encoder does not take, and for more tiles than it has places for.
+        that do not fit the encoder or the batch's grid, and for an image with too many tiles.
         """
         if isinstance(batch, Tensor):
             if not batch.ndim or not len(batch):
@@ -58,7 +61,7 @@ class Pixels:
         return self.normalise(packing.pack(tiles)), packing
 
     def normalise(self, tiles: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std of uint8 tiles; floating ones are normalised already."""
+        """(pixel / 255 - mean) / std of uint8 tiles; floating-point tiles come back unchanged."""
         if tiles.is_floating_point():
             return tiles
         mean, std = (
@@ -69,13 +72,13 @@ class Pixels:
 
 
 def geometry_of(arch: Architecture, tile_size: int | tuple[int, int], max_tiles: int) -> Geometry:
-    """What the position tables are made for."""
+    """The geometry of the position tables; UsageError if the patches do not fill a tile."""
     rows, columns = (arch.grid(side) for side in sides(tile_size))
     return Geometry(grid=(rows, columns), max_tiles=max_tiles, prefix=int(arch.class_token))
 
 
 def pooled_norm(config: ModelConfig, arch: Architecture) -> nn.Module:
-    """The norm behind the pool, where the configuration has it there."""
+    """The norm behind the pool; Identity if the configuration has none there."""
     if config.final_norm == "pooled":
         return nn.LayerNorm(arch.embed_dim, eps=config.norm_eps)
     return nn.Identity()
@@ -89,22 +92,15 @@ def build_encoder(
     in_channels: int,
     mask_token: bool,
 ) -> VisionTransformer:
-    """The encoder of a configuration; the sizes that it leaves open are those of `arch`.
+    """The encoder of a configuration; its sizes are those of `arch`, which `resolve` made of it.
 
-    Raises UsageError where its last norm would stand behind the places of tiles.
+    Raises UsageError for several tiles with the norm behind the pool: the positions of tiles would be added
+    before that norm, but they belong behind the last norm.
     """
-    if geometry.max_tiles > 1 and config.final_norm == "pooled":
-        raise UsageError("model.final_norm=pooled needs data.max_tiles=1: tiles are placed behind the norm")
     max_tiles = geometry.max_tiles
-    positions = {
-        "embed_dim": arch.embed_dim,
-        "tile_size": geometry.grid,
-        "patch_size": 1,
-        "class_token": arch.class_token,
-        "sincos": config.position == "sincos2d",
-        "std": 0.02,
-    }
     tiled = max_tiles > 1
+    if tiled and config.final_norm == "pooled":
+        raise UsageError("model.final_norm=pooled needs data.max_tiles=1: tiles are placed behind the norm")
     return VisionTransformer(
         patch_size=arch.stride,
         tile_size=tile_size,
@@ -123,11 +119,7 @@ def build_encoder(
             layer_scale=config.layer_scale,
             parallel=arch.parallel,
         ),
-        token_pos_embedding=(
-            TiledTokenPositionalEmbedding(max_tiles, **positions)
-            if tiled
-            else TokenPositionalEmbedding(**positions)
-        ),
+        token_pos_embedding=_positions(config, arch, geometry),
         pre_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
         post_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
         in_channels=in_channels,
@@ -147,4 +139,15 @@ def build_encoder(
             if arch.backbone is not None
             else None
         ),
+    )
+
+
+def _positions(config: ModelConfig, arch: Architecture, geometry: Geometry) -> TokenPositionalEmbedding:
+    """The position table for `geometry`: one pixel of its embedding's arguments stands for a patch."""
+    width, grid, class_token = arch.embed_dim, geometry.grid, arch.class_token
+    sincos, std = config.position == "sincos2d", 0.02
+    if geometry.max_tiles == 1:
+        return TokenPositionalEmbedding(width, grid, 1, class_token=class_token, sincos=sincos, std=std)
+    return TiledTokenPositionalEmbedding(
+        geometry.max_tiles, width, grid, 1, class_token=class_token, sincos=sincos, std=std
     )

@@ -1,7 +1,7 @@
-"""Floating-point operations of a Classifier, exactly: two for each multiply-add.
+"""The exact number of floating-point operations of a model: two for each multiply-add.
 
-Counted as torch.utils.flop_counter counts: matrix products, convolutions and attention; no biases,
-norms or activations. Nothing here imports torch.
+As in torch.utils.flop_counter, matrix products, convolutions and attention count; biases, norms and
+activations do not. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ def forward_flops(
 ) -> int:
     """Operations of one forward pass of one image of `tiles` tiles.
 
-    masked: of `masked.MaskedPatches`, whose linear head sees the corrupted half of the patches.
+    tile_size: pixels along a side. masked: of `masked.MaskedPatches`, whose linear head sees the corrupted
+    half of the patches.
     """
     arch = resolve(config)
     width = arch.embed_dim
@@ -25,8 +26,8 @@ def forward_flops(
     block = tokens * (4 * width**2 + 2 * tokens * width + 2 * width * arch.mlp_dim)
     pool = 0
     if config.pool == "map" and not masked:
-        # Keys and values, scores and their sum, the output projection, the MLP. The query comes from
-        # the probe alone, once for a whole batch.
+        # Keys and values, scores and their sum, the output projection, the MLP. The query does not
+        # count: it is computed from the probe, once for a whole batch.
         pool = patches * (2 * width**2 + 2 * width) + width**2 + 2 * width * arch.mlp_dim
     if masked:
         head = corrupted(patches) * width * num_classes
@@ -42,20 +43,23 @@ def forward_flops(
 def training_flops(
     config: ModelConfig, *, tile_size: int, num_classes: int, tiles: int = 1, masked: bool = False
 ) -> int:
-    """Forward and backward, without recomputation: three times the forward pass, but for the pixels.
+    """Operations of a forward and a backward pass of one image, without recomputation.
 
-    They get no gradient, which the first projection or convolution would compute.
+    Three times the forward pass, less the gradient of the pixels, which is never computed.
     """
-    sizes = {"tile_size": tile_size, "num_classes": num_classes, "tiles": tiles}
-    return 3 * forward_flops(config, **sizes, masked=masked) - 2 * _first(resolve(config), tile_size, tiles)
+    forward = forward_flops(config, tile_size=tile_size, num_classes=num_classes, tiles=tiles, masked=masked)
+    return 3 * forward - 2 * _first(resolve(config), tile_size, tiles)
 
 
 def training_flops_by_tiles(config: Config, num_classes: int) -> dict[int, int]:
-    """`training_flops` of an image of each number of tiles that the data can have."""
-    sizes = {"tile_size": config.data.tile_size, "num_classes": num_classes}
-    masked = config.objective.name == "masked_patches"
-    counts = range(1, config.data.max_tiles + 1)
-    return {tiles: training_flops(config.model, **sizes, tiles=tiles, masked=masked) for tiles in counts}
+    """`training_flops` of an image, for each number of tiles that an image of the data can have."""
+    size, masked = config.data.tile_size, config.objective.name == "masked_patches"
+    return {
+        tiles: training_flops(
+            config.model, tile_size=size, num_classes=num_classes, tiles=tiles, masked=masked
+        )
+        for tiles in range(1, config.data.max_tiles + 1)
+    }
 
 
 def _first(arch: Architecture, tile_size: int, tiles: int) -> int:

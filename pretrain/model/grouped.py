@@ -1,4 +1,4 @@
-"""Attention among images of few different lengths, one dense call for each length."""
+"""Attention for images of a few different lengths: one dense call for each length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, images: int, dropout: float = 0.0) -> Tensor:
-    """Attention among `images` images of equal length.
+    """Attention within each of `images` images of equal length.
 
-    q, k, v: (tokens, heads, d), the tokens of an image together; so is the result.
+    q, k, v and the result: (tokens, heads, d), the tokens of an image one after the other.
     """
     q, k, v = (x.unflatten(0, (images, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
@@ -21,9 +21,10 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, images: int, dropout: float
 
 @torch.library.custom_op("vit_pretrain::grouped_attention", mutates_args=())
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-    """Attention for torch.compile, whose graph must not depend on how many images have which length.
+    """Attention within each image as one operator, so that torch.compile's graph fits any mix of lengths.
 
-    offsets: int32 (B + 1,) on the CPU, lengths ascending.
+    q, k, v and the result: (tokens, heads, d). offsets: int32 (B + 1,) on the CPU, the first token of each
+    image; lengths ascending.
     """
     return torch.cat([dense_attention(q[rows], k[rows], v[rows], count) for rows, count in _groups(offsets)])
 
@@ -37,7 +38,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
 def grouped_attention_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    """The gradients of q, k and v, from that of the result of `grouped_attention`."""
     parts = []
     for rows, count in _groups(offsets):
         g, q_, k_, v_ = (x[rows].unflatten(0, (count, -1)).transpose(1, 2) for x in (gradient, q, k, v))
@@ -68,7 +69,7 @@ grouped_attention.register_autograd(_gradients, setup_context=_save)
 
 
 def _groups(offsets: Tensor) -> Iterator[tuple[slice, int]]:
-    """(tokens, images) of each length."""
+    """For each length: where its tokens lie, and how many images have it."""
     lengths, counts = torch.unique_consecutive(offsets.diff(), return_counts=True)
     end = 0
     for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):

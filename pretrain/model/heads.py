@@ -12,7 +12,10 @@ from .packing import Packing
 
 
 class LinearHead(nn.Linear):
-    """One linear layer from zero: the head for fine-tuning (arXiv 2010.11929, section 3.2)."""
+    """One linear layer that begins at zero: the head for fine-tuning (arXiv 2010.11929, section 3.2).
+
+    (B, embed_dim) -> (B, num_classes). first_bias: the initial value of its bias.
+    """
 
     def __init__(self, embed_dim: int, num_classes: int, first_bias: float = 0.0) -> None:
         super().__init__(embed_dim, num_classes)
@@ -23,7 +26,8 @@ class LinearHead(nn.Linear):
 class MlpHead(nn.Module):
     """Linear, activation, Linear: the head for pretraining (arXiv 2010.11929, section 3.1).
 
-    The last layer begins at weight zero and bias `first_bias`; without classes there is none.
+    (B, embed_dim) -> (B, num_classes). The last layer begins with weight 0 and bias `first_bias`; if
+    num_classes is 0 there is no last layer, and the result is (B, hidden).
     """
 
     def __init__(
@@ -46,12 +50,12 @@ class MlpHead(nn.Module):
         return self.fc2(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees."""
+        """The input of the last layer: (B, embed_dim) -> (B, hidden)."""
         return self.activation(self.fc1(x))
 
 
 class Pooler(nn.Module):
-    """tanh(Linear(x)) beside the head, as transformers' models without a head have it."""
+    """tanh(Linear(x)), (B, D) -> (B, D), beside the head: transformers' models without a head have it."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -64,10 +68,10 @@ class Pooler(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learned probe attends to all tokens of an image; then x + MLP(norm x).
+    """A learned query (the probe) attends to all tokens of an image; then x + MLP(norm x).
 
-    (T, n, D) in packed order -> (B, D) in packed order. The multi-head attention pooling of arXiv
-    2106.04560, section 3.2, over as many tiles as the image has.
+    (T, n, D) -> (B, D), both in packed order. This is the multi-head attention pooling of arXiv 2106.04560,
+    section 3.2, over all tiles of an image.
     """
 
     def __init__(
@@ -100,5 +104,5 @@ class AttentionPool(nn.Module):
 
 
 def in_full(logits: Tensor) -> Tensor:
-    """At least float32."""
+    """Logits in float32; those in float64 stay as they are."""
     return logits if logits.dtype == torch.float64 else logits.float()

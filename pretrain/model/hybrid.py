@@ -2,8 +2,8 @@
 
 It is the ResNetV2 of Big Transfer (arXiv 1912.11370) as the Vision Transformer uses it:
 convolutions with standardised weights (arXiv 1903.10520), GroupNorm instead of BatchNorm, no bias,
-norms after convolutions, and padding as TensorFlow's SAME. `BackboneConfig` names what differs
-between its implementations.
+norms after convolutions, and TensorFlow's padding SAME. `BackboneConfig` has a key for everything in
+which other implementations differ.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .variants import middle_width, stage_strides
 
 
 class StandardizedConv(nn.Conv2d):
-    """A convolution whose weight is standardised in every output channel.
+    """A convolution whose weight is standardised for every output channel (arXiv 1903.10520).
 
-    standardize: `var`, (w - mean) / √(var + 1e-8), or `std`, (w - mean) / (std + 1e-5), Google's.
-    padding: `same`, as TensorFlow's, or `symmetric`, the same at both ends.
+    standardize: `var`, (w - mean) / √(var + 1e-8), or `std`, (w - mean) / (std + 1e-5), which is Google's.
+    padding: `same`, as in TensorFlow, or `symmetric`, equal at both ends.
     """
 
     def __init__(
@@ -56,18 +56,19 @@ class StandardizedConv(nn.Conv2d):
         )
 
     def standardized(self) -> Tensor:
+        """The weight that the convolution uses: (out, in, kernel, kernel)."""
         if self.standardize == "var":
-            # This is a LayerNorm over the inputs of a channel, with statistics in float32.
+            # The formula is that of a LayerNorm, which computes its statistics in float32.
             return F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
         std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
         return (self.weight - mean) / (std + 1e-5)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last norm begins at scale 0.
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last norm begins with scale 0.
 
-    (T, channels_in, h, w) -> (T, channels_out, h / stride, w / stride), rounded up. The shortcut is
-    a projection in the first unit of a stage (`project`).
+    (T, channels_in, h, w) -> (T, channels_out, h / stride, w / stride), rounded up. project: whether the
+    shortcut is a projection, as in the first unit of a stage.
     """
 
     def __init__(
@@ -81,18 +82,15 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         middle = middle_width(channels_out)
-        kind = _conv_kind(config)
         self.activation = ACTIVATIONS[config.activation]
-        self.conv1 = StandardizedConv(channels_in, middle, 1, **kind)
+        self.conv1 = _conv(config, channels_in, middle, 1)
         self.norm1 = _norm(middle, config)
-        self.conv2 = StandardizedConv(middle, middle, 3, stride, dilation, **kind)
+        self.conv2 = _conv(config, middle, middle, 3, stride, dilation)
         self.norm2 = _norm(middle, config)
-        self.conv3 = StandardizedConv(middle, channels_out, 1, **kind)
+        self.conv3 = _conv(config, middle, channels_out, 1)
         self.norm3 = _norm(channels_out, config)
         self.shortcut = (
-            nn.Sequential(
-                StandardizedConv(channels_in, channels_out, 1, stride, **kind), _norm(channels_out, config)
-            )
+            nn.Sequential(_conv(config, channels_in, channels_out, 1, stride), _norm(channels_out, config))
             if project
             else nn.Identity()
         )
@@ -107,9 +105,10 @@ class Bottleneck(nn.Module):
 
 
 class PreactivationBottleneck(nn.Module):
-    """The same convolutions, each behind its norm and activation (arXiv 1603.05027).
+    """The convolutions of a Bottleneck, each behind its norm and activation (arXiv 1603.05027).
 
-    The shortcut's projection sees the input after the first norm and has none of its own.
+    Shapes and arguments as in Bottleneck. The shortcut's projection follows the first norm and has no norm
+    of its own.
     """
 
     def __init__(
@@ -119,20 +118,19 @@ class PreactivationBottleneck(nn.Module):
         stride: int,
         project: bool,
         config: BackboneConfig,
-        dilation: int = 1,  # as in transformers, this unit keeps its kernels whole
+        dilation: int = 1,  # not used: in transformers too, the kernels of this unit do not dilate
     ) -> None:
         super().__init__()
         middle = middle_width(channels_out)
-        kind = _conv_kind(config)
         self.activation = ACTIVATIONS[config.activation]
         self.norm1 = _norm(channels_in, config)
-        self.conv1 = StandardizedConv(channels_in, middle, 1, **kind)
+        self.conv1 = _conv(config, channels_in, middle, 1)
         self.norm2 = _norm(middle, config)
-        self.conv2 = StandardizedConv(middle, middle, 3, stride, **kind)
+        self.conv2 = _conv(config, middle, middle, 3, stride)
         self.norm3 = _norm(middle, config)
-        self.conv3 = StandardizedConv(middle, channels_out, 1, **kind)
+        self.conv3 = _conv(config, middle, channels_out, 1)
         self.shortcut = (
-            nn.Sequential(StandardizedConv(channels_in, channels_out, 1, stride, **kind)) if project else None
+            nn.Sequential(_conv(config, channels_in, channels_out, 1, stride)) if project else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,14 +142,13 @@ class PreactivationBottleneck(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """Tiles (T, C, H, W) -> features (T, channels, h, w), h and w as `variants.feature_side`."""
+    """Tiles (T, C, H, W) -> features (T, channels, h, w); `variants.feature_side` gives h and w."""
 
     def __init__(self, config: BackboneConfig, in_channels: int = 3) -> None:
         super().__init__()
-        kind = _conv_kind(config)
         self.config = config
         self.activation = ACTIVATIONS[config.activation]
-        self.conv_root = StandardizedConv(in_channels, config.stem, 7, stride=2, **kind)
+        self.conv_root = _conv(config, in_channels, config.stem, 7, 2)
         preactivation = config.unit == "preactivation"
         self.norm_root = None if preactivation else _norm(config.stem, config)
         unit_type = PreactivationBottleneck if preactivation else Bottleneck
@@ -184,7 +181,7 @@ class ResNetV2(nn.Module):
             x = F.pad(x, (1, 1, 1, 1))
         if self.norm_root is not None:
             x = self.activation(self.norm_root(x))
-        # A border of zeros, not of -inf: the same behind ReLU, and transformers' choice otherwise.
+        # The border is 0, not -inf: behind ReLU both give the same, and transformers uses 0 elsewhere too.
         return F.max_pool2d(pad_same(x, 3, 2) if self.config.pool_padding else x, 3, 2)
 
     def forward(self, tiles: Tensor) -> Tensor:
@@ -195,9 +192,9 @@ class ResNetV2(nn.Module):
 
 
 class HybridEmbedding(nn.Module):
-    """Patches of the backbone's features: (T, C, H, W) -> (T, patches, D).
+    """Tiles -> patches of the backbone's features: (T, C, H, W) -> (T, patches, D).
 
-    patch_size counts cells of the last feature map.
+    patch_size: in cells of the last feature map.
     """
 
     def __init__(self, backbone: ResNetV2, patch_size: int, embed_dim: int) -> None:
@@ -210,7 +207,10 @@ class HybridEmbedding(nn.Module):
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
-    """Zeros around (..., h, w), the odd one last: then ceil(side / stride) windows fit."""
+    """(..., h, w) with zeros around it, so that ceil(side / stride) windows fit: TensorFlow's SAME.
+
+    Of an odd number of zeros, one more lies at the end than at the beginning.
+    """
     sides = []
     for side in (x.shape[-1], x.shape[-2]):
         total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
@@ -218,8 +218,9 @@ def pad_same(x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
     return F.pad(x, sides) if any(sides) else x
 
 
-def _conv_kind(config: BackboneConfig) -> dict[str, str]:
-    return {"standardize": config.standardize, "padding": config.padding}
+def _conv(config: BackboneConfig, *sizes: int) -> StandardizedConv:
+    """sizes: channels_in, channels_out, kernel, stride and dilation of the convolution."""
+    return StandardizedConv(*sizes, standardize=config.standardize, padding=config.padding)
 
 
 def _norm(channels: int, config: BackboneConfig) -> nn.GroupNorm:

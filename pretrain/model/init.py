@@ -1,25 +1,37 @@
-"""Initial weights as a function of (seed, parameter name), at any world size, in any order.
+"""Initial weights depend on (seed, parameter name) only, not on the number of processes or on any order.
 
-Each module says in `init_rules` how its parameters begin: {name within the module: rule}. A rule
-fills one full tensor from a generator. Normalisation layers need no entry.
+Each module declares the initial values of its parameters in `init_rules`: {name within the module:
+rule}. A rule fills one whole tensor from a generator. Normalisation layers need no entry.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 Rule = Callable[[Tensor, torch.Generator | None], object]
-# By a parameter's name and whole shape its first value, fp32, the same on every process.
+# (name, shape of the whole parameter) -> its initial value, fp32, the same on every process.
 InitialValue = Callable[[str, torch.Size], Tensor]
 StartingValues = Callable[[nn.Module], InitialValue]
 
-# What activation checkpointing and torch.compile write into parameter names.
+# What activation checkpointing and torch.compile insert into parameter names.
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
+
+
+class HasRules(Protocol):
+    """A module that declares the initial values of its parameters."""
+
+    @property
+    def init_rules(self) -> Mapping[str, Rule]:
+        """By the parameters' names within the module."""
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """As in nn.Module."""
 
 
 def _constant(values: Tensor, generator: torch.Generator | None, *, value: float) -> None:
@@ -36,25 +48,30 @@ def _xavier_uniform(values: Tensor, generator: torch.Generator | None, *, parts:
 
 
 def constant(value: float) -> Rule:
+    """The same value everywhere."""
     return partial(_constant, value=value)
 
 
 def normal(std: float) -> Rule:
+    """A normal distribution around 0."""
     return partial(_normal, std=std)
 
 
 def xavier_uniform(parts: int = 1) -> Rule:
     """Glorot and Bengio 2010, eq. 16, for (out, in) matrices.
 
-    parts: so many matrices are stacked along out; each is drawn by its own size.
+    parts: how many matrices are stacked along out; the bound is that of one of them.
     """
     return partial(_xavier_uniform, parts=parts)
 
 
 def lecun_normal(values: Tensor, generator: torch.Generator | None) -> None:
-    """Variance 1 / fan-in, cut off at two standard deviations: what flax gives a convolution."""
+    """A normal distribution of variance 1 / fan-in, truncated at two standard deviations: flax's default.
+
+    LeCun et al. 1998, "Efficient BackProp", section 4.6.
+    """
     fan_in = values[0].numel()
-    std = fan_in**-0.5 / 0.87962566103423978  # the cut takes this share of the deviation away
+    std = fan_in**-0.5 / 0.87962566103423978  # the deviation of the truncated standard normal distribution
     nn.init.trunc_normal_(values, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
@@ -62,10 +79,10 @@ zeros = constant(0.0)
 ones = constant(1.0)
 
 
-def reset(module: nn.Module) -> None:
-    """Fill what `module` declares rules for from torch's own generator; for use in constructors.
+def reset(module: HasRules) -> None:
+    """Fill the parameters that have rules, from torch's default generator; for use in constructors.
 
-    Nothing is drawn on the meta device, where torch would import its compiler for it.
+    On the meta device nothing happens: torch would import its compiler only to draw numbers there.
     """
     with torch.no_grad():
         for name, rule in module.init_rules.items():
@@ -75,10 +92,10 @@ def reset(module: nn.Module) -> None:
 
 
 def initial_value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The whole initial value, float32 on the CPU, of one parameter of `model`.
+    """The initial value of one whole parameter of `model`, float32 on the CPU.
 
-    name: the parameter's full name; shape: its full (unsharded) shape. RuntimeError if nothing says
-    how the parameter begins.
+    name: the parameter's full name; shape: of the whole, unsharded parameter. RuntimeError if there is no
+    rule for it.
     """
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
@@ -92,14 +109,14 @@ def initial_value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> 
 
 
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every parameter of an unsharded model in place."""
+    """Give every parameter of an unsharded model its `initial_value`, in place."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial_value(model, name, parameter.shape, seed))
 
 
 def _rule(model: nn.Module, name: str) -> Rule:
-    """The rule of the innermost module around `name` that has one."""
+    """The rule for the parameter `name`, from the innermost module that has one."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         module = model.get_submodule(".".join(parts[:depth]))
@@ -112,5 +129,5 @@ def _rule(model: nn.Module, name: str) -> Rule:
 
 
 def random_values(model: nn.Module, seed: int) -> InitialValue:
-    """First weights that are a function of the seed and the parameter's name alone."""
+    """`initial_value` for this model and seed."""
     return lambda name, shape: initial_value(model, name, shape, seed)

@@ -1,34 +1,33 @@
-"""A look into a Classifier: everything between the images and the logits, at a price paid only here."""
+"""What a model computes between the images and the outputs. It costs nothing where it is not used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_tools.tile_batch import TileBatch
 
+from .block import Block
+from .build import Model
+from .classifier import Classifier
 from .heads import MlpHead, in_full
 from .packing import Packing
-
-if TYPE_CHECKING:
-    from .classifier import Classifier
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """B images of T tiles in all (T = B with one tile each), in the order of the batch.
+    """What a Classifier computes for B images of T tiles in total, in the order of the batch.
 
     logits: (B, num_classes). tokens: (T, n, D), behind the last norm; class token and registers
-    stand before the patches. pooled: (B, D), what the Pooler makes of an image, or, without one, what
-    the head's last layer sees. hidden_states: (T, n, D) each, what the first block sees and what each
-    block gives. attentions: (B, heads, N, N) for each block, rows are queries, N the tokens of the
-    longest image; an image with less has zeros behind its own.
+    stand before the patches. pooled: (B, D), the Pooler's output, or, without a Pooler, the input of the
+    head's last layer. hidden_states: (T, n, D) each, the first block's input and each block's output.
+    attentions: (B, heads, N, N) for each block; rows are queries, N is the number of tokens of the
+    longest image; shorter images are filled up with zeros.
     """
 
     logits: Tensor
@@ -39,11 +38,11 @@ class Inspection:
 
 
 class AttentionMaps:
-    """`attention` that keeps the weights it computes with.
+    """Computes `attention` and keeps the weights.
 
-    layers: (B, heads, N, N) for each call, softmax(q kᵀ / √d) in the order of the batch, N the
-    tokens of the longest image; what an image lacks to N is 0. head_mask: (layers, heads), factors of
-    the heads' weights.
+    layers: for each call (B, heads, N, N), softmax(q kᵀ / √d) in the order of the batch; N is the number
+    of tokens of the longest image, and shorter images are filled up with zeros. head_mask: (layers,
+    heads), factors of the heads' weights.
     """
 
     def __init__(self, head_mask: Tensor | None = None) -> None:
@@ -73,9 +72,9 @@ def inspect(
 ) -> Inspection:
     """Run `model` and keep what it computes on the way.
 
-    batch: as `Classifier.forward`. mask: bool (T, patches), True where the model's mask token takes
-    the place of a patch. head_mask: (heads,) or (layers, heads), factors of the attention weights, 0
-    to leave out a head. ValueError for other shapes, or for a mask that the model has no token for.
+    batch: as in `Classifier.forward`. mask: bool (T, patches), True where the model's mask token replaces
+    a patch. head_mask: (heads,) or (layers, heads), factors of the attention weights; 0 leaves out a head.
+    ValueError for other shapes, or for a mask if the model has no mask token.
     """
     encoder = model.encoder
     tiles, packing = model.unpack(batch)
@@ -108,19 +107,20 @@ def _checked(mask: Tensor, tiles: Tensor) -> Tensor:
     return mask
 
 
-def _for_layers(head_mask: Tensor, layers: torch.nn.ModuleList) -> Tensor:
-    shape = (len(layers), layers[0].attn.num_heads)
+def _for_layers(head_mask: Tensor, layers: nn.ModuleList) -> Tensor:
+    first = layers[0]
+    assert isinstance(first, Block)
+    shape = (len(layers), first.attn.num_heads)
     if tuple(head_mask.shape) not in (shape, shape[1:]):
         raise ValueError(f"head_mask must be {shape[1:]} or {shape}, got {tuple(head_mask.shape)}")
     return head_mask.expand(shape)
 
 
 class Rollout:
-    """`attention` that follows the tokens through the blocks: attention rollout (arXiv 2005.00928, eq. 1; as
-    in 2010.11929, appendix D.8).
+    """Computes `attention` and attention rollout (arXiv 2005.00928, eq. 1; as in 2010.11929, appendix D.8).
 
-    flow: (B, N, N), how much of each token behind the blocks so far comes from each token before them,
-    in the order of the batch; a row sums to 1. N the tokens of the longest image.
+    flow: (B, N, N) in the order of the batch: how much of each token (row) behind the last block computed
+    comes from each token (column) before the first; a row sums to 1. N: tokens of the longest image.
     """
 
     def __init__(self) -> None:
@@ -130,14 +130,16 @@ class Rollout:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
         result = self._maps(q, k, v, packing)
         weights = self._maps.layers.pop().float().mean(1)
-        through = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2  # with the residual
+        # Half of each token comes through attention, half past it by the residual connection.
+        through = (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
         with torch.autocast(through.device.type, enabled=False):
             self.flow = through @ self.flow if self.flow.numel() else through
         return result
 
-    def patches(self, model: Classifier, image: int, rows: int, columns: int) -> Tensor:
-        """Of one image of the batch, of rows x columns tiles: how much of what is pooled comes from each
-        patch, (rows · patches down a tile, columns · patches across).
+    def patches(self, model: Model, image: int, rows: int, columns: int) -> Tensor:
+        """How much of what `model` pools comes from each patch, for one image of the batch.
+
+        rows, columns: of its tiles. Returns (rows · patches down a tile, columns · patches across a tile).
         """
         tiles, prefix, (down, across) = rows * columns, model.encoder.prefix, model.geometry.grid
         own = tiles * model.encoder.tokens_per_tile
@@ -148,8 +150,8 @@ class Rollout:
 
 
 @contextmanager
-def rolled_out(model: Classifier) -> Iterator[Rollout]:
-    """Within it a forward of `model` is followed, however the model is wrapped."""
+def rolled_out(model: Model) -> Iterator[Rollout]:
+    """Inside this context one forward pass of `model`, or of what wraps it, fills the Rollout."""
     model.watch = found = Rollout()
     yield found
     model.watch = None

@@ -1,4 +1,4 @@
-"""Gone: other programs' weights are read and written in finetune/formats. Goes with the next release."""
+"""Moved to finetune/formats. This file says so until the next release."""
 
 raise ImportError(
     "pretrain.model.interchange is now finetune.formats: from finetune.formats import load_peer, to_peer"

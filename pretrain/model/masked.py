@@ -1,4 +1,7 @@
-"""Pretraining without labels: the mean colours of corrupted patches (arXiv 2010.11929, appendix B.1.2)."""
+"""Pretraining without labels: predict the mean colours of corrupted patches.
+
+arXiv 2010.11929, appendix B.1.2.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from .heads import LinearHead
 from .packing import Packing, Watch, to_device
 from .variants import COLOURS, corrupted, resolve
 
-MASKED, SWAPPED = 0.8, 0.1  # of the corrupted ones; the others stay as they are
+MASKED, SWAPPED = 0.8, 0.1  # shares of the corrupted patches; the others stay as they are
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to the patches of a batch, numbered through its tiles in packed order.
+    """What is done to the patches of a batch, which are numbered through its tiles in packed order.
 
-    chosen: int64 (K,) the corrupted patches, those of an image together; masked: those of them that
-    the mask token replaces; swapped, taken_from: those that another patch of their image replaces,
-    and which; per_image: how many of an image of the n-th length, as in Packing.groups.
+    chosen: int64 (K,), the corrupted patches, image by image; masked: those of them that the mask token
+    replaces; swapped: those that another patch of their image replaces; taken_from: these other patches;
+    per_image: how many patches of an image are corrupted, for each group of Packing.groups.
     """
 
     chosen: Tensor
@@ -39,9 +42,9 @@ class Corruption:
 
 
 def corruption(batch: TileBatch, groups: Sequence[tuple[int, int]], patches: int, seed: int) -> Corruption:
-    """A pure function of (seed, position) for each image, so that no number of processes changes it.
+    """The corruption of a batch. That of an image depends on (seed, position) only.
 
-    groups: (images, tiles of each) of the batch's Packing; patches: of a tile.
+    So it is the same with any number of processes. groups: as in Packing; patches: of a tile.
     """
     packed = torch.sort(batch.tiles_per_image, stable=True).indices
     positions = batch.position[packed].numpy()
@@ -62,16 +65,23 @@ def corruption(batch: TileBatch, groups: Sequence[tuple[int, int]], patches: int
         image, begin = image + count, begin + n * count
     where, kind, other = (np.concatenate([part.ravel() for part in x]) for x in (chosen, kinds, others))
     swapped = (kind >= MASKED) & (kind < MASKED + SWAPPED)
-    parts = (where, where[kind < MASKED], where[swapped], other[swapped])
-    return Corruption(*map(torch.from_numpy, parts), per_image=tuple(per_image))
+    return Corruption(
+        chosen=torch.from_numpy(where),
+        masked=torch.from_numpy(where[kind < MASKED]),
+        swapped=torch.from_numpy(where[swapped]),
+        taken_from=torch.from_numpy(other[swapped]),
+        per_image=tuple(per_image),
+    )
 
 
 class MaskedPatches(nn.Module):
-    """Encoder and a linear head that says the 3-bit mean colour of every corrupted patch.
+    """An encoder and a linear head that predicts the mean colour of every corrupted patch, one of COLOURS.
 
-    Half of an image's patches are corrupted: of these 80 % become the mask token, 10 % another patch
-    of the image, 10 % stay. Arguments as Classifier's. seed: of the corruption in training; in evaluation it
-    is always the same.
+    Half of an image's patches are corrupted: 80 % of them become the mask token, 10 % another patch
+    of the image, 10 % stay as they are. Arguments as in Classifier. seed: of the corruption in training; in
+    evaluation the corruption is always the same. The keys of `config` about pool and head have no effect,
+    but config.pool decides as in Classifier whether there is a class token. Raises UsageError for a
+    configuration that does not fit together.
     """
 
     def __init__(
@@ -96,12 +106,13 @@ class MaskedPatches(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The Transformer blocks, in order."""
         return self.encoder.layers
 
     def forward(self, batch: TileBatch) -> Tensor:
-        """float32 (B, 2): of an image's corrupted patches the mean cross-entropy, and the share guessed.
+        """float32 (B, 2), over each image's corrupted patches: mean cross-entropy, share predicted rightly.
 
-        batch: uint8 tiles.
+        batch: with uint8 tiles. ValueError for tiles or a grid that do not fit the model.
         """
         tiles, packing = self.pixels.unpack(batch, self.encoder, self.watch)
         rows, columns = self.geometry.grid
@@ -122,7 +133,7 @@ class MaskedPatches(nn.Module):
 
 
 def mean_colours(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """uint8 (T, 3, H, W) -> int64 (T, rows · columns): the mean of a patch, 3 bits for each channel."""
+    """The mean colour of each patch: uint8 (T, 3, H, W) -> int64 (T, rows · columns), 3 bits per channel."""
     height, width = tiles.shape[-2:]
     patches = tiles.float().unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # T C rows p columns p
     levels = torch.div(patches.sum((3, 5)), height // rows * (width // columns) * 32, rounding_mode="floor")
@@ -131,7 +142,7 @@ def mean_colours(tiles: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _image_means(values: Tensor, plan: Corruption, packing: Packing) -> Tensor:
-    """(K, ...) -> (B, ...) in the order of the batch."""
+    """Means over each image's corrupted patches: (K, ...) -> (B, ...) in the order of the batch."""
     counts = [count * n for (count, _), n in zip(packing.groups, plan.per_image, strict=True)]
     parts = zip(values.split(counts), packing.groups, strict=True)
     means = [part.unflatten(0, (count, -1)).mean(1) for part, (count, _) in parts]

@@ -1,8 +1,7 @@
 """Packed images of different lengths.
 
-Tokens of all images lie one behind the other: no padding is computed, and none is attended to.
-Images are packed in order of their number of tiles, so that images of one length are one reshape
-away from a dense batch.
+The tokens of all images lie one behind the other, without padding. Images are sorted by their number
+of tiles, so that those of equal length become a dense batch by one reshape.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ Watch: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Packing], Tensor]"
 class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
-    uniform: whether all images have the same number of tiles; single: whether none can have more
-    than one; max_length: tokens of the longest image that there can be.
-    groups: (images, tiles of each), in packed order, tiles ascending.
-    order, inverse: (T,) packed tile -> its place in the batch, and back; None for the identity.
-    image_inverse: (B,) place in the batch -> packed image; None for the identity.
-    image: (T,) the packed image of each packed tile; row, column: the tile's place in that image.
+    tokens_per_tile: n. uniform: whether all images of this batch have the same number of tiles.
+    single: whether no image of any batch can have more than one tile; max_length: the tokens of the
+    longest image that any batch can have.
+    groups: (images, tiles of each image) for each number of tiles, ascending, which is packed order.
+    order, inverse: (T,) packed tile -> its place in the batch, and back; None: they are the same.
+    image_inverse: (B,) place in the batch -> packed image; None: they are the same.
+    image: (T,) the packed image of each packed tile; row, column: the tile's position in that image.
     offsets: int32 (B + 1,) first token of each packed image; host_offsets: the same on the CPU.
-    watch: what computes attention instead, for looking at a model (`inspection.AttentionMaps`).
-    Other tensors are on the device of the tokens, all else is known to the host.
+    watch: called in place of `attention.attention`, to inspect a model (`inspection.AttentionMaps`).
+    All tensors but host_offsets are on the device of the tokens.
     """
 
     tokens_per_tile: int
@@ -54,9 +54,9 @@ class Packing:
     ) -> Packing:
         """The packing of images whose tiles lie row by row.
 
-        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: what the images of other
-        batches may have: torch.compile makes one graph for all of them. ValueError if an image has
-        no tile.
+        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: the most tiles that an image of
+        any batch can have; torch.compile makes one graph for all batches. ValueError for another grid, and
+        if there is no image or an image has no tile.
         """
         _check(grid)
         layout = _Layout.of(grid)
@@ -66,7 +66,7 @@ class Packing:
         lengths, counts = torch.unique_consecutive(tiles, return_counts=True)
         offsets = F.pad(tiles.cumsum(0) * tokens_per_tile, (1, 0)).int()
 
-        def there(values: Tensor) -> Tensor:
+        def on_device(values: Tensor) -> Tensor:
             return to_device(values, device)
 
         return cls(
@@ -75,18 +75,19 @@ class Packing:
             single=max(longest, max_tiles or 1) == 1,
             max_length=max(longest, max_tiles or 1) * tokens_per_tile,
             groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
-            order=None if uniform else there(layout.order),
-            inverse=None if uniform else there(torch.argsort(layout.order)),
-            image_inverse=None if uniform else there(torch.argsort(layout.packed)),
-            image=there(layout.image),
-            row=there(layout.row),
-            column=there(layout.column),
-            offsets=there(offsets),
+            order=None if uniform else on_device(layout.order),
+            inverse=None if uniform else on_device(torch.argsort(layout.order)),
+            image_inverse=None if uniform else on_device(torch.argsort(layout.packed)),
+            image=on_device(layout.image),
+            row=on_device(layout.row),
+            column=on_device(layout.column),
+            offsets=on_device(offsets),
             host_offsets=offsets,
         )
 
     @property
     def images(self) -> int:
+        """B, the number of images."""
         return len(self.offsets) - 1
 
     def pack(self, tiles: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def _check(grid: Tensor) -> None:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for: only pinned memory is copied that way."""
+    """A copy on `device`, for which the host does not wait: this needs pinned memory."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

@@ -1,18 +1,18 @@
-"""Position tables for another grid of patches or another number of tiles: the one place for it.
+"""Position tables for another grid of patches or another number of tiles.
 
-Two things can change between a checkpoint and a model. The grid of patches in a tile: the table is
-interpolated, as an image, and the prefix (class token) rows stay. The largest number of tiles:
-tables (M, M, ...) are cropped, or extended by zeros, so that the tile in row r and column c keeps
-its entry; they are never stretched, since a tile is looked up by its absolute place.
+Two things can change between a checkpoint and a model. If the grid of patches in a tile changes, the
+table is interpolated like an image; the rows of the prefix (class token) stay. If the largest number of
+tiles changes, tables (M, M, ...) are cropped, or extended by zeros, so that the tile in row r and column c
+keeps its entry; they are not interpolated, since a tile is looked up by its absolute row and column.
 
-A table may be sharded (DTensor): it is gathered, and the result is sharded as it was.
+A table may be sharded (DTensor): it is gathered, and the result is sharded in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -20,20 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# A plain table and the local one of a tiled model share their name, so that one becomes the other.
+# The table of a plain model and the local table of a tiled model have one name, so that weights fit both.
 LOCAL = "token_pos_embedding.local"
 GLOBAL = "token_pos_embedding.global_"
 PRE_TILE = "pre_tile_pos_embed.embedding"
 POST_TILE = "post_tile_pos_embed.embedding"
 
-
-# How patches between old ones are found, for `resize_grid`.
-MODES = {
-    "bilinear": {"mode": "bilinear", "align_corners": True},
-    "bicubic": {"mode": "bicubic", "antialias": True},
-    "bilinear_centers": {"mode": "bilinear"},
-    "bicubic_centers": {"mode": "bicubic"},
-    "bicubic_offset": {"mode": "bicubic"},
+# The interpolation for each mode of `resize_grid`.
+MODES: dict[str, Callable[..., Tensor]] = {
+    "bilinear": partial(F.interpolate, mode="bilinear", align_corners=True),
+    "bicubic": partial(F.interpolate, mode="bicubic", antialias=True),
+    "bilinear_centers": partial(F.interpolate, mode="bilinear"),
+    "bicubic_centers": partial(F.interpolate, mode="bicubic"),
+    "bicubic_offset": partial(F.interpolate, mode="bicubic"),
 }
 
 
@@ -41,7 +40,7 @@ MODES = {
 class Geometry:
     """What position tables depend on.
 
-    grid: patches of a tile, rows and columns; max_tiles: of an image; prefix: class tokens.
+    grid: rows and columns of patches in a tile; max_tiles: of an image; prefix: number of class tokens.
     """
 
     grid: tuple[int, int]
@@ -50,7 +49,7 @@ class Geometry:
 
 
 def _whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` of a table, for sharded tables too: every process computes the whole result."""
+    """`function`, for sharded tables too: every process gathers the table and computes the whole result."""
 
     @wraps(function)
     def on_whole(*args: Any, **kwargs: Any) -> Tensor:
@@ -74,12 +73,13 @@ def resize_grid(
 ) -> Tensor:
     """Interpolate a table (prefix + h·w, D) or (h, w, D) from grid `old` (h, w) to `new`.
 
-    mode: `bilinear` with aligned corners, which is the paper's scipy.ndimage.zoom(order=1), or
-    `bicubic` with antialiasing (a = -0.5), which is timm's. For the numbers of peers also
-    `bilinear_centers`, timm's for Google's files; `bicubic_centers` (a = -0.75), transformers';
-    `bicubic_offset`, the same sampled at steps of old / (new + 0.1), transformers' before 4.4x gave
-    it up. Computed in float64, returned in the table's dtype; the same table itself if the grid is
-    the same. ValueError for another mode or number of rows.
+    mode: `bilinear`, with aligned corners, as the paper's scipy.ndimage.zoom(order=1); `bicubic`, with
+    antialiasing (a = -0.5), as timm. Three more modes give the numbers of other programs:
+    `bilinear_centers`, timm for Google's files; `bicubic_centers` (a = -0.75), transformers;
+    `bicubic_offset`, transformers before 4.4x: the same, sampled at steps of old / (new + 0.1).
+
+    Computed in float64, returned in the table's dtype. If the grids are equal, the table itself is
+    returned. ValueError for another mode or another number of rows.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -94,9 +94,9 @@ def resize_grid(
     image = rows[prefix:].double().unflatten(0, tuple(old)).permute(2, 0, 1)[None]
     if mode == "bicubic_offset":
         scale = tuple((after + 0.1) / before for before, after in zip(old, new, strict=True))
-        image = F.interpolate(image, scale_factor=scale, **MODES[mode])
+        image = MODES[mode](image, scale_factor=scale)
     else:
-        image = F.interpolate(image, size=tuple(new), **MODES[mode])
+        image = MODES[mode](image, size=tuple(new))
     resized = image[0].permute(1, 2, 0).to(table.dtype)
     return resized if as_grid else torch.cat([rows[:prefix], resized.flatten(0, 1)])
 
@@ -123,9 +123,9 @@ def adapt_positions(
 ) -> Tensor:
     """The table `name` of a model of geometry `source`, for a model of geometry `target`.
 
-    A target with more tiles than one has tables that a source with one tile lacks: they keep their
-    initial values, behind gates at zero. The other way, fold them first: see `fold_tiles`.
-    ValueError if `name` is no table or the number of prefix tokens differs.
+    A target with several tiles has tables that a source with one tile lacks: they keep their initial
+    values, which gates at 0 switch off. From several tiles to one, call `fold_tiles` first.
+    ValueError if `name` is not a table or the numbers of prefix tokens differ.
     """
     if source.prefix != target.prefix:
         raise ValueError(
@@ -149,10 +149,10 @@ def adapt_positions(
 
 @_whole
 def stretch_positions(name: str, value: Tensor, source: Geometry, target: Geometry) -> Tensor:
-    """What torchtune makes of the table `name` when it loads a checkpoint.
+    """The table `name` as torchtune resizes it when it loads a checkpoint; arguments as in `adapt_positions`.
 
-    Bilinear with aligned corners throughout. The patches of all tiles form one map, (M·h, M·w),
-    that is stretched as a whole; class tokens and tile tables are maps (M, M).
+    Always bilinear with aligned corners. The patches of all tiles form one map (M·h, M·w), which is
+    interpolated as a whole; class tokens and tile tables are maps (M, M).
     """
     if name.endswith(LOCAL):
         return resize_grid(value, source.grid, target.grid, source.prefix)
@@ -172,10 +172,11 @@ def stretch_positions(name: str, value: Tensor, source: Geometry, target: Geomet
 
 
 def fold_tiles(state: dict[str, Tensor], prefix: int) -> dict[str, Tensor]:
-    """The state of a tiled model as that of a plain one; images of one tile give the same.
+    """The state of a model for several tiles as that of a model for one; images of one tile give the same.
 
-    What the tables hold for the tile in row 0, column 0 goes, times its gate, into the local table
-    and the bias of the last norm. A state without tile tables comes back as it is.
+    The entries of the tables for the tile in row 0, column 0, times tanh of their gates, are added to the
+    local table and to the bias of the last norm. A state without tile tables comes back as it is.
+    prefix: number of class tokens.
     """
     root = next((name.removesuffix(GLOBAL) for name in state if name.endswith(GLOBAL)), None)
     if root is None:

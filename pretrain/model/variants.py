@@ -1,7 +1,7 @@
-"""The published sizes, and how a model configuration becomes numbers, without torch.
+"""The published sizes, and the architecture that a model configuration stands for. Needs no torch.
 
-A name is a size and a patch size: vit_s16, vit_so400m14, vit_22b14; any patch size may be asked
-for. Hybrids put a ResNet before the Transformer and are named in full: hybrid_r50_b16.
+A name consists of a size and a patch size: vit_s16, vit_so400m14, vit_22b14; any patch size is
+possible. Hybrids have a ResNet before the Transformer, and only the names in HYBRIDS: hybrid_r50_b16.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SIZES = {
     "22b": (6144, 48, 24576, 48),
 }
 
-# Sizes whose blocks are of another kind. 22B: what is still different from the paper is that its
-# LayerNorms neither centre nor have a bias; and it pools by attention, model.pool=map.
+# Sizes whose blocks differ from the others. For the paper's 22B, also set model.pool=map, as it pools by
+# attention. One difference stays: its LayerNorms do not subtract the mean and have no bias.
 TRAITS = {"22b": {"parallel": True, "qk_norm": True, "qkv_bias": False}}
 
 # Size of the Transformer, units in each stage of the ResNet, patch size in cells of its features
-# (arXiv 2010.11929 and 2106.10270). The last number of the name is the pixels from one patch to the
-# next, but for R+Ti/16, whose published name says 16 where they are 32: a stem without stages.
+# (arXiv 2010.11929 and 2106.10270). The last number of a name is the distance of patches in pixels. Only
+# R+Ti/16, a stem without stages, was published under a wrong number: its distance is 32.
 HYBRIDS = {
     "hybrid_r_ti16": ("ti", (), 8),
     "hybrid_r26_s32": ("s", (2, 2, 2, 2), 1),
@@ -55,8 +55,8 @@ USUAL_NAMES = (
     *HYBRIDS,
 )
 
-# What pretraining with masked patches tells apart (arXiv 2010.11929, appendix B.1.2): three bits for
-# each of red, green and blue.
+# The classes of pretraining with masked patches (arXiv 2010.11929, appendix B.1.2): three bits each for
+# red, green and blue.
 COLOURS = 512
 
 CHOICES = {
@@ -77,8 +77,8 @@ T = TypeVar("T")
 class Architecture:
     """The numbers of one model.
 
-    backbone: a hybrid's ResNet, None for a plain Vision Transformer. patch_size counts pixels, or
-    cells of the backbone's last feature map.
+    backbone: a hybrid's ResNet, None for a plain Vision Transformer. patch_size: in pixels, or in a
+    hybrid in cells of the backbone's last feature map.
     """
 
     name: str
@@ -102,10 +102,9 @@ class Architecture:
         return self.patch_size * 4 * prod(stride for stride, _ in later)
 
     def grid(self, tile_size: int) -> int:
-        """Patches along a side of a tile; UsageError if they do not fill it exactly.
+        """The number of patches along a side of a tile; UsageError if they do not fill it exactly.
 
-        A hybrid takes any size whose features its patches fill, which is every size for patches of
-        one cell.
+        In a hybrid the patches must fill the feature map; patches of one cell fill every one.
         """
         side = tile_size if self.backbone is None else feature_side(self.backbone, max(tile_size, 1))
         if tile_size < 1 or side < self.patch_size or side % self.patch_size:
@@ -119,9 +118,9 @@ class Architecture:
 
 
 def resolve(config: ModelConfig) -> Architecture:
-    """The sizes that model.name stands for, with the configuration's own fields in their place.
+    """The architecture that model.name stands for; fields that the configuration sets replace its sizes.
 
-    Raises UsageError for a name, a choice or a number that cannot be.
+    Raises UsageError for a name that does not exist, and for choices and numbers that are not possible.
     """
     size, patch, depths = _row(config.name)
     if config.backbone is not None and depths is None:
@@ -151,7 +150,7 @@ def resolve(config: ModelConfig) -> Architecture:
 
 
 def stage_strides(backbone: BackboneConfig) -> list[tuple[int, int]]:
-    """(stride, dilation) of each stage of a backbone, behind a stem of stride 4."""
+    """(stride, dilation) of each stage of a backbone, which follow a stem of stride 4."""
     plan, reached, dilation = [], 4, 1
     for stage in range(len(backbone.depths)):
         stride = 1 if stage == 0 else 2
@@ -163,7 +162,7 @@ def stage_strides(backbone: BackboneConfig) -> list[tuple[int, int]]:
 
 
 def stem_sides(backbone: BackboneConfig, side: int) -> tuple[int, int]:
-    """The side of a map behind a backbone's first convolution, and behind its pooling."""
+    """The sides of the maps behind a backbone's first convolution and behind its pooling; side: in pixels."""
     convolved = -(-side // 2)
     pooled = convolved if backbone.padding == "same" else convolved + 2
     return convolved, -(-pooled // 2) if backbone.pool_padding else max((pooled - 3) // 2 + 1, 0)
@@ -189,12 +188,12 @@ def multiple_of_8(width: float) -> int:
 
 
 def corrupted(patches: int) -> int:
-    """How many of an image's patches are corrupted in that pretraining: half of them."""
+    """How many of an image's patches pretraining with masked patches corrupts: half, but at least one."""
     return max(1, patches // 2)
 
 
 def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
-    """Size, patch size and backbone of a name."""
+    """(size, patch size, units in each stage of the backbone or None) of a name."""
     if name in HYBRIDS:
         size, backbone, patch = HYBRIDS[name]
         return size, patch, backbone
@@ -209,7 +208,7 @@ def _check_backbone(backbone: BackboneConfig) -> None:
     for key, choices in BACKBONE_CHOICES.items():
         if getattr(backbone, key) not in choices:
             value = getattr(backbone, key)
-            raise UsageError(f"model.backbone.{key} is {value!r}: choose {' | '.join(choices)}")
+            raise UsageError(f"model.backbone.{key} is {value!r}: choose {' | '.join(map(str, choices))}")
     if len(backbone.depths) != len(backbone.widths):
         raise UsageError(
             f"model.backbone has {len(backbone.depths)} depths and {len(backbone.widths)} widths: "
@@ -228,7 +227,8 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
         _check_backbone(arch.backbone)
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
-            raise UsageError(f"model.{key} is {getattr(config, key)!r}: choose {' | '.join(choices)}")
+            value = getattr(config, key)
+            raise UsageError(f"model.{key} is {value!r}: choose {' | '.join(map(str, choices))}")
     for key in ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
         if getattr(arch, key) < 1:
             raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")

@@ -1,4 +1,4 @@
-"""The Vision Transformer over tiles (arXiv 2010.11929), with the interface of torchtune's."""
+"""The Vision Transformer for images of several tiles (arXiv 2010.11929), with torchtune's interface."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from .block import Block
 from .embeddings import ClassEmbedding, PatchEmbedding, sides
 from .init import normal, reset, zeros
 from .packing import Packing, to_device
 
 
 class VisionTransformer(nn.Module):
-    """Images of one or more tiles to tokens; an image attends to its own real tiles only.
+    """Images of one or more tiles to tokens; the tokens of an image attend only to its own tiles.
 
     patch_size, tile_size: pixels along a side; a tile becomes (tile_size // patch_size)² patches.
         tile_size may also be (height, width).
     layer: a Block, deep-copied num_layers times; called as layer(x, packing).
     token_pos_embedding: a TokenPositionalEmbedding, or a TiledTokenPositionalEmbedding if images
         have several tiles; called as embedding(x, packing), like the next two.
-    pre_tile_pos_embed, post_tile_pos_embed: TilePositionalEmbeddings, added before the class token
-        and after the last norm.
-    cls_projection: called with (tiles, n, D), the class token first; its result (tiles, out) is
-        what forward returns.
+    pre_tile_pos_embed, post_tile_pos_embed: TilePositionalEmbeddings; the first is applied before the
+        class token is added, the second after the last norm.
+    cls_projection: called with (tiles, n, D), the class token first; `forward` returns its result
+        (tiles, out) in place of the tokens.
     out_indices: the layers whose inputs are returned as hidden states, in the order of the layers.
-    append_cls_token: the class token is the last of its tile, not the first.
+    append_cls_token: the class token is the last token of its tile, not the first.
 
     Beyond torchtune:
-    class_token: False leaves it out. class_token_std: of its first values, by default D^-0.5.
-    patch_bias: of the patch projection. pre_norm: a norm before the first layer.
+    class_token: whether there is one. class_token_std: of its initial values, by default D^-0.5.
+    patch_bias: whether the patch projection has a bias. pre_norm: a norm before the first layer.
     dropout: of the embedded tokens. drop_path: the stochastic depth of the last layer; it grows
-        linearly from 0 at the first.
-    registers: so many learned tokens without a position in every tile, behind a class token that
-        comes first (arXiv 2309.16588).
-    mask_token: a learned token that stands for masked patches, see `encode`.
-    post_norm: False leaves out the norm behind the last layer.
-    patch_embed, grid: replaces the patch projection, (T, C, S, S) -> (T, patches, D), and the rows
-        and columns of patches that it makes of a tile.
+        linearly from 0 at the first layer.
+    registers: how many learned tokens without a position are added to every tile; they stand between a
+        class token that comes first and the patches (arXiv 2309.16588).
+    mask_token: whether there is a learned token that replaces masked patches, see `encode`.
+    post_norm: whether there is a norm behind the last layer.
+    patch_embed, grid: what replaces the patch projection, (T, C, S, S) -> (T, patches, D), and the
+        rows and columns of patches that it makes of a tile.
 
-    Raises ValueError for sizes not above 0, for a tile that the patches do not fill, and for
-    out_indices that do not fit num_layers.
+    Raises ValueError for sizes not above 0, for a tile that the patches do not fill, for out_indices
+    that do not fit num_layers, and for a cls_projection without class token.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class VisionTransformer(nn.Module):
         tile_size: int | tuple[int, int],
         num_layers: int,
         embed_dim: int,
-        layer: nn.Module,
+        layer: Block,
         token_pos_embedding: nn.Module,
         pre_tile_pos_embed: nn.Module | None = None,
         post_tile_pos_embed: nn.Module | None = None,
@@ -106,8 +107,9 @@ class VisionTransformer(nn.Module):
         self.post_tile_pos_embed = post_tile_pos_embed
         self.dropout = nn.Dropout(dropout)
         self.ln_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
-        self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
-        for index, block in enumerate(self.layers if drop_path else ()):
+        blocks = [deepcopy(layer) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(blocks)
+        for index, block in enumerate(blocks if drop_path else ()):
             block.set_drop_path(drop_path * index / max(num_layers - 1, 1))
         self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps) if post_norm else nn.Identity()
         self.cls_projection = cls_projection
@@ -115,24 +117,27 @@ class VisionTransformer(nn.Module):
 
     @property
     def registers(self) -> int:
+        """The number of register tokens in every tile."""
         return 0 if self.register_tokens is None else len(self.register_tokens)
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches of a tile: the class token, unless it is appended, and registers."""
+        """The number of tokens before a tile's patches: a class token that comes first, and registers."""
         return int(self.cls_token_embedding is not None and not self.append_cls_token) + self.registers
 
     @property
     def tokens_per_tile(self) -> int:
+        """The number of tokens of a tile: patches, class token and registers."""
         return prod(self.grid) + (self.cls_token_embedding is not None) + self.registers
 
     def packing(self, grid: Tensor, device: torch.device) -> Packing:
-        """How images of `grid` (B, 2) rows and columns of tiles are packed.
+        """The Packing of images with `grid` (B, 2) rows and columns of tiles.
 
-        ValueError if one has more than the position tables hold.
+        ValueError if an image has more rows or columns than the position tables.
         """
         tables = (self.pre_tile_pos_embed, self.token_pos_embedding, self.post_tile_pos_embed)
-        limit = min((m.max_num_tiles for m in tables if hasattr(m, "max_num_tiles")), default=None)
+        limits = [getattr(table, "max_num_tiles", None) for table in tables]
+        limit = min((limit for limit in limits if limit is not None), default=None)
         if limit is not None and grid.numel() and grid.max() > limit:
             raise ValueError(
                 f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
@@ -158,10 +163,10 @@ class VisionTransformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Tiles (T, C, S, S) -> tokens (T, n, D) and the hidden states, all in packed order.
 
-        mask: bool (T, patches) in packed order, the patches that the mask token takes the place of.
+        mask: bool (T, patches) in packed order, the patches that the mask token replaces.
         swap: two int64 (K,), patches numbered through all tiles in packed order: those of the second
-        take the place of those of the first, before the mask.
-        ValueError for tiles or a mask of another shape, or a mask without mask_token.
+        replace those of the first, before the mask is applied.
+        ValueError for tiles or a mask of another shape, and for a mask without mask_token.
         """
         x = self.embed(tiles, packing, mask, swap)
         hidden_states = []
@@ -178,7 +183,7 @@ class VisionTransformer(nn.Module):
         mask: Tensor | None = None,
         swap: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """What the first layer sees; arguments as in `encode`."""
+        """The input (T, n, D) of the first layer; arguments as in `encode`."""
         self.check(tiles)
         x = self.patch_embed(tiles)
         if swap is not None:
@@ -199,7 +204,7 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(self.dropout(x))
 
     def finish(self, x: Tensor, packing: Packing) -> Tensor:
-        """What the last layer gives, normed and placed."""
+        """The last norm and the positions behind it, for the output x of the last layer."""
         x = self.ln_post(x)
         return x if self.post_tile_pos_embed is None else self.post_tile_pos_embed(x, packing)
 
@@ -213,12 +218,12 @@ class VisionTransformer(nn.Module):
         return torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
 
     def forward(self, images: Tensor, aspect_ratio: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Padded images to padded tokens; what stands in the padding is neither read nor written.
+        """Padded images to padded tokens; the values of padding tiles are not read.
 
         images: (bsz, n_imgs, n_tiles, C, S, S), the real tiles first. aspect_ratio: integer
         (bsz, n_imgs, 2), rows and columns of tiles, (0, 0) for a padding image. Returns x (bsz,
-        n_imgs, n_tiles, n, D), with cls_projection (bsz, n_imgs, n_tiles, 1, out), and the hidden
-        states (bsz, n_imgs, n_tiles, n, D) each; all are zero for padding tiles.
+        n_imgs, n_tiles, n, D), or with cls_projection (bsz, n_imgs, n_tiles, 1, out), and the hidden
+        states, (bsz, n_imgs, n_tiles, n, D) each; all are zero for padding tiles.
 
         Raises ValueError if aspect_ratio is missing with more than one tile or does not fit the
         images.

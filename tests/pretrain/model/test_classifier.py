@@ -143,7 +143,7 @@ def test_registers_are_attended_to_and_hidden_from_the_pool(small, tile_batch):
     seen = []
     model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     packing = model.encoder.packing(batch.grid, batch.tiles.device)
-    tokens, _ = model.encoder.encode(model._normalise(batch.tiles), packing)
+    tokens, _ = model.encoder.encode(model.pixels.normalise(batch.tiles), packing)
     model(batch)
     assert tokens.shape == (1, 18, 32)
     torch.testing.assert_close(seen[0], tokens[:, 2:].mean(1))

@@ -72,13 +72,13 @@ def test_the_loss_is_the_cross_entropy_of_the_corrupted_patches(model, tile_batc
         alone = select(batch, image)
         packing = net.encoder.packing(alone.grid, torch.device("cpu"))
         plan = corruption(alone, packing.groups, 16, seed=0)
-        embedded = net.encoder.patch_embed(net._normalise(alone.tiles)).flatten(0, 1)
+        embedded = net.encoder.patch_embed(net.pixels.normalise(alone.tiles)).flatten(0, 1)
         patches = embedded.clone()
         for to, source in zip(plan.swapped.tolist(), plan.taken_from.tolist(), strict=True):
             patches[to] = embedded[source]
         patches[plan.masked] = net.encoder.mask_token
         net.encoder.patch_embed.forward = lambda tiles, patches=patches: patches.view(len(tiles), 16, -1)
-        x, _ = net.encoder.encode(net._normalise(alone.tiles), packing)
+        x, _ = net.encoder.encode(net.pixels.normalise(alone.tiles), packing)
         del net.encoder.patch_embed.forward
         logits = net.head(x[:, 2:].flatten(0, 1)[plan.chosen])
         colours = mean_colours(alone.tiles, 4, 4).flatten()[plan.chosen]
