@@ -56,6 +56,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     given = parser.parse_args(arguments)
 
     from pretrain.job import run_job
+    from pretrain.model.build import Model
     from pretrain.run.folder import log, write_json
 
     from .adapt import adapt
@@ -65,6 +66,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
     def prepare() -> StartingValues:
         def starting_values(model: nn.Module) -> InitialValue:
+            assert isinstance(model, Model)
             adaptation = adapt(source, model, config.init_resize)
             log.info("%s", adaptation.summary)
             write_json(config.folder / "init.json", adaptation.origin)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UsageError
-from pretrain.model.classifier import Classifier
+from pretrain.model.build import Model
 from pretrain.model.init import InitialValue, initial_value
 from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_position_table
 
@@ -47,7 +47,7 @@ class Adaptation:
         return value
 
 
-def adapt(source: TrainedWeights, model: Classifier, mode: str) -> Adaptation:
+def adapt(source: TrainedWeights, model: Model, mode: str) -> Adaptation:
     """The parameters of `source` for `model`; position tables are resized by `mode`.
 
     The head is initialised (arXiv 2010.11929, section 3.2). All other parameters must be in both, in the same
@@ -109,7 +109,7 @@ def _refuse_differences(source: TrainedWeights, expected: set[str]) -> None:
 
 def _summary(
     source: TrainedWeights,
-    model: Classifier,
+    model: Model,
     origin: dict[str, str],
     old: Geometry,
     new: Geometry,

@@ -99,7 +99,9 @@ def open_run(path: str | Path, weights: str = "auto", device: str | torch.device
             "fine-tune it first"
         )
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TrainedRun(source, source.load(chosen), chosen)
+    model = source.load(chosen)
+    assert isinstance(model, Classifier)
+    return TrainedRun(source, model, chosen)
 
 
 def _single(tiles: Tensor, rows: int, columns: int) -> TileBatch:

@@ -17,15 +17,14 @@ from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint,
 from pretrain.checkpoints.foreign import kind_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
 from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
-from pretrain.model.build import build_model
-from pretrain.model.classifier import Classifier
+from pretrain.model.build import Model, build_model
 
 from .formats.folder import holds_foreign_model, read_folder
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """The weights of a trained classifier, and what is needed to use them.
+    """The weights of a trained model, and what is needed to use them.
 
     name: the file or folder that they come from; facts: the keys of `weights_file.FACTS`; shapes: of the
     parameters, by name; read(name): one of them, fp32.
@@ -39,16 +38,17 @@ class TrainedWeights:
     @property
     def data(self) -> DataConfig:
         """The preprocessing that the weights were trained with."""
-        known = self.facts["preprocessing"]
-        return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+        known: dict[str, Any] = self.facts["preprocessing"]
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return DataConfig(**values)
 
     @property
     def objective(self) -> str:
         """The objective of training, as `objective.name` of a recipe."""
         return self.facts.get("objective", "softmax")
 
-    def build(self) -> Classifier:
-        """The classifier without its weights, on the current default device."""
+    def build(self) -> Model:
+        """The model without its weights, on the current default device."""
         config = Config(
             model=ModelConfig(**self.facts["model"]),
             data=self.data,
@@ -56,8 +56,8 @@ class TrainedWeights:
         )
         return build_model(config, self.facts["num_classes"])
 
-    def load(self, device: torch.device) -> Classifier:
-        """The classifier with its weights, in evaluation mode."""
+    def load(self, device: torch.device) -> Model:
+        """The model with its weights, in evaluation mode."""
         with torch.device("meta"):
             model = self.build()
         state = {name: self.read(name) for name in self.shapes}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.tensor_file import write_tensors
@@ -80,7 +81,7 @@ def read_folder(path: Path) -> ForeignModel:
 
 
 def write_folder(
-    name: str, model: Classifier, facts: dict[str, Any], program: str, destination: Path
+    name: str, model: nn.Module, facts: dict[str, Any], program: str, destination: Path
 ) -> dict[str, torch.Tensor]:
     """Write `model` as a folder that `program`, hf (transformers) or timm, reads; returns its tensors.
 
@@ -91,7 +92,7 @@ def write_folder(
         raise UsageError(f"{destination} exists: choose a folder that does not")
     if not destination.parent.is_dir():
         raise UsageError(f"{destination.parent}: no such folder; make it first")
-    if facts.get("objective") == "masked_patches":
+    if not isinstance(model, Classifier):
         raise UsageError(f"{name}: it was trained to guess colours of masked patches: fine-tune it first")
     hybrid = model.config.name.startswith("hybrid")
     target = "timm" if program == "timm" else "hf_vit_hybrid" if hybrid else "hf_vit"

@@ -132,7 +132,7 @@ def unused_norm(bit: dict[str, Any], model: Classifier) -> dict[str, Tensor]:
     """
     if bit["layer_type"] != "preactivation":
         return {}
-    channels, like = bit["hidden_sizes"][-1], model.encoder.ln_post.weight
+    channels, like = bit["hidden_sizes"][-1], model.encoder.ln_post.get_parameter("weight")
     return {f"{BIT}norm.weight": like.new_ones(channels), f"{BIT}norm.bias": like.new_zeros(channels)}
 
 

@@ -58,13 +58,12 @@ def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> V
 def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """As `to_peer` of the package; the config holds arguments of clip_vision_encoder."""
     model = _expressible(model)
-    width = model.ln_post.weight.shape[0]
     block = next(iter(blocks_of(model)), None)
     tiled = isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding)
     config: dict[str, Any] = {
         "tile_size": model.tile_size,
         "patch_size": model.patch_embed.patch_size,
-        "embed_dim": width,
+        "embed_dim": _width(model),
         "num_layers": len(model.layers),
         "num_heads": block.attn.num_heads if block else 1,
         "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune") if block else "SiLU",
@@ -75,7 +74,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "in_channels": model.in_channels,
         "append_cls_token": model.append_cls_token,
     }
-    if model.cls_projection is not None:
+    if isinstance(model.cls_projection, ClassProjection):
         config["cls_output_dim"] = model.cls_projection.weight.shape[1]
     return config, give(model, list(_entries(model)))
 
@@ -185,12 +184,15 @@ def _geometry(shapes: dict[str, tuple[int, ...]]) -> Geometry | None:
     return Geometry((side, side), tiles, 1) if shapes == fitting else None
 
 
+def _width(model: VisionTransformer) -> int:
+    return model.ln_post.weight.shape[0] if isinstance(model.ln_post, nn.LayerNorm) else 0
+
+
 def _expressible(model: nn.Module) -> VisionTransformer:
     """`model`, which torchtune can express; ValueError otherwise."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"torchtune has a VisionTransformer without a head, not a {type(model).__name__}")
     block = next(iter(blocks_of(model)), None)
-    width = model.ln_post.weight.shape[0] if isinstance(model.ln_post, nn.LayerNorm) else 0
     refuse(
         "torchtune",
         {
@@ -216,7 +218,7 @@ def _expressible(model: nn.Module) -> VisionTransformer:
         }
         | (
             {
-                "an MLP that is not 4 times as wide": block.mlp.fc1.out_features != 4 * width,
+                "an MLP that is not 4 times as wide": block.mlp.fc1.out_features != 4 * _width(model),
                 "parallel branches": block.norm2 is None,
                 "query-key norms": block.attn.q_norm is not None,
                 "LayerScale": not isinstance(block.ls1, nn.Identity),

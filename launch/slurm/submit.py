@@ -79,7 +79,7 @@ def check(given: argparse.Namespace) -> Config:
     Raises UsageError or DataError.
     """
     if given.stage == "pretrain":
-        config = loading.load(given.config, given.settings)
+        config: Config = loading.load(given.config, given.settings)
     else:
         from finetune.config import FinetuneConfig, load_finetune
 
