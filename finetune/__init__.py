@@ -1,11 +1,11 @@
-"""Take trained weights on: fine-tune, evaluate, predict, hand them out.
+"""What is done with trained weights: fine-tune, evaluate, predict, export.
 
     from finetune import open_run
 
     run = open_run("runs/quickstart_finetune")
     run.predict(["digit.png"])[0].best
 
-Names are looked up at first use: `python -m finetune` answers signals before torch is imported.
+`open_run` is imported at first use, so that `python -m finetune` can handle signals before it imports torch.
 """
 
 from typing import Any

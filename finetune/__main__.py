@@ -13,17 +13,22 @@ from data_tools.errors import DataError, UsageError, UserError
 from pretrain.run.stop import StopFlag
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from pretrain.model.init import InitialValue, StartingValues
+
     from .predict import Prediction
 
-EVALUATION_TIMEOUT = 1800  # s for a collective
+EVALUATION_TIMEOUT = 1800  # s that a process waits for the others in an exchange
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit; a UserError is printed as one line and becomes its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"evaluate": _evaluate, "predict": _predict, "export": _export}
     stop = StopFlag()
     if not given or given[0] not in commands:
-        stop.install()  # first of all: what follows takes seconds to import
+        stop.install()  # before the imports below, which take seconds
 
     from pretrain.job import fail
     from pretrain.run.rendezvous import adopt_slurm
@@ -51,7 +56,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     given = parser.parse_args(arguments)
 
     from pretrain.job import run_job
-    from pretrain.model.init import StartingValues
+    from pretrain.model.build import Model
     from pretrain.run.folder import log, write_json
 
     from .adapt import adapt
@@ -60,7 +65,8 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     config, source = load_finetune(given.config, given.settings)
 
     def prepare() -> StartingValues:
-        def starting_values(model):
+        def starting_values(model: nn.Module) -> InitialValue:
+            assert isinstance(model, Model)
             adaptation = adapt(source, model, config.init_resize)
             log.info("%s", adaptation.summary)
             write_json(config.folder / "init.json", adaptation.origin)
@@ -116,7 +122,7 @@ def _predict(arguments: list[str]) -> int:
     for path in given.images:
         try:
             found = run.predict([path], given.topk)[0]
-        except DataError as error:  # after the others
+        except DataError as error:  # the other images are still predicted
             print(f"error: {error}", file=sys.stderr)
             code = error.exit_code
         else:
@@ -150,13 +156,13 @@ def _export(arguments: list[str]) -> int:
     _add_weights(parser)
     given = parser.parse_args(arguments)
 
-    from .export import export_peer, export_safetensors
+    from .export import export_folder, export_safetensors
 
     if given.format == "safetensors":
         done = export_safetensors(given.run, given.destination, given.weights)
         print(f"{done.tensors} tensors of {done.source} -> {done.path}")
     else:
-        done = export_peer(given.run, given.destination, given.format, given.weights)
+        done = export_folder(given.run, given.destination, given.format, given.weights)
         print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
     return 0
 

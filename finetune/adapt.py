@@ -1,4 +1,4 @@
-"""Pretrained weights for a model with another head, resolution or number of tiles."""
+"""Pretrained weights as first values of a model with another head, resolution or number of tiles."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UsageError
-from pretrain.model.classifier import Classifier
+from pretrain.model.build import Model
 from pretrain.model.init import InitialValue, initial_value
 from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_position_table
 
-from .source import Source
+from .source import TrainedWeights
 
-# What of the body depends on the tiles: small, so that it may be in memory whole.
+# Parameters whose shapes or values depend on the tiles. They are few and small, so all are read at once.
 TILED = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.", "ln_post.")
 
 
@@ -22,17 +22,20 @@ TILED = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.", 
 class Adaptation:
     """Where each parameter of a model gets its first value from.
 
-    origin: by parameter: "copied", "resized 4x4→6x6", "initialised"; adapted: the values that differ from the
-    source's; summary: one line for the log.
+    origin: by parameter "copied", "resized 4x4→6x6" or "initialised"; adapted: the values of parameters that
+    depend on the tiles, for the new model; summary: one line for the log.
     """
 
-    source: Source
+    source: TrainedWeights
     origin: dict[str, str]
     adapted: dict[str, Tensor]
     summary: str
 
     def initial_value(self, model: nn.Module, seed: int) -> InitialValue:
-        """Reads one parameter at a time, when it is asked for."""
+        """A function that gives the first value of one parameter of `model`, read when it is asked for.
+
+        seed: of the parameters that are initialised.
+        """
 
         def value(name: str, shape: torch.Size) -> Tensor:
             if name in self.adapted:
@@ -44,11 +47,11 @@ class Adaptation:
         return value
 
 
-def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
+def adapt(source: TrainedWeights, model: Model, mode: str) -> Adaptation:
     """The parameters of `source` for `model`; position tables are resized by `mode`.
 
-    The head starts anew (2010.11929, section 3.2). Everything else must be in both, in the same shape.
-    Raises UsageError naming the first parameter that is not.
+    The head is initialised (arXiv 2010.11929, section 3.2). All other parameters must be in both, in the same
+    shape once positions are resized. Raises UsageError naming the first that is not.
     """
     with torch.device("meta"):
         original = source.build()
@@ -83,8 +86,8 @@ def adapt(source: Source, model: Classifier, mode: str) -> Adaptation:
     return Adaptation(source, origin, adapted, _summary(source, model, origin, old, new, mode))
 
 
-def _adapted(source: Source, old: Geometry, new: Geometry, mode: str) -> dict[str, Tensor]:
-    """What depends on the tiles, for the geometry `new`."""
+def _adapted(source: TrainedWeights, old: Geometry, new: Geometry, mode: str) -> dict[str, Tensor]:
+    """The parameters that depend on the tiles, for the geometry `new`."""
     values = {name: source.read(name) for name in source.shapes if any(part in name for part in TILED)}
     if old.max_tiles > 1 and new.max_tiles == 1:
         values = fold_tiles(values, old.prefix)
@@ -94,8 +97,8 @@ def _adapted(source: Source, old: Geometry, new: Geometry, mode: str) -> dict[st
     }
 
 
-def _refuse_differences(source: Source, expected: set[str]) -> None:
-    """Refuse weights whose names are not those of the model that they say they belong to."""
+def _refuse_differences(source: TrainedWeights, expected: set[str]) -> None:
+    """UsageError for weights whose names are not those of the model that their facts describe."""
     missing = sorted(name for name in expected - source.shapes.keys() if not name.startswith("head."))
     surplus = sorted(name for name in source.shapes.keys() - expected if not name.startswith("head."))
     if missing or surplus:
@@ -105,8 +108,8 @@ def _refuse_differences(source: Source, expected: set[str]) -> None:
 
 
 def _summary(
-    source: Source,
-    model: Classifier,
+    source: TrainedWeights,
+    model: Model,
     origin: dict[str, str],
     old: Geometry,
     new: Geometry,

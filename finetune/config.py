@@ -9,24 +9,26 @@ from data_tools.errors import UsageError
 from pretrain.config.loading import load
 from pretrain.config.schema import Config, ModelConfig
 
-from .source import Source, open_source
+from .source import TrainedWeights, open_source
 
 HEAD_FIELDS = {"head", "head_hidden", "head_activation", "head_bias", "num_classes"}
 
 
 @dataclass
 class FinetuneConfig(Config):
+    """A recipe of `python -m finetune`: the keys of pretraining, a linear head by default, and init*."""
+
     model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
-    init: str = ""  # a run folder, a checkpoint folder, or a file of `finetune export`
+    init: str = ""  # a run, a checkpoint, an exported file, or a model of transformers, timm or Google
     init_weights: str = "auto"  # auto: averaged if the run kept averages | ema | last: as trained
     init_resize: str = "bilinear"  # bilinear (the paper's) | bicubic (antialiased)
 
 
-def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, Source]:
-    """The recipe and the weights it starts from.
+def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, TrainedWeights]:
+    """The recipe `path`, changed by `overrides` (key=value), and the weights that it starts from.
 
-    The body of the model and the normalisation of its input are those of the source, unless the recipe
-    says otherwise; the head is the recipe's.
+    The body of the model and the normalisation of its input are those of the weights, unless the recipe
+    says otherwise; the head is the recipe's. Raises UsageError, and DataError for damaged weights.
     """
     config = load(path, overrides, FinetuneConfig)
     if config.init_resize not in ("bilinear", "bicubic"):

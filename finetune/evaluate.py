@@ -11,13 +11,13 @@ from pretrain.inputs import eval_stream
 from pretrain.objective import build_measure
 from pretrain.run.processes import World
 
-from .source import Source
+from .source import TrainedWeights
 
 
 def evaluate_run(
-    source: Source, shards: str, world: World, batch_size: int = 64, workers: int = 4
+    source: TrainedWeights, shards: str, world: World, batch_size: int = 64, workers: int = 4
 ) -> Evaluation:
-    """Means over all samples of `shards`, which the processes share out, each counted once.
+    """Means over all samples of `shards`; the processes divide them, and each sample counts once.
 
     batch_size: images at a time; workers: decoding threads of each process. Raises UsageError where the
     labels are not those that the model knows.
@@ -32,8 +32,8 @@ def evaluate_run(
         return evaluate(model, build_measure(source.objective), stream, world)
 
 
-def _check_labels(source: Source, dataset: ShardSet, shards: str) -> None:
-    """Refuse shards whose labels are not those that the model knows."""
+def _check_labels(source: TrainedWeights, dataset: ShardSet, shards: str) -> None:
+    """UsageError for shards whose labels are not those that the model knows."""
     known = source.facts["num_classes"]
     if source.objective == "masked_patches":
         return

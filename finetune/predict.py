@@ -1,4 +1,4 @@
-"""A trained run at work on single images."""
+"""Predictions of a trained run for single images, from Python."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pretrain.config.schema import DataConfig
 from pretrain.inputs import eval_transform
 from pretrain.model.classifier import Classifier
 
-from .source import Source, open_source
+from .source import TrainedWeights, open_source
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """What a model predicts for one image.
 
-    classes: (name, probability), the likeliest first; numbers: the outputs of a regression, which has no
-    classes.
+    classes: (name, probability), the likeliest first; numbers: the outputs of a regression, whose classes are
+    empty.
     """
 
     classes: tuple[tuple[str, float], ...] = ()
@@ -32,32 +32,32 @@ class Prediction:
 
     @property
     def best(self) -> str:
-        """The likeliest class."""
+        """The name of the likeliest class; IndexError for a regression."""
         return self.classes[0][0]
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Trained weights, ready to be used: `model` takes a TileBatch or images of one tile."""
+    """Trained weights ready to use: `model`, on `device`, takes a TileBatch or images of one tile."""
 
-    source: Source
+    source: TrainedWeights
     model: Classifier
     device: torch.device
 
     @property
     def classes(self) -> list[str] | None:
-        """The names of the classes; None where nobody gave any."""
+        """The names of the classes, by label; None if the training data had none."""
         return self.source.facts["classes"]
 
     @property
     def preprocessing(self) -> DataConfig:
-        """What was done to images before the model saw them."""
+        """How images become the model's input: tile size, resizing, mean, std and so on."""
         return self.source.data
 
     def predict(self, images: Iterable[str | Path | bytes], topk: int = 3) -> list[Prediction]:
         """The `topk` likeliest classes, or the numbers, of each image.
 
-        images: paths, or the content of image files. Raises DataError for one that cannot be read.
+        images: paths, or the bytes of image files. Raises DataError for one that cannot be read, naming it.
         """
         return [self._predict(image, topk) for image in images]
 
@@ -99,7 +99,9 @@ def open_run(path: str | Path, weights: str = "auto", device: str | torch.device
             "fine-tune it first"
         )
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TrainedRun(source, source.load(chosen), chosen)
+    model = source.load(chosen)
+    assert isinstance(model, Classifier)
+    return TrainedRun(source, model, chosen)
 
 
 def _single(tiles: Tensor, rows: int, columns: int) -> TileBatch:

@@ -17,15 +17,18 @@ from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint,
 from pretrain.checkpoints.foreign import kind_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
 from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
-from pretrain.model.build import build_model
-from pretrain.model.classifier import Classifier
+from pretrain.model.build import Model, build_model
 
-from .formats.folder import is_peer, read_peer
+from .formats.folder import holds_foreign_model, read_folder
 
 
 @dataclass(frozen=True)
-class Source:
-    """name: where it came from; facts: the keys FACTS; shapes: of the parameters; read: one of them, fp32."""
+class TrainedWeights:
+    """The weights of a trained model, and what is needed to use them.
+
+    name: the file or folder that they come from; facts: the keys of `weights_file.FACTS`; shapes: of the
+    parameters, by name; read(name): one of them, fp32.
+    """
 
     name: str
     facts: dict[str, Any]
@@ -35,16 +38,17 @@ class Source:
     @property
     def data(self) -> DataConfig:
         """The preprocessing that the weights were trained with."""
-        known = self.facts["preprocessing"]
-        return DataConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+        known: dict[str, Any] = self.facts["preprocessing"]
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return DataConfig(**values)
 
     @property
     def objective(self) -> str:
-        """The name of what the weights were trained for."""
+        """The objective of training, as `objective.name` of a recipe."""
         return self.facts.get("objective", "softmax")
 
-    def build(self) -> Classifier:
-        """The classifier without its weights, on the current default device."""
+    def build(self) -> Model:
+        """The model without its weights, on the current default device."""
         config = Config(
             model=ModelConfig(**self.facts["model"]),
             data=self.data,
@@ -52,8 +56,8 @@ class Source:
         )
         return build_model(config, self.facts["num_classes"])
 
-    def load(self, device: torch.device) -> Classifier:
-        """The classifier with its weights, in evaluation mode."""
+    def load(self, device: torch.device) -> Model:
+        """The model with its weights, in evaluation mode."""
         with torch.device("meta"):
             model = self.build()
         state = {name: self.read(name) for name in self.shapes}
@@ -61,34 +65,36 @@ class Source:
         return model.to(device).eval()
 
     def class_name(self, label: int) -> str:
+        """The name of class `label`, or its number where nobody named the classes."""
         classes = self.facts["classes"]
         return classes[label] if classes and label < len(classes) else str(label)
 
 
-def open_source(init: str, weights: str = "auto") -> Source:
-    """Open a run folder, a checkpoint folder or a safetensors file; its files are verified first.
+def open_source(init: str, weights: str = "auto") -> TrainedWeights:
+    """Open the trained weights that `init` names.
 
-    Or a checkpoint of transformers or timm, a folder or its safetensors file, or Google's .npz file.
+    init: a run folder, of which the newest checkpoint with undamaged files is taken; a checkpoint folder; a
+    file of `finetune export`; a folder of transformers or timm, or its safetensors file; or an .npz file of
+    Google's. weights: as in `Checkpoint.weights`.
 
-    Raises UsageError if it is none of them, DataError if it is damaged. Of a run, the newest checkpoint
-    whose files are whole is taken; `weights` is as in `Checkpoint.weights`.
+    Raises UsageError if it is none of them, DataError if it is damaged.
     """
     path = Path(init)
-    if path.is_file() and not _is_ours(path) and is_peer(path):
-        return _from_peer(path)
+    if path.is_file() and not _is_ours(path) and holds_foreign_model(path):
+        return _from_other_program(path)
     if path.is_file():
         if weights == "ema":
             raise UsageError(f"{init}: a file has one set of weights; ema is chosen when it is written")
         return _from_file(path)
-    if is_peer(path) and not (path / "manifest.json").is_file():
-        return _from_peer(path)
+    if holds_foreign_model(path) and not (path / "manifest.json").is_file():
+        return _from_other_program(path)
     if not is_checkpoint(path) and not complete(path / "checkpoints"):
         _refuse_pickles(path)
     return _from_checkpoint(open_checkpoint(path), weights)
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Say how weights get out of a folder that DeepSpeed or torch's DCP wrote, if it is one."""
+    """If DeepSpeed or torch's DCP wrote this folder, raise UsageError saying how to get its weights out."""
     try:
         kind = kind_of(path)
     except UsageError:
@@ -100,19 +106,19 @@ def _refuse_pickles(path: Path) -> None:
     )
 
 
-def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> Source:
+def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> TrainedWeights:
     keys = checkpoint.weights(weights)
     shapes = {name: checkpoint.tensors[key] for name, key in keys.items()}
     optional = {"objective"} - checkpoint.state.keys()
     facts = {key: checkpoint.state[key] for key in FACTS if key not in optional}
-    return Source(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
+    return TrainedWeights(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
 
 
-def _from_peer(path: Path) -> Source:
-    model, facts = read_peer(path)
+def _from_other_program(path: Path) -> TrainedWeights:
+    model, facts = read_folder(path)
     state = dict(model.named_parameters())
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Source(str(path), facts, shapes, lambda name: state[name].detach().float())
+    return TrainedWeights(str(path), facts, shapes, lambda name: state[name].detach().float())
 
 
 def _is_ours(path: Path) -> bool:
@@ -122,7 +128,7 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _from_file(path: Path) -> Source:
+def _from_file(path: Path) -> TrainedWeights:
     try:
         file = safe_open(path, "pt")
         facts = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -134,4 +140,4 @@ def _from_file(path: Path) -> Source:
         ) from None
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file: {error}") from None
-    return Source(str(path), facts, shapes, lambda name: file.get_tensor(name).float())
+    return TrainedWeights(str(path), facts, shapes, lambda name: file.get_tensor(name).float())

@@ -1,4 +1,4 @@
-"""python -m launch slurm CONFIG ... | status RUN"""
+"""python -m launch slurm CONFIG ... | status RUN: start jobs on clusters, and see their state."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from data_tools.errors import UserError
 USAGE = """usage: python -m launch COMMAND ...
 
   slurm CONFIG --nodes N --gpus-per-node G [key=value ...]   check a job, write its batch script, queue it
-  status RUN [--follow]                                      how a run stands, wherever it runs
+  status RUN [--follow]                                      the state of a run, wherever it runs
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, that of a UserError, 130 for Ctrl-C or 2 for wrong usage."""
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     rest = rest[:-1] if rest else []
     try:

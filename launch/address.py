@@ -1,4 +1,4 @@
-"""Now launch.slurm.address. Jobs queued before that still call this name; it goes with the next release."""
+"""Now launch.slurm.address. Jobs queued before the move still call this name; the next release removes it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The quickstart's pictures: the handwritten digits that come with scikit-learn, in many shapes."""
+"""The quickstart's pictures: scikit-learn's handwritten digits in many shapes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SHAPES = ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2))
 TILE = 16
 HELD_OUT = 0.2
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# How far the pictures for training differ from how the digit was written: degrees, and rows per column.
+# The largest random changes of pictures for training: degrees of rotation, and pixels of slant per row.
 TURN, SLANT = 8.0, 0.08
 
 
 def write_digits(folder: Path, seed: int = 0) -> None:
     """Write PNG files as folder/train/CLASS/*.png and folder/val/CLASS/*.png.
 
-    The 1797 digits are split once. Each gives a picture in each of the shapes; those for training are turned
-    and slanted a little.
+    The 1797 digits are split into train and val at random. Each gives one picture in each of SHAPES; pictures
+    for training are rotated and slanted a little. seed: of all random choices.
     """
     from sklearn.datasets import load_digits
 
@@ -35,7 +35,7 @@ def write_digits(folder: Path, seed: int = 0) -> None:
         for rows, columns in SHAPES:
             glyph = _glyph(pixels)
             if split == "train":
-                glyph = _written_otherwise(glyph, rng)
+                glyph = _varied(glyph, rng)
             _picture(glyph, rows, columns, rng).save(target / f"{number:04d}_{rows}x{columns}.png")
 
 
@@ -45,8 +45,8 @@ def _glyph(pixels: np.ndarray) -> Image.Image:
     return grey.resize((2 * TILE, 2 * TILE), Image.Resampling.BICUBIC)
 
 
-def _written_otherwise(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The digit turned and slanted about its middle."""
+def _varied(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The digit rotated and slanted about its centre, at random."""
     turn, slant = math.radians(rng.uniform(-TURN, TURN)), rng.uniform(-SLANT, SLANT)
     inverse = np.array([[math.cos(turn), slant - math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     middle = np.full(2, (glyph.width - 1) / 2)
@@ -56,7 +56,7 @@ def _written_otherwise(glyph: Image.Image, rng: np.random.Generator) -> Image.Im
 
 
 def _picture(glyph: Image.Image, rows: int, columns: int, rng: np.random.Generator) -> Image.Image:
-    """The digit stretched to nearly fill a picture of rows x columns tiles."""
+    """The digit stretched so that it nearly fills a picture of rows x columns tiles."""
     height = round(TILE * (rows - 1 + rng.uniform(0.9, 1.0)))
     width = round(TILE * (columns - 1 + rng.uniform(0.9, 1.0)))
     size = (round(width * rng.uniform(0.92, 1.0)), round(height * rng.uniform(0.92, 1.0)))

@@ -1,5 +1,5 @@
-"""The main job on an embedded data set: digits → shards → pretraining, stopped and resumed → fine-tuning at a
-higher resolution → accuracy. Run by launch/quickstart.sh; every command that it runs is printed."""
+"""All steps on handwritten digits: shards, pretraining that is stopped and resumed, fine-tuning at a higher
+resolution, accuracy. Run by launch/quickstart.sh; every command that it runs is printed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ console = Console(highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all steps; what an earlier call has finished is not repeated. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
-    parser.add_argument("--fresh", action="store_true", help="remove what an earlier quickstart left, first")
+    parser.add_argument("--fresh", action="store_true", help="first remove what an earlier quickstart left")
     given = parser.parse_args(arguments)
     if given.fresh:
         for folder in (DATA, PRETRAIN, FINETUNE):
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_data() -> None:
+    """Write the pictures, and pack them into DATA/shards/train and DATA/shards/val."""
     console.rule("1. data: handwritten digits in many shapes, packed into shards")
     images, shards = DATA / "images", DATA / "shards"
     if not shards.exists():
@@ -75,6 +77,7 @@ def prepare_data() -> None:
 
 
 def pretrain() -> None:
+    """Pretrain; a run that has not begun is stopped half-way and resumed."""
     console.rule(f"2. pretraining: MLP head, {PROCESSES} FSDP processes, stopped half-way")
     command = torchrun("pretrain", "configs/quickstart.yaml")
     if status(PRETRAIN).get("state") is None:
@@ -86,7 +89,7 @@ def pretrain() -> None:
 def stop_half_way(command: list[str]) -> None:
     """Start `command` and send SIGTERM to one of its processes when half of the steps are done."""
     console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
-    # torchrun reports every stop as a failure, at length; status.json says how the job really ended.
+    # torchrun prints a long report of a failure even for a stop; status.json has how the job really ended.
     messages = DATA / "torchrun.log"
     with messages.open("w") as errors:
         job = subprocess.Popen([sys.executable, *command], env=environment(), stderr=errors)
@@ -103,11 +106,13 @@ def stop_half_way(command: list[str]) -> None:
 
 
 def finetune() -> None:
+    """Fine-tune the pretrained run."""
     console.rule("3. fine-tuning: linear head, tiles of 24 instead of 16 pixels")
     run(*torchrun("finetune", "configs/quickstart_finetune.yaml", f"init={PRETRAIN}"))
 
 
 def torchrun(module: str, *arguments: str) -> list[str]:
+    """What stands behind `python` to run a module by torchrun with PROCESSES processes."""
     return [
         "-m",
         "torch.distributed.run",
@@ -120,7 +125,10 @@ def torchrun(module: str, *arguments: str) -> list[str]:
 
 
 def run(*command: str, quiet: bool = False) -> str:
-    """Run a Python command, printed first, and return its output. Raises UsageError when it fails."""
+    """Print and run a Python command. Raises UsageError when it fails.
+
+    quiet: return its output instead of showing it; otherwise "" is returned.
+    """
     console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     capture = subprocess.PIPE if quiet else None
     done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, text=True)
@@ -130,13 +138,14 @@ def run(*command: str, quiet: bool = False) -> str:
 
 
 def environment() -> dict[str, str]:
-    """No GPU, so that every machine shows the same, those that have fewer GPUs than processes too; and
-    one computing thread a process, as the processes and the loader threads share the cores."""
+    """The environment of all commands: no GPU, as a machine may have fewer than PROCESSES; and one computing
+    thread a process, as processes and loader threads share the cores."""
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads}
 
 
 def status(run_folder: Path) -> dict[str, Any]:
+    """The run's status.json; {} if it has not begun."""
     try:
         return json.loads((run_folder / "status.json").read_bytes())
     except (OSError, ValueError):
@@ -144,10 +153,12 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 
 def rows(run_folder: Path) -> list[dict[str, Any]]:
+    """The rows of the run's metrics.jsonl."""
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def summarise(accuracy: dict[str, Any], seconds: float) -> None:
+    """Print a table of both runs. accuracy: of the fine-tuned one, as `finetune evaluate` prints it."""
     console.rule("done")
     table = Table(title="quickstart", show_header=False)
     training = [row for row in rows(PRETRAIN) if "split" not in row]

@@ -1,4 +1,4 @@
-"""How a run stands, from its folder alone: on any node that sees it, while it runs and after."""
+"""The state of a run, from its folder alone: on any machine that has the folder, while it runs and after."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pretrain.run.folder import GOING_ON, RunFolder, read_rows
 
 from .slurm.requeue import QUEUED
 
-SILENT = 30.0  # status.json is written every 5 s while the job lives
-STALLED_STEPS = 20.0  # as many times the usual time of a step
-STALLED = 60.0
-GONE = " is no longer in the queue, and left no word"
+SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
+STALLED_STEPS = 20.0  # usual times of a step without a new one, but at least STALLED
+STALLED = 60.0  # s
+GONE = " is no longer in the queue, and wrote no status"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0; 1 for a run that failed, is stalled or gone."""
+    """Print the state of a run; returns 1 if it failed, is stalled or gone, otherwise 0."""
     parser = argparse.ArgumentParser(
         prog="python -m launch status",
         description="How a run stands, from its folder alone. Exit code 1: failed, stalled or gone.",
@@ -48,10 +48,11 @@ def main(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Standing:
-    """status: of the last life, from status.json, or from its batch script where it never came so far.
+    """The state of a run. A SLURM job that is requeued runs several times; each time is called a life.
 
-    requeued: whether another life follows; None where nobody has said so yet. waiting: what there is to say
-    of a job that was queued since.
+    status: of the last life, from status.json, or from lives.jsonl if it ended before it wrote one.
+    requeued: whether another life follows; None if the batch script has not decided yet. waiting: a sentence
+    about a job that was queued after that life, or "".
     """
 
     status: dict[str, Any]
@@ -59,17 +60,18 @@ class Standing:
     waiting: str = ""
 
     def is_over(self, now: float) -> bool:
-        """Whether nothing more is to be expected of this run."""
+        """Whether the run will not go on. now: seconds since 1970."""
         if self.waiting:
             return self.waiting.endswith(GONE)
         if self.requeued is not None:
             return not self.requeued
         ended = self.status.get("state") in ("done", "failed", "stopped")
-        # The script of a SLURM job has its word after the processes.
+        # The batch script of a SLURM job may still requeue it; it has SILENT seconds to write that down.
         return ended and (not self.status.get("job") or now - self.status["time"] > SILENT)
 
 
 def look(folder: RunFolder) -> Standing:
+    """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one."""
     status = folder.status()
     life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
     queued = folder.path / QUEUED
@@ -86,6 +88,7 @@ def look(folder: RunFolder) -> Standing:
 
 
 def queued_text(job: str) -> str:
+    """A sentence about a job that is queued, with squeue's answer where there is one."""
     if not shutil.which("squeue"):
         return f"queued as SLURM job {job}"
     asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
@@ -97,7 +100,7 @@ def queued_text(job: str) -> str:
 
 
 def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]:
-    """(text, whether all is well)."""
+    """(two lines of text, whether all is well). now: seconds since 1970."""
     status = found.status
     if not status:
         return f"{folder.path}: {found.waiting or 'has not begun'}", not found.waiting.endswith(GONE)
@@ -143,6 +146,7 @@ def _checkpoint(folder: RunFolder, now: float) -> str:
 
 
 def duration(value: float) -> str:
+    """Seconds as hours:minutes:seconds."""
     minutes, rest = divmod(max(0, int(value)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Now launch.slurm.requeue. Jobs queued before that still call this name; it goes with the next release."""
+"""Now launch.slurm.requeue. Jobs queued before the move still call this name; the next release removes it."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""How one of our parameters and a peer's tensors become each other.
+"""How one of our parameters becomes tensors of a peer, another program's model, and the other way round.
 
-A peer is a list of entries, one for each of our parameters. The same list checks and loads the
+A format is a list of entries, one for each of our parameters. The same list checks and loads the
 peer's weights, and writes ours under the peer's names.
 """
 
@@ -28,6 +28,7 @@ class Entry:
 
 
 def same(ours: str, theirs: str) -> Entry:
+    """The same tensor under another name."""
     return Entry(ours, (theirs,), lambda x: (x,), lambda x: x)
 
 
@@ -37,23 +38,23 @@ def viewed(ours: str, theirs: str, leading: int) -> Entry:
 
 
 def transposed(ours: str, theirs: str) -> Entry:
-    """A dense layer whose kernel is (in, out)."""
+    """A kernel (in, out) of a dense layer; ours is (out, in)."""
     return Entry(ours, (theirs,), lambda x: (x.T,), lambda x: x.T)
 
 
 def convolution(ours: str, theirs: str) -> Entry:
-    """A kernel (h, w, in, out)."""
+    """A kernel (h, w, in, out) of a convolution; ours is (out, in, h, w)."""
     return Entry(ours, (theirs,), lambda x: (x.permute(2, 3, 1, 0),), lambda x: x.permute(3, 2, 0, 1))
 
 
 def stacked(ours: str, theirs: Iterable[str]) -> Entry:
-    """Several tensors that are one of ours, stacked along its first axis."""
-    theirs = tuple(theirs)
-    return Entry(ours, theirs, lambda x: x.chunk(len(theirs)), lambda *parts: torch.cat(parts))
+    """Several tensors, which stacked along the first axis are one of ours."""
+    names = tuple(theirs)
+    return Entry(ours, names, lambda x: x.chunk(len(names)), lambda *parts: torch.cat(parts))
 
 
 def affine(ours: str, theirs: str, bias: bool = True) -> Iterator[Entry]:
-    """weight and bias of one module."""
+    """The weight and, unless bias is False, the bias of one module."""
     for part in ("weight", "bias") if bias else ("weight",):
         yield same(f"{ours}.{part}", f"{theirs}.{part}")
 
@@ -66,11 +67,12 @@ def load(
 ) -> None:
     """Fill `model`, built on `meta`, from the peer's weights: float64 stays, all else is float32.
 
-    shown: what the caller knows a name as. Raises ValueError naming the first name that is missing,
-    has another shape, or is not known.
+    shown: turns a name of `entries` into the name that the caller gave. Raises ValueError naming the
+    first name that is missing, has another shape, or is not known.
     """
     parameters = dict(model.named_parameters())
-    state, known = {}, set()
+    state: dict[str, Tensor] = {}
+    known: set[str] = set()
     for entry in entries:
         expected = [tuple(part.shape) for part in entry.give(parameters[entry.ours])]
         parts = []
@@ -85,7 +87,8 @@ def load(
             parts.append(part)
         known.update(entry.theirs)
         value = entry.take(*parts)
-        state[entry.ours] = value.to(_kept(value.dtype), copy=True, memory_format=torch.contiguous_format)
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        state[entry.ours] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     surplus = sorted(weights.keys() - known)
     if surplus:
         raise ValueError(f"the weights hold {shown(surplus[0])!r}, which this configuration does not have")
@@ -107,7 +110,3 @@ def tensor(value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
     return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
-
-
-def _kept(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

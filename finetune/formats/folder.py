@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.tensor_file import write_tensors
@@ -28,23 +30,28 @@ from .hf_settings import hf_config, hf_objective, hf_preprocessing, hf_preproces
 from .timm_settings import timm_arguments, timm_config, timm_preprocessing
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-HF_SOURCES = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}
+HF_FORMATS = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}  # by model_type
+
+T = TypeVar("T")
 
 
-class PeerCheckpoint(NamedTuple):
-    """A model as a peer left it, and the keys of `source.FACTS` that describe it."""
+class ForeignModel(NamedTuple):
+    """A model of another program, and the keys of `weights_file.FACTS` that describe it."""
 
     model: Classifier
     facts: dict[str, Any]
 
 
-def is_peer(path: Path) -> bool:
-    """Whether `path` is a peer's folder, or a file in one, or an .npz file."""
+def holds_foreign_model(path: Path) -> bool:
+    """Whether `path` is a folder with a config.json, a file in such a folder, or an .npz file."""
     return path.exists() and (path.suffix == ".npz" or (_folder(path) / CONFIG).is_file())
 
 
-def read_peer(path: Path) -> PeerCheckpoint:
-    """Load a peer's checkpoint; UsageError for one that is not supported, DataError if it is damaged."""
+def read_folder(path: Path) -> ForeignModel:
+    """Load a checkpoint of another program: its folder, the weights file in it, or an .npz file.
+
+    UsageError for one that is not supported, DataError if it is damaged.
+    """
     if path.suffix == ".npz":
         return _read_google(path)
     config = _read_json(_folder(path) / CONFIG)
@@ -54,43 +61,44 @@ def read_peer(path: Path) -> PeerCheckpoint:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: damaged, missing or not a safetensors file: {error}") from None
     if "architecture" in config:
-        source, arguments = "timm", _said(path, timm_arguments, config, weights)
-        preprocessing = _said(path, timm_preprocessing, config)
+        source, arguments = "timm", _naming_the_file(path, timm_arguments, config, weights)
+        preprocessing = _naming_the_file(path, timm_preprocessing, config)
         classes, objective = config.get("label_names"), "softmax"
-    elif config.get("model_type") in HF_SOURCES:
-        source, arguments = HF_SOURCES[config["model_type"]], config
+    elif config.get("model_type") in HF_FORMATS:
+        source, arguments = HF_FORMATS[config["model_type"]], config
         processor = _folder(path) / PREPROCESSOR
-        preprocessing = _said(path, hf_preprocessing, _read_json(processor) if processor.is_file() else {})
+        known = _read_json(processor) if processor.is_file() else {}
+        preprocessing = _naming_the_file(path, hf_preprocessing, known)
         labels = config.get("id2label") or {}
         classes = [labels[key] for key in sorted(labels, key=int)] or None
-        objective = _said(path, hf_objective, config)
+        objective = _naming_the_file(path, hf_objective, config)
     else:
         raise UsageError(
             f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
-            f"{' or '.join(HF_SOURCES)}"
+            f"{' or '.join(HF_FORMATS)}"
         )
     return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective)
 
 
-def write_peer(
-    name: str, model: Classifier, facts: dict[str, Any], peer: str, destination: Path
+def write_folder(
+    name: str, model: nn.Module, facts: dict[str, Any], program: str, destination: Path
 ) -> dict[str, torch.Tensor]:
-    """Write `model` as a folder that `peer`, hf or timm, reads; returns its tensors.
+    """Write `model` as a folder that `program`, hf (transformers) or timm, reads; returns its tensors.
 
-    facts: the keys of `source.FACTS`. UsageError for what the peer cannot express; nothing is written
-    then.
+    name: what error messages call the model; facts: the keys of `weights_file.FACTS`. UsageError for what
+    the program cannot express; nothing is written then.
     """
     if destination.exists():
         raise UsageError(f"{destination} exists: choose a folder that does not")
     if not destination.parent.is_dir():
         raise UsageError(f"{destination.parent}: no such folder; make it first")
-    if facts.get("objective") == "masked_patches":
+    if not isinstance(model, Classifier):
         raise UsageError(f"{name}: it was trained to guess colours of masked patches: fine-tune it first")
     hybrid = model.config.name.startswith("hybrid")
-    target = "timm" if peer == "timm" else "hf_vit_hybrid" if hybrid else "hf_vit"
+    target = "timm" if program == "timm" else "hf_vit_hybrid" if hybrid else "hf_vit"
     try:
         config, weights = to_peer(model, target)
-        if peer == "timm":
+        if program == "timm":
             files = {CONFIG: timm_config(config, facts)}
         else:
             files = {CONFIG: hf_config(config, facts), PREPROCESSOR: hf_preprocessor(facts, hybrid)}
@@ -107,13 +115,13 @@ def write_peer(
     return weights
 
 
-def _read_google(path: Path) -> PeerCheckpoint:
+def _read_google(path: Path) -> ForeignModel:
     try:
         with np.load(path, allow_pickle=False) as archive:
             weights = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: damaged or not an .npz file of plain arrays: {error}") from None
-    config = _said(path, infer_config, weights)
+    config = _naming_the_file(path, infer_config, weights)
     return _checkpoint(path, "google", config, weights, {}, None)
 
 
@@ -125,12 +133,13 @@ def _checkpoint(
     preprocessing: dict[str, Any],
     classes: list[str] | None,
     objective: str = "softmax",
-) -> PeerCheckpoint:
-    model = _said(path, load_peer, source, config, weights)
+) -> ForeignModel:
+    model = _naming_the_file(path, load_peer, source, config, weights)
+    assert isinstance(model, Classifier)
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
         raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
     model.encoder.mask_token = model.pooler = None
-    facts = {
+    facts: dict[str, Any] = {
         "step": 0,
         "objective": objective,
         "model": asdict(model.config),
@@ -139,11 +148,11 @@ def _checkpoint(
         "preprocessing": {"tile_size": model.tile_size, "max_tiles": 1} | preprocessing,
     }
     facts["preprocessing"] = {"mean": model.mean, "std": model.std} | facts["preprocessing"]
-    return PeerCheckpoint(model, facts)
+    return ForeignModel(model, facts)
 
 
-def _said(path: Path, function: Any, *arguments: Any) -> Any:
-    """The function's result, its ValueError as a UsageError that names the file."""
+def _naming_the_file(path: Path, function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result; its ValueError becomes a UsageError that names the file."""
     try:
         return function(*arguments)
     except ValueError as error:

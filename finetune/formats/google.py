@@ -1,4 +1,4 @@
-"""Google's vision_transformer (flax): the arrays of its published files, and hybrids with its ResNet."""
+"""Google's vision_transformer (flax), plain and behind its ResNet, as its published files name arrays."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
+from pretrain.model.heads import MlpHead
+from pretrain.model.hybrid import ResNetV2
 from pretrain.model.variants import resolve
 
 from .entries import Entry, Weights, convolution, give, load, same, tensor, transposed, viewed
-from .names import backbone_of, fitted, image_size, refuse, refuse_classifier, square
+from .names import backbone_of, blocks_of, classifier_only, fitted, image_size, refuse, square, units_of
 
 NORM_EPS = 1e-6
 POSITIONS = "Transformer/posembed_input/pos_embedding"
-# Where training wrote the model's arrays, and big_vision's names for one of ours.
+# Before the names of the model's arrays: in a file of the optimiser's state, of big_vision, of flax.
 PREFIXES = ("opt/target/", "params/img/", "params/")
-SAVED_TODAY = {
+# Numbers of modules in files that today's flax writes -> in the published files.
+TODAYS_NUMBERS = {
     "MultiHeadDotProductAttention_0/": "MultiHeadDotProductAttention_1/",
     "LayerNorm_1/": "LayerNorm_2/",
     "MlpBlock_0/": "MlpBlock_3/",
@@ -29,6 +32,7 @@ SAVED_TODAY = {
 
 
 def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> Classifier:
+    """As `load_peer` of the package; config: a model config of vision_transformer, and `image_size`."""
     weights = _published(weights)
     with torch.device("meta"):
         model = _build(config, weights)
@@ -38,9 +42,9 @@ def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> C
 
 
 def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    refuse_classifier("google", model)
-    fields, arch, backbone = model.config, resolve(model.config), backbone_of(model)
-    block = model.blocks[0]
+    """As `to_peer` of the package; the names are those of the published files."""
+    model = classifier_only("google", model)
+    fields, arch = model.config, resolve(model.config)
     refuse(
         "google",
         {
@@ -56,7 +60,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "a norm behind the pool": fields.final_norm != "tokens",
             "query-key norms": arch.qk_norm,
             "LayerScale": fields.layer_scale is not None,
-            "parallel branches": block.norm2 is None,
+            "parallel branches": blocks_of(model.encoder)[0].norm2 is None,
             f"model.head_activation={fields.head_activation}": (
                 fields.head == "mlp" and fields.head_activation != "tanh"
             ),
@@ -65,7 +69,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             ),
         },
     )
-    config = {
+    config: dict[str, Any] = {
         "num_classes": model.num_classes,
         "patches": [arch.patch_size] * 2,
         "hidden_size": arch.embed_dim,
@@ -77,29 +81,30 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "dropout_rate": fields.dropout,
         },
         "classifier": "token" if fields.pool == "cls" else "gap",
-        "representation_size": None if fields.head == "linear" else model.head.fc1.out_features,
+        "representation_size": model.head.fc1.out_features if isinstance(model.head, MlpHead) else None,
         "image_size": model.tile_size,
     }
-    if backbone is not None:
+    if arch.backbone is not None:
         config["resnet"] = _resnet(arch.backbone)
     return config, give(model, list(_entries(model)))
 
 
 def infer_config(weights: Weights) -> dict[str, Any]:
-    """The configuration of a published file from its arrays: square images, a class token if it has one.
+    """The model config of a published file, from the shapes of its arrays.
 
-    ValueError if an array that tells of it is missing.
+    Images are taken to be square, and a class token to be what the head sees where there is one.
+    ValueError if one of the arrays needed for this is missing.
     """
     weights = _published(weights)
     first = "Transformer/encoderblock_0/"
-    query = f"{first}MultiHeadDotProductAttention_1/query/kernel"
-    telling = ("embedding/kernel", query, f"{first}MlpBlock_3/Dense_0/kernel", POSITIONS)
-    for name in telling:
+    attention = f"{first}MultiHeadDotProductAttention_1/query/kernel"
+    needed = ("embedding/kernel", attention, f"{first}MlpBlock_3/Dense_0/kernel", POSITIONS)
+    for name in needed:
         if name not in weights:
             raise ValueError(f"the weights lack {name!r}: not a Vision Transformer of Google's")
-    kernel, query, dense, _ = (tensor(weights[name]) for name in telling)
+    kernel, query, dense, _ = (tensor(weights[name]) for name in needed)
     blocks = {name.split("/")[1] for name in weights if name.startswith("Transformer/encoderblock_")}
-    config = {
+    config: dict[str, Any] = {
         "num_classes": len(weights["head/bias"]) if "head/bias" in weights else None,
         "patches": list(kernel.shape[:2]),
         "hidden_size": kernel.shape[-1],
@@ -122,7 +127,7 @@ def infer_config(weights: Weights) -> dict[str, Any]:
 
 
 def _published(weights: Weights) -> dict[str, Any]:
-    """The weights by the names of the published files, vectors as vectors."""
+    """The weights under the names of the published files; scales and biases of GroupNorms with one axis."""
     found = {}
     prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in weights), "")
     for name, value in weights.items():
@@ -132,7 +137,7 @@ def _published(weights: Weights) -> dict[str, Any]:
         found[name] = value
     if "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel" not in found:
         return found
-    for saved, published in SAVED_TODAY.items():
+    for saved, published in TODAYS_NUMBERS.items():
         found = {name.replace(saved, published): value for name, value in found.items()}
     return found
 
@@ -178,7 +183,7 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
 
 
 def _image_size(weights: Weights, fields: ModelConfig) -> int:
-    """The size of square images whose patches have the file's positions."""
+    """The side of the square images for which the file has positions."""
     if POSITIONS not in weights:
         raise ValueError(f"the weights lack {POSITIONS!r}, which this configuration needs")
     side = isqrt(tensor(weights[POSITIONS]).shape[1] - (fields.pool == "cls"))
@@ -215,7 +220,7 @@ def _entries(model: Classifier) -> Iterator[Entry]:
         projection += ".projection"
     yield convolution(f"{projection}.weight", "embedding/kernel")
     yield same(f"{projection}.bias", "embedding/bias")
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(blocks_of(model.encoder)):
         ours, theirs = f"encoder.layers.{index}.", f"Transformer/encoderblock_{index}/"
         yield from _norm(f"{ours}norm1", f"{theirs}LayerNorm_0")
         yield from _attention(
@@ -242,7 +247,7 @@ def _dense(ours: str, theirs: str) -> Iterator[Entry]:
 
 
 def _attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
-    """Kernels (D, heads, d) of query, key and value, and (heads, d, D) behind them."""
+    """Kernels (D, heads, D / heads) of query, key and value, and (heads, D / heads, D) of the projection."""
     parts = ("query", "key", "value")
     yield Entry(
         f"{ours}qkv.weight",
@@ -265,16 +270,15 @@ def _attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     yield same(f"{ours}proj.bias", f"{theirs}out/bias")
 
 
-def _resnet_entries(backbone: nn.Module) -> Iterator[Entry]:
+def _resnet_entries(backbone: ResNetV2) -> Iterator[Entry]:
     ours = "encoder.patch_embed.backbone."
     yield convolution(f"{ours}conv_root.weight", "conv_root/kernel")
     yield from _norm(f"{ours}norm_root", "gn_root")
-    for stage, units in enumerate(backbone.stages):
-        for index, unit in enumerate(units):
-            our, their = f"{ours}stages.{stage}.{index}.", f"block{stage + 1}/unit{index + 1}/"
-            if isinstance(unit.shortcut, nn.Sequential):
-                yield convolution(f"{our}shortcut.0.weight", f"{their}conv_proj/kernel")
-                yield from _norm(f"{our}shortcut.1", f"{their}gn_proj")
-            for number in (1, 2, 3):
-                yield convolution(f"{our}conv{number}.weight", f"{their}conv{number}/kernel")
-                yield from _norm(f"{our}norm{number}", f"{their}gn{number}")
+    for stage, index, unit in units_of(backbone):
+        our, their = f"{ours}stages.{stage}.{index}.", f"block{stage + 1}/unit{index + 1}/"
+        if isinstance(unit.shortcut, nn.Sequential):
+            yield convolution(f"{our}shortcut.0.weight", f"{their}conv_proj/kernel")
+            yield from _norm(f"{our}shortcut.1", f"{their}gn_proj")
+        for number in (1, 2, 3):
+            yield convolution(f"{our}conv{number}.weight", f"{their}conv{number}/kernel")
+            yield from _norm(f"{our}norm{number}", f"{their}gn{number}")

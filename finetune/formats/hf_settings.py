@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+# transformers' names of activations, and ours.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "selu": "selu",
+    "silu": "silu",
+    "swish": "silu",
+}
 # What a head's logits are for, as transformers and as we name it.
 PROBLEMS = {
     "single_label_classification": "softmax",

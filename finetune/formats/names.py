@@ -1,23 +1,27 @@
-"""What peers call activations and sizes, and how to say no."""
+"""What formats share: names of activations, sizes, position tables, and parts of our models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isqrt
 from typing import Any
 
 from torch import Tensor, nn
 
-from pretrain.model.block import ACTIVATIONS
+from pretrain.model.block import ACTIVATIONS, Block
 from pretrain.model.classifier import Classifier
-from pretrain.model.hybrid import ResNetV2
+from pretrain.model.hybrid import Bottleneck, PreactivationBottleneck, ResNetV2
 from pretrain.model.resize import resize_grid
+from pretrain.model.vit import VisionTransformer
 
 from .entries import Weights, tensor
 
 
 def our_activation(theirs: Any, names: Mapping[str, str], peer: str) -> str:
-    """Our name of an activation that a peer gives as a name or a class."""
+    """Our name of an activation that a peer gives as a name or a class.
+
+    names: the peer's -> ours. ValueError for one that is not among them.
+    """
     name = theirs if isinstance(theirs, str) else getattr(theirs, "__name__", str(theirs))
     by_case = {key.lower(): ours for key, ours in names.items()}
     if name.lower() not in by_case:
@@ -26,7 +30,10 @@ def our_activation(theirs: Any, names: Mapping[str, str], peer: str) -> str:
 
 
 def activation_name(ours: str | Callable[[Tensor], Tensor], names: Mapping[str, str], peer: str) -> str:
-    """The peer's name of one of our activations."""
+    """The peer's name of one of our activations, a name or a function; ValueError if it has none.
+
+    names: the peer's -> ours.
+    """
     if not isinstance(ours, str):
         ours = next(name for name, function in ACTIVATIONS.items() if function is ours)
     for theirs, name in names.items():
@@ -36,14 +43,14 @@ def activation_name(ours: str | Callable[[Tensor], Tensor], names: Mapping[str, 
 
 
 def refuse(peer: str, has: Mapping[str, bool]) -> None:
-    """ValueError for the first thing that a model has and the peer does not know."""
+    """Raise ValueError for the first thing whose value in `has` is True: the peer does not know it."""
     for what, present in has.items():
         if present:
             raise ValueError(f"{peer} cannot express {what}")
 
 
 def image_size(size: Any) -> int | tuple[int, int]:
-    """One number for a square, height and width otherwise."""
+    """The tile size from one number or (height, width): one number for a square."""
     if isinstance(size, int):
         return size
     height, width = (int(side) for side in size)
@@ -70,8 +77,8 @@ def fitted(
 ) -> Weights:
     """The weights with the position table `name`, (1, prefix + patches, D), on the grid `new`.
 
-    grids: what the table may have been made for, besides a square. A table that is none of these is
-    left as it is, for loading to refuse.
+    grids: what the table may have been made for, besides `new` and a square. mode: as in
+    `resize.resize_grid`. A table for none of these grids stays as it is; loading then refuses it.
     """
     if name not in weights:
         return weights
@@ -87,11 +94,29 @@ def fitted(
 
 
 def backbone_of(model: Classifier) -> ResNetV2 | None:
+    """A hybrid's ResNet; None for a plain Vision Transformer."""
     return getattr(model.encoder.patch_embed, "backbone", None)
 
 
-def refuse_classifier(peer: str, model: nn.Module) -> None:
-    """ValueError for what none of the peers with a head knows."""
+def blocks_of(encoder: VisionTransformer) -> list[Block]:
+    """The layers of `encoder`; ValueError if one is no Block, the only kind that formats know."""
+    blocks = [block for block in encoder.layers if isinstance(block, Block)]
+    if len(blocks) < len(encoder.layers):
+        raise ValueError("only layers of class Block can be given to another program")
+    return blocks
+
+
+def units_of(backbone: ResNetV2) -> Iterator[tuple[int, int, Bottleneck | PreactivationBottleneck]]:
+    """(stage, index within the stage, unit) of all units of `backbone`, both numbers from 0."""
+    for stage, units in enumerate(backbone.stages):
+        for index, unit in enumerate(units.children()):
+            assert isinstance(unit, Bottleneck | PreactivationBottleneck)
+            yield stage, index, unit
+
+
+def classifier_only(peer: str, model: nn.Module) -> Classifier:
+    """`model` as the Classifier that it is; ValueError for models that no peer with a head has."""
     if not isinstance(model, Classifier):
         raise ValueError(f"{peer} has a head: it takes a Classifier, not a {type(model).__name__}")
     refuse(peer, {f"images of up to {model.geometry.max_tiles} tiles": model.geometry.max_tiles > 1})
+    return model

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import BackboneConfig, ModelConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.model.block import LayerScale
 from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
@@ -19,15 +18,17 @@ from .entries import Entry, Weights, affine, give, load, same, tensor, viewed
 from .names import (
     activation_name,
     backbone_of,
+    blocks_of,
+    classifier_only,
     fitted,
     image_size,
     our_activation,
     refuse,
-    refuse_classifier,
     square,
 )
+from .timm_backbone import BACKBONE, infer_resnet, read_resnet, resnet_arguments, resnet_entries
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "img_size": 224,
     "patch_size": 16,
     "in_chans": 3,
@@ -54,8 +55,8 @@ DEFAULTS = {
     "act_layer": None,
     "norm_eps": 1e-6,
 }
-# What our blocks do not compute, and its value where it does nothing.
-FIXED = {
+# Arguments for what our blocks do not compute, and the value at which they have no effect.
+FIXED: dict[str, Any] = {
     "proj_bias": True,
     "final_norm": True,
     "pos_embed": "learn",
@@ -72,10 +73,10 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 POOLS = {"token": "cls", "avg": "mean", "map": "map"}
-BACKBONE = "patch_embed.backbone."
 
 
 def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Classifier:
+    """As `load_peer` of the package; given: arguments of timm's VisionTransformer."""
     config = DEFAULTS | given
     for key, value in FIXED.items():
         if config.get(key, value) != value:
@@ -93,7 +94,8 @@ def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Cl
 
 
 def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    refuse_classifier("timm", model)
+    """As `to_peer` of the package; of a hybrid also `backbone`, the arguments of its ResNetV2."""
+    model = classifier_only("timm", model)
     fields, arch = model.config, resolve(model.config)
     refuse(
         "timm",
@@ -106,12 +108,12 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 fields.pool == "map" and model.encoder.prefix > 0
             ),
             "a backbone that is not timm's ResNetV2 of 32 groups": (
-                arch.backbone is not None and arch.backbone != _backbone(_resnet(arch.backbone))
+                arch.backbone is not None and arch.backbone != read_resnet(resnet_arguments(arch.backbone))
             ),
         },
     )
     behind_pool = fields.final_norm == "pooled"
-    config = {
+    config: dict[str, Any] = {
         "img_size": model.tile_size if isinstance(model.tile_size, int) else list(model.tile_size),
         "patch_size": arch.patch_size,
         "in_chans": model.encoder.in_channels,
@@ -135,7 +137,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "norm_eps": fields.norm_eps,
     }
     if arch.backbone is not None:
-        config["backbone"] = _resnet(arch.backbone)
+        config["backbone"] = resnet_arguments(arch.backbone)
     weights = give(model, list(_entries(model)))
     registers = fields.registers
     if registers:
@@ -146,7 +148,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _ratio(mlp: int, width: int) -> float:
-    """The mlp_ratio that timm, which cuts off, turns into `mlp`."""
+    """The mlp_ratio from which timm, which rounds down, gets a width of `mlp`."""
     ratio = mlp / width
     return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
@@ -154,7 +156,8 @@ def _ratio(mlp: int, width: int) -> float:
 def _build(config: dict[str, Any], weights: Weights) -> Classifier:
     pool, fc_norm = POOLS[config["global_pool"]], config["fc_norm"]
     behind_pool = pool == "mean" if fc_norm is None else fc_norm
-    backbone = _backbone(_inferred(weights)) if any(name.startswith(BACKBONE) for name in weights) else None
+    hybrid = any(name.startswith(BACKBONE) for name in weights)
+    backbone = read_resnet(infer_resnet(weights)) if hybrid else None
     channels = config["in_chans"]
     fields = ModelConfig(
         name="hybrid_r50_b16" if backbone else "vit_b16",
@@ -193,10 +196,10 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
 
 
 def _registers_placed(model: Classifier, weights: Weights, patches_only: bool) -> Weights:
-    """The weights with positions for the class token and the patches, as ours has them.
+    """The weights with positions as our model has them: for the class token and the patches alone.
 
-    Ours gives registers no position: theirs goes into the registers. Where only patches have one,
-    that of the class token is 0.
+    timm's positions of registers are added to the registers. patches_only: whether only patches have
+    positions; that of the class token is 0 then.
     """
     encoder = model.encoder
     known = {name: tensor(weights[name]) for name in ("pos_embed", "reg_token") if name in weights}
@@ -216,41 +219,6 @@ def _registers_placed(model: Classifier, weights: Weights, patches_only: bool) -
     return dict(weights) | known
 
 
-def _inferred(weights: Weights) -> dict[str, Any]:
-    """The sizes of the ResNetV2 whose weights these are."""
-    depths: dict[int, int] = {}
-    widths: dict[int, int] = {}
-    for name, value in weights.items():
-        found = re.fullmatch(re.escape(BACKBONE) + r"stages\.(\d+)\.blocks\.(\d+)\.conv3\.weight", name)
-        if found:
-            stage, unit = map(int, found.groups())
-            depths[stage] = max(depths.get(stage, 0), unit + 1)
-            widths[stage] = len(value)
-    root = BACKBONE + ("stem." if depths else "") + "conv.weight"
-    if root not in weights:
-        raise ValueError(f"the weights lack {root!r}, which this configuration needs")
-    stages = sorted(depths)
-    return {
-        "layers": [depths[stage] for stage in stages],
-        "channels": [widths[stage] for stage in stages],
-        "stem_chs": len(weights[root]),
-    }
-
-
-def _backbone(resnet: dict[str, Any]) -> BackboneConfig:
-    return BackboneConfig(
-        depths=list(resnet["layers"]), widths=list(resnet["channels"]), stem=resnet["stem_chs"]
-    )
-
-
-def _resnet(backbone: BackboneConfig) -> dict[str, Any]:
-    return {
-        "layers": list(backbone.depths),
-        "channels": list(backbone.widths),
-        "stem_chs": backbone.stem,
-    }
-
-
 def _entries(model: Classifier) -> Iterator[Entry]:
     encoder = model.encoder
     if encoder.cls_token_embedding is not None:
@@ -260,12 +228,12 @@ def _entries(model: Classifier) -> Iterator[Entry]:
     yield viewed("encoder.token_pos_embedding.local", "pos_embed", 1)
     projection, backbone = "encoder.patch_embed", backbone_of(model)
     if backbone is not None:
-        yield from _resnet_entries(backbone)
+        yield from resnet_entries(backbone)
         projection += ".projection"
     yield from affine(projection, "patch_embed.proj", bias=not model.config.pre_norm)
     if model.config.pre_norm:
         yield from affine("encoder.ln_pre", "norm_pre")
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(blocks_of(encoder)):
         ours, theirs = f"encoder.layers.{index}.", f"blocks.{index}."
         yield from affine(f"{ours}norm1", f"{theirs}norm1")
         yield from affine(f"{ours}attn.qkv", f"{theirs}attn.qkv", block.attn.qkv.bias is not None)
@@ -294,19 +262,3 @@ def _entries(model: Classifier) -> Iterator[Entry]:
 def _mlp(ours: str, theirs: str) -> Iterator[Entry]:
     for module in ("fc1", "fc2"):
         yield from affine(f"{ours}.{module}", f"{theirs}.{module}")
-
-
-def _resnet_entries(backbone: nn.Module) -> Iterator[Entry]:
-    ours = "encoder.patch_embed.backbone."
-    root = BACKBONE + ("stem." if len(backbone.stages) else "")
-    yield same(f"{ours}conv_root.weight", f"{root}conv.weight")
-    yield from affine(f"{ours}norm_root", f"{root}norm")
-    for stage, units in enumerate(backbone.stages):
-        for index, unit in enumerate(units):
-            our, their = f"{ours}stages.{stage}.{index}.", f"{BACKBONE}stages.{stage}.blocks.{index}."
-            if isinstance(unit.shortcut, nn.Sequential):
-                yield same(f"{our}shortcut.0.weight", f"{their}downsample.conv.weight")
-                yield from affine(f"{our}shortcut.1", f"{their}downsample.norm")
-            for number in (1, 2, 3):
-                yield same(f"{our}conv{number}.weight", f"{their}conv{number}.weight")
-                yield from affine(f"{our}norm{number}", f"{their}norm{number}")

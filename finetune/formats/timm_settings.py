@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.model.variants import SIZES
 
-from .timm import BACKBONE
+from .timm_backbone import BACKBONE
 
 # timm's models behind each of the ResNets that it has; their other sizes are arguments.
 TIMM_HYBRIDS = {

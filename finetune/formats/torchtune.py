@@ -20,9 +20,9 @@ from pretrain.model.resize import GLOBAL, LOCAL, POST_TILE, PRE_TILE, Geometry, 
 from pretrain.model.vit import VisionTransformer
 
 from .entries import Entry, Weights, affine, give, load, same, stacked, tensor
-from .names import activation_name, our_activation, refuse
+from .names import activation_name, blocks_of, our_activation, refuse
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "activation": "SiLU",
     "cls_output_dim": 512,
     "attn_bias": True,
@@ -46,6 +46,7 @@ TABLES = {
 
 
 def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> VisionTransformer:
+    """As `load_peer` of the package; config: arguments of clip_vision_encoder."""
     if resize is not None:
         raise ValueError("torchtune's tables are stretched as torchtune does it: resize must be None")
     with torch.device("meta"):
@@ -55,14 +56,14 @@ def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> V
 
 
 def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    _refuse(model)
-    width = model.ln_post.weight.shape[0]
-    block = model.layers[0] if len(model.layers) else None
+    """As `to_peer` of the package; the config holds arguments of clip_vision_encoder."""
+    model = _expressible(model)
+    block = next(iter(blocks_of(model)), None)
     tiled = isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding)
-    config = {
+    config: dict[str, Any] = {
         "tile_size": model.tile_size,
         "patch_size": model.patch_embed.patch_size,
-        "embed_dim": width,
+        "embed_dim": _width(model),
         "num_layers": len(model.layers),
         "num_heads": block.attn.num_heads if block else 1,
         "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune") if block else "SiLU",
@@ -73,7 +74,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "in_channels": model.in_channels,
         "append_cls_token": model.append_cls_token,
     }
-    if model.cls_projection is not None:
+    if isinstance(model.cls_projection, ClassProjection):
         config["cls_output_dim"] = model.cls_projection.weight.shape[1]
     return config, give(model, list(_entries(model)))
 
@@ -128,7 +129,7 @@ def _entries(model: VisionTransformer) -> Iterator[Entry]:
         yield same(LOCAL, "token_pos_embedding.positional_embedding")
     for norm in ("ln_pre", "ln_post"):
         yield from affine(norm, norm)
-    for index, block in enumerate(model.layers):
+    for index, block in enumerate(blocks_of(model)):
         layer = f"layers.{index}."
         bias = block.attn.qkv.bias is not None
         for part in ("weight", "bias") if bias else ("weight",):
@@ -146,7 +147,7 @@ def _stretched(model: VisionTransformer, weights: Weights) -> Weights:
     """The weights with their position tables at the model's sizes, as torchtune's loading makes them."""
     tables = {ours: tensor(weights[theirs]) for ours, theirs in TABLES.items() if theirs in weights}
     if not isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding) or len(tables) < len(TABLES):
-        return weights  # what is missing is named on loading
+        return weights  # loading names what is missing
     shapes = {name: tuple(value.shape) for name, value in tables.items()}
     old = _geometry(shapes)
     new = Geometry(model.grid, model.token_pos_embedding.max_num_tiles, 1)
@@ -162,9 +163,9 @@ def _stretched(model: VisionTransformer, weights: Weights) -> Weights:
 
 
 def _geometry(shapes: dict[str, tuple[int, ...]]) -> Geometry | None:
-    """What the tables of a checkpoint were made for; ValueError for tables of no square grid.
+    """The geometry that a checkpoint's tables were made for; ValueError if it has no square grid.
 
-    None for tables that do not belong together: loading says which does not fit.
+    None for tables that do not fit each other: loading says which does not fit.
     """
     tokens, tiles = shapes[LOCAL][0], shapes[GLOBAL][0]
     side = isqrt(max(tokens - 1, 0))
@@ -183,11 +184,15 @@ def _geometry(shapes: dict[str, tuple[int, ...]]) -> Geometry | None:
     return Geometry((side, side), tiles, 1) if shapes == fitting else None
 
 
-def _refuse(model: nn.Module) -> None:
+def _width(model: VisionTransformer) -> int:
+    return model.ln_post.weight.shape[0] if isinstance(model.ln_post, nn.LayerNorm) else 0
+
+
+def _expressible(model: nn.Module) -> VisionTransformer:
+    """`model`, which torchtune can express; ValueError otherwise."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"torchtune has a VisionTransformer without a head, not a {type(model).__name__}")
-    block = model.layers[0] if len(model.layers) else None
-    width = model.ln_post.weight.shape[0] if isinstance(model.ln_post, nn.LayerNorm) else 0
+    block = next(iter(blocks_of(model)), None)
     refuse(
         "torchtune",
         {
@@ -213,7 +218,7 @@ def _refuse(model: nn.Module) -> None:
         }
         | (
             {
-                "an MLP that is not 4 times as wide": block.mlp.fc1.out_features != 4 * width,
+                "an MLP that is not 4 times as wide": block.mlp.fc1.out_features != 4 * _width(model),
                 "parallel branches": block.norm2 is None,
                 "query-key norms": block.attn.q_norm is not None,
                 "LayerScale": not isinstance(block.ls1, nn.Identity),
@@ -225,3 +230,4 @@ def _refuse(model: nn.Module) -> None:
             else {}
         ),
     )
+    return model

@@ -1,7 +1,7 @@
 """Where the processes of a SLURM job meet: `python -m launch.slurm.address` prints name and port.
 
-The name is that of the first node, where the script itself and rank 0 run. The port follows from the job id
-and moves on while it is taken. Needs nothing but Python.
+The name is that of the first node, where the script itself and rank 0 run. The port is computed from the job
+id; if it is taken, others are tried. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ LOW, PORTS, STRIDE = 20000, 10000, 37
 
 
 def main() -> int:
+    """Print the address. Returns 2 outside a SLURM job, 1 if there is no address or no free port."""
     try:
         address = os.environ.get("MASTER_ADDR") or first_address(os.environ["SLURM_JOB_NODELIST"])
         port = free_port(int(os.environ["SLURM_JOB_ID"]))
@@ -30,7 +31,7 @@ def main() -> int:
 
 
 def first_address(nodes: str) -> str:
-    """The first name of the job's nodes; where it does not resolve, the address that SLURM has for it."""
+    """The first name of SLURM's list `nodes`; SLURM's address of that node if the name does not resolve."""
     name = _scontrol("hostnames", nodes).split()[0]
     try:
         socket.getaddrinfo(name, None)
@@ -41,7 +42,10 @@ def first_address(nodes: str) -> str:
 
 
 def free_port(job: int) -> int:
-    """A port that nobody listens on here: 20000 + job modulo 10000, or one behind it."""
+    """A port that nobody listens on here: 20000 + job modulo 10000, or if it is taken 37 further, and so on.
+
+    Raises OSError after 100 ports that are taken.
+    """
     for attempt in range(100):
         port = LOW + (job + attempt * STRIDE) % PORTS
         if all(_can_listen(port, family) for family in (socket.AF_INET, socket.AF_INET6)):

@@ -1,4 +1,4 @@
-"""The tasks of a job in a container: pyxis and enroot, or apptainer where the image is a FILE.sif."""
+"""The tasks of a job in a container: pyxis with enroot, or apptainer if the image is a FILE.sif."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pretrain.config.schema import Config
 
 
 def srun_options(image: str, config: Config) -> list[str]:
-    """What pyxis adds to srun's options."""
+    """srun's options for pyxis; none for apptainer."""
     if _is_sif(image):
         return []
     mounts = ",".join(f"{folder}:{folder}" for folder in mounted(config))
-    # Pyxis would begin in the folder that the image names.
+    # Otherwise pyxis starts the task in the folder that the image names.
     return [
         f"--container-image={shlex.quote(image)}",
         f"--container-mounts={shlex.quote(mounts)}",
@@ -25,7 +25,10 @@ def srun_options(image: str, config: Config) -> list[str]:
 
 
 def command_prefix(image: str, config: Config, gpus: bool) -> str:
-    """What goes before the command of each task."""
+    """What stands before the command of each task: apptainer's call, or nothing for pyxis.
+
+    gpus: whether the job uses GPUs.
+    """
     if not _is_sif(image):
         return ""
     binds = shlex.quote(",".join(map(str, mounted(config))))
@@ -35,7 +38,7 @@ def command_prefix(image: str, config: Config, gpus: bool) -> str:
 
 
 def mounted(config: Config) -> list[Path]:
-    """The folders that a run needs, none of which lies within another."""
+    """The folders that the container must see: code, run, data, weights. None lies within another."""
     sources = [shards for shards, _ in training_sources(config.data)]
     read = [*sources, config.data.val, getattr(config, "init", "")]
     paths = [Path(item).resolve() for item in read if item and not is_url(item)]

@@ -1,7 +1,8 @@
-"""What becomes of a SLURM job whose processes have ended: its script calls this module with RUN and CODE.
+"""Whether a SLURM job is requeued: when its processes have ended, its script calls this with RUN and CODE.
 
-Exits with 75 where the job is to be requeued, otherwise with the code that the job ends with. Says why, and
-for a failure ends with its traceback. Each life is noted in RUN/slurm/lives.jsonl. Needs nothing but Python.
+A job that is requeued runs several times under one id; each time is called a life. The exit code is 75 if the
+job is to be requeued, otherwise the one that the job ends with. Prints why, and the traceback of a failure.
+Each life becomes a row of RUN/slurm/lives.jsonl. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -26,29 +27,30 @@ GOES_ON = ("RUNNING", "SIGNALING")
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What SLURM does with the job, whatever becomes of its processes."""
+class SlurmAction:
+    """What SLURM itself does with the job, whatever its processes do."""
 
     preempts: bool = False
-    ends: bool = False  # cancelled, requeued by someone, a node lost
-    again: bool = False  # and another life follows
+    ends: bool = False  # the job was cancelled, requeued by somebody, or lost a node
+    requeues: bool = False  # SLURM has requeued it already
 
 
 @dataclass(frozen=True)
 class Life:
-    """One life of a job, as its batch script sees it end."""
+    """One life of a job, as its batch script sees it after its end."""
 
     job: str
     restart: int
-    code: int  # what the run itself says where it can, otherwise srun
+    code: int  # the run's own if it wrote one, otherwise from srun's
     state: str
     signal: str | None
-    checkpoint: int  # step of the newest one, 0 for none
+    checkpoint: int  # the step of the newest one, 0 without any
     forced: bool  # SLURM ended it
     reason: str
 
 
 def main() -> int:
+    """Decide, write the life down, and return the exit code: 75 to requeue the job."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm.requeue", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("code", type=int, help="exit code of srun")
@@ -57,16 +59,16 @@ def main() -> int:
     job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     folder = RunFolder(given.run)
     status = folder.status()
-    begun = speaks_of(status, job, restart)
+    begun = is_about(status, job, restart)
     if not begun:
-        status = folder.refusal() if speaks_of(folder.refusal(), job, restart) else {}
-    fate = ask_slurm(job, restart)
-    life = judge(status, given.code, job, restart, newest_checkpoint(folder), fate)
+        status = folder.refusal() if is_about(folder.refusal(), job, restart) else {}
+    action = ask_slurm(job, restart)
+    life = ended_life(status, given.code, job, restart, newest_checkpoint(folder), action)
     if begun and status["state"] in GOING_ON:
         folder.set_failed(exit_code=life.code, reason=life.reason, rank=None)
     earlier = list(read_rows(given.run / "slurm/lives.jsonl"))
-    code, sentence = decide([*earlier, asdict(life)], given.max_restarts, fate)
-    requeued = code == STOPPED or fate.again
+    code, sentence = decide([*earlier, asdict(life)], given.max_restarts, action)
+    requeued = code == STOPPED or action.requeues
     (given.run / "slurm").mkdir(parents=True, exist_ok=True)
     with (given.run / "slurm/lives.jsonl").open("a") as stream:
         stream.write(json.dumps(asdict(life) | {"time": time.time(), "requeued": requeued}) + "\n")
@@ -76,15 +78,18 @@ def main() -> int:
     return code
 
 
-def speaks_of(status: dict[str, Any], job: str, restart: int) -> bool:
+def is_about(status: dict[str, Any], job: str, restart: int) -> bool:
+    """Whether `status` was written in this life of this job."""
     return (status.get("job"), status.get("restart")) == (job, restart)
 
 
-def judge(status: dict[str, Any], code: int, job: str, restart: int, checkpoint: int, fate: Fate) -> Life:
-    """What happened. status: what the run says of this life, if anything; code: srun's.
+def ended_life(
+    status: dict[str, Any], code: int, job: str, restart: int, checkpoint: int, action: SlurmAction
+) -> Life:
+    """The life that has just ended. status: the run's status.json of this life, or {}; code: srun's.
 
-    Where one task fails, srun ends the others by SIGTERM and answers with the highest code: 75 alone does not
-    say that the job was asked to stop.
+    If one task fails, srun ends the others by SIGTERM and returns the highest code of all: 75 from srun alone
+    does not mean that the job was asked to stop.
     """
     state = status.get("state", "")
     signal = status.get("signal")
@@ -97,38 +102,38 @@ def judge(status: dict[str, Any], code: int, job: str, restart: int, checkpoint:
         }[state]
     elif code == 0:
         state, reason = "done", "nothing left to do"
-    elif not state and (fate.preempts or fate.ends):
+    elif not state and (action.preempts or action.ends):
         state, code, reason = "stopped", STOPPED, "stopped before it began"
     else:
         state = "failed"
-        reason = f"the processes ended without a word (srun: exit code {code})"
+        reason = f"the processes ended without writing a status (srun exit code {code})"
         code = code if not status and code in WILL_REPEAT else 1
-    return Life(job, restart, code, state, signal, checkpoint, fate.preempts or fate.ends, reason)
+    return Life(job, restart, code, state, signal, checkpoint, action.preempts or action.ends, reason)
 
 
-def decide(lives: list[dict[str, Any]], max_restarts: int, fate: Fate) -> tuple[int, str]:
-    """(code, sentence). The last of `lives` is the one that has just ended."""
+def decide(lives: list[dict[str, Any]], max_restarts: int, action: SlurmAction) -> tuple[int, str]:
+    """(exit code, what is decided and why). The last of `lives` is the one that has just ended."""
     last = lives[-1]
     if last["state"] == "done":
         return 0, "the job is over"
     if last["code"] in WILL_REPEAT:
         return last["code"], f"not requeued, as it would repeat ({WILL_REPEAT[last['code']]})"
-    if fate.ends:
-        what = "requeued by Slurm" if fate.again else "Slurm ends the job"
+    if action.ends:
+        what = "requeued by Slurm" if action.requeues else "Slurm ends the job"
         return last["code"] if last["code"] != STOPPED else 143, what
-    in_vain = restarts_in_vain(lives)
-    if in_vain >= max_restarts:
+    useless = restarts_without_progress(lives)
+    if useless >= max_restarts:
         return 1, (
-            f"not requeued: {in_vain} restarts in a row brought no newer checkpoint than step "
+            f"not requeued: {useless} restarts in a row brought no newer checkpoint than step "
             f"{last['checkpoint']} (launch.max_restarts={max_restarts})"
         )
     return STOPPED, "requeued"
 
 
-def restarts_in_vain(lives: list[dict[str, Any]]) -> int:
-    """How many restarts of this job, up to the last, brought no newer checkpoint than there was.
+def restarts_without_progress(lives: list[dict[str, Any]]) -> int:
+    """How many of this job's last restarts in a row saved no newer checkpoint than the life before.
 
-    One that SLURM ended does not count, however early that came.
+    A life that SLURM ended is not counted, however short it was.
     """
     mine = [life for life in lives if life["job"] == lives[-1]["job"]]
     count = 0
@@ -140,31 +145,36 @@ def restarts_in_vain(lives: list[dict[str, Any]]) -> int:
 
 
 def newest_checkpoint(folder: RunFolder) -> int:
+    """The highest step among the names of the checkpoints; 0 without any."""
     names = [path.name for path in folder.checkpoints.glob("step-*")]
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
 
 
-def ask_slurm(job: str, restart: int) -> Fate:
+def ask_slurm(job: str, restart: int) -> SlurmAction:
+    """What `scontrol show job` says, called in life `restart` of the job (0 is the first)."""
     done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
-    return read_fate(done.stdout, restart)
+    return read_action(done.stdout, restart)
 
 
-def read_fate(answer: str, restart: int) -> Fate:
-    """From what `scontrol show job` says in life `restart`. At its time limit a job may go on."""
+def read_action(answer: str, restart: int) -> SlurmAction:
+    """The answer of `scontrol show job` in life `restart`.
+
+    A job that SLURM ends at its time limit does not count as ended by SLURM: it may be requeued.
+    """
     fields = dict(re.findall(r"(\S+?)=(\S*)", answer))
     if not fields:
-        return Fate()
+        return SlurmAction()
     limit = fields.get("TimeLimit", "UNLIMITED")
     in_time = limit == "UNLIMITED" or seconds(fields["RunTime"]) < seconds(limit)
-    return Fate(
+    return SlurmAction(
         preempts=fields.get("PreemptTime", "None") != "None",
         ends=fields["JobState"] not in GOES_ON and in_time,
-        again=int(fields["Restarts"]) > restart,
+        requeues=int(fields["Restarts"]) > restart,
     )
 
 
 def seconds(text: str) -> int:
-    """SLURM's [days-]hours:minutes:seconds."""
+    """A time as SLURM writes it, [days-]hours:minutes:seconds, in seconds."""
     days, _, clock = text.rpartition("-")
     hours, minutes, rest = (int(part) for part in clock.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest

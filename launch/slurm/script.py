@@ -18,6 +18,7 @@ TEMPLATE = Path(__file__).parent / "job.sh"
 
 
 def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: Path) -> str:
+    """The text of job.sh. given: the options of `python -m launch slurm`; recipe: what the job runs."""
     run = config.folder.resolve()
     parts = {
         "title": f"{config.run.name}, nodes: {given.nodes}, processes on each: {given.tasks_per_node}",
@@ -37,7 +38,7 @@ def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: 
 def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
     tasks = _tasks_per_node(given)
     cpus = given.cpus_per_task and given.cpus_per_task * given.tasks_per_node // tasks
-    # Told the number of tasks, SLURM would never again start a job of 2-4 nodes on fewer than it had first.
+    # For a range of nodes no number of tasks: with one, SLURM would not restart the job on fewer nodes.
     number = {"mincpus": tasks * (cpus or 1)} if "-" in given.nodes else {"ntasks-per-node": tasks}
     options = {
         "job-name": re.sub(r"[^\w.-]", "_", config.run.name),
@@ -72,7 +73,7 @@ def _srun(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
     if "-" in given.nodes:
         tasks = _tasks_per_node(given)
         options.append(f"--ntasks-per-node={tasks} --ntasks=$((SLURM_NNODES * {tasks}))")
-    if given.cpus_per_task:  # since 22.05 srun does not take it from the job
+    if given.cpus_per_task:  # since SLURM 22.05 srun does not inherit it from the job
         options.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
     if given.container:
         options += container.srun_options(given.container, config)
@@ -80,9 +81,9 @@ def _srun(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
 
 
 def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[str]:
-    """The command of each task, a piece for each line."""
+    """The command of each task, one piece a line."""
     pieces = ['"$python" -m']
-    if given.container:  # with a Python of its own
+    if given.container:  # which has its own Python
         prefix = container.command_prefix(given.container, config, bool(given.gpus_per_node))
         pieces = [f"{prefix}python -m"]
     if given.launcher == "torchrun":

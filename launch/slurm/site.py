@@ -1,4 +1,4 @@
-"""What a cluster asks of its jobs: a file of configs/cluster."""
+"""The settings of a cluster: a file of configs/cluster."""
 
 from __future__ import annotations
 
@@ -31,10 +31,15 @@ class Site:
 
 
 def read_site(name: str) -> Site:
+    """The settings of cluster `name`: configs/cluster/NAME.yaml, or a path that ends in .yaml.
+
+    Raises UsageError if there is none, and for variables that are not NAME=value or may be secrets.
+    """
     file = Path(name) if name.endswith(".yaml") else SITES / f"{name}.yaml"
     if not file.exists():
         known = ", ".join(sorted(path.stem for path in SITES.glob("*.yaml")))
         raise UsageError(f"--cluster {name}: {file} is not there; there are: {known or 'none'}")
+    # `read` is typed for recipes; of a schema it needs no more than that it is a dataclass.
     site = loading.read(file, Site)  # type: ignore[type-var]
     for item in site.environment:
         variable, equals, _ = item.partition("=")

@@ -24,13 +24,14 @@ PLAIN = re.compile(r"[\w/.+=@,:-]+")
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Check, write and queue a job, or with --print only check and write it. Returns the exit code."""
     given = parse(arguments)
     site = read_site(given.cluster)
     config = check(given)
     folder = config.folder.resolve() / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "job.sh"
-    script.write_text(batch_script(given, site, config, freeze(Path(given.config), folder)))
+    script.write_text(batch_script(given, site, config, copy_recipe(Path(given.config), folder)))
     if given.print:
         print(script.read_text(), end="")
         return 0
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `python -m launch slurm`; UsageError for numbers that cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m launch slurm",
         description="Check a job, write its batch script into the run folder, and queue it.",
@@ -72,14 +74,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check(given: argparse.Namespace) -> Config:
-    """What the job would be refused for, before it waits in a queue. Raises UsageError or DataError."""
+    """The job's configuration, checked now for what would end the job hours later, after it has waited.
+
+    Raises UsageError or DataError.
+    """
     if given.stage == "pretrain":
-        config = loading.load(given.config, given.settings)
+        config: Config = loading.load(given.config, given.settings)
     else:
         from finetune.config import FinetuneConfig, load_finetune
 
         config = loading.load(given.config, given.settings, FinetuneConfig)
-        if given.after:  # the weights that it starts from, and with them the model, are still to come
+        if given.after:  # the weights that it starts from do not exist yet, so the model is not known
             if not (config.init and Path(config.init).exists()):
                 raise UsageError(f"init={config.init}: no such run: queue the job that trains it first")
         else:
@@ -105,8 +110,8 @@ def check(given: argparse.Namespace) -> Config:
     return config
 
 
-def freeze(recipe: Path, folder: Path) -> Path:
-    """A copy of the recipe: a job that waits for days runs what was checked when it was queued."""
+def copy_recipe(recipe: Path, folder: Path) -> Path:
+    """Copy the recipe, so that a job that waits for days runs what was checked; returns the copy."""
     content = recipe.read_bytes()
     copy = folder / f"recipe-{hashlib.sha256(content).hexdigest()[:8]}.yaml"
     copy.write_bytes(content)
@@ -114,13 +119,16 @@ def freeze(recipe: Path, folder: Path) -> Path:
 
 
 def submit(script: Path, after: str | None) -> str:
-    """Queue `script`; returns the job id."""
+    """Queue `script`, to start when job `after` has succeeded if that is given; returns the job id.
+
+    Raises UsageError where there is no sbatch or it refuses.
+    """
     if not shutil.which("sbatch"):
         raise UsageError(
             f"sbatch is not on this machine; the script is written to {script}, and --print shows it"
         )
     dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    # Inside a job, its own variables would be taken for options of the new one.
+    # sbatch takes SLURM's variables for options: inside a job, they would be those of that job.
     keep = {
         k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
     }

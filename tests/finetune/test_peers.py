@@ -13,7 +13,7 @@ from jobs import Data, run, succeed
 from safetensors.torch import load_file, save_file
 
 from data_tools.errors import UsageError
-from finetune.export import export_peer
+from finetune.export import export_folder
 from finetune.formats import load_peer
 from finetune.source import METADATA_KEY, open_source
 from pretrain.config.schema import Config, DataConfig, ModelConfig
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(trained: Path) -> dict[str, Path]:
     folders = {peer: trained.parent / peer for peer in ("hf", "timm")}
     for peer, folder in folders.items():
-        assert export_peer(str(trained), str(folder), peer).path == folder
+        assert export_folder(str(trained), str(folder), peer).path == folder
     return folders
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
 ) -> None:
     file = write_weights(tmp_path / "model.safetensors", **fields)
     with pytest.raises(UsageError, match=says):
-        export_peer(str(file), str(tmp_path / "out"), peer)
+        export_folder(str(file), str(tmp_path / "out"), peer)
     assert not list(tmp_path.glob("out*"))
 
 

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from jobs import Data, metrics, run, succeed, write_recipe
+
+from data_tools.errors import DataError
+from finetune import open_run
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,29 @@ def test_an_unreadable_image_ends_in_exit_3_after_the_others(
     assert len(done.stdout.splitlines()) == 1 and str(good) in done.stdout
     errors = done.stderr.splitlines()
     assert len(errors) == 2 and "broken.jpg" in errors[0] and "none.png" in errors[1]
+
+
+def test_a_run_opened_in_python_predicts_what_the_command_prints(trained: Path, data: Data) -> None:
+    images = sorted(data.images.rglob("*.png"))[:3]
+    printed = succeed("finetune", "predict", trained, *images, "--json").splitlines()
+    opened = open_run(trained, device="cpu")
+    assert opened.classes == json.loads((trained / "classes.json").read_text())
+    assert (opened.preprocessing.tile_size, opened.preprocessing.max_tiles) == (16, 4)
+    assert opened.model(torch.zeros(2, 3, 16, 16)).shape == (2, len(opened.classes))
+    found = opened.predict(images)
+    assert found == opened.predict([path.read_bytes() for path in images])
+    for line, prediction in zip(printed, found, strict=True):
+        expected = json.loads(line)["classes"]
+        assert dict(prediction.classes) == pytest.approx(expected, abs=1e-6)
+        assert [name for name, _ in prediction.classes] == list(expected)
+        assert prediction.best == next(iter(expected))
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "none.png"])
+def test_a_run_opened_in_python_names_an_unreadable_image(trained: Path, name: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=name):
+        open_run(trained, device="cpu").predict([tmp_path / name])
 
 
 def test_other_classes_are_refused(trained: Path, data: Data, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from slurm_box import QueuedJob, Unavailable, call, cluster
 
 from launch.__main__ import main
 from launch.slurm.address import LOW, free_port
-from launch.slurm.requeue import Fate, decide, judge, read_fate, seconds
+from launch.slurm.requeue import SlurmAction, decide, ended_life, read_action, seconds
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_container_has_the_folders_of_the_run_and_a_python_of_its_own(
     here = shlex.quote(str(ROOT))
     assert re.search(says.format(mounts=re.escape(mounts), here=re.escape(here)), script), script
     python = shlex.quote(sys.executable)
-    assert f"python={python}\n" in script, "address and verdict are asked for outside the container"
+    assert f"python={python}\n" in script, "address and requeue run outside the container"
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
@@ -180,27 +180,30 @@ STOPPED_BY_USR1 = {"code": 75, "state": "stopped", "signal": "SIGUSR1"}
 def test_a_job_is_requeued_unless_it_is_over_would_repeat_or_gets_nowhere(
     lives: list[dict[str, Any]], code: int
 ) -> None:
-    assert decide(lives, 3, Fate())[0] == code
+    assert decide(lives, 3, SlurmAction())[0] == code
 
 
 def test_a_cancelled_job_is_not_brought_back() -> None:
-    assert decide([life(**PREEMPTED)], 3, Fate(ends=True))[0] not in (0, 75)
+    assert decide([life(**PREEMPTED)], 3, SlurmAction(ends=True))[0] not in (0, 75)
 
 
 @pytest.mark.parametrize(
-    ("fields", "fate"),
+    ("fields", "action"),
     [
-        ("JobState=RUNNING PreemptTime=None Restarts=1 RunTime=00:01:00 TimeLimit=00:10:00", Fate()),
-        ("JobState=SIGNALING PreemptTime=2026-11-21T13:41:54 Restarts=1", Fate(preempts=True)),
-        ("JobState=COMPLETING Restarts=2 RunTime=00:00:00 TimeLimit=00:10:00", Fate(ends=True, again=True)),
-        ("JobState=CANCELLED Restarts=1 RunTime=1-00:00:00 TimeLimit=UNLIMITED", Fate(ends=True)),
-        ("JobState=COMPLETING Restarts=1 RunTime=00:10:31 TimeLimit=00:10:00", Fate()),
-        ("", Fate()),
+        ("JobState=RUNNING PreemptTime=None Restarts=1 RunTime=00:01:00 TimeLimit=00:10:00", SlurmAction()),
+        ("JobState=SIGNALING PreemptTime=2026-11-21T13:41:54 Restarts=1", SlurmAction(preempts=True)),
+        (
+            "JobState=COMPLETING Restarts=2 RunTime=00:00:00 TimeLimit=00:10:00",
+            SlurmAction(ends=True, requeues=True),
+        ),
+        ("JobState=CANCELLED Restarts=1 RunTime=1-00:00:00 TimeLimit=UNLIMITED", SlurmAction(ends=True)),
+        ("JobState=COMPLETING Restarts=1 RunTime=00:10:31 TimeLimit=00:10:00", SlurmAction()),
+        ("", SlurmAction()),
     ],
     ids=["runs", "is being preempted", "requeued by someone", "cancelled", "at its limit", "no answer"],
 )
-def test_what_slurm_says_of_a_job(fields: str, fate: Fate) -> None:
-    assert read_fate(fields, restart=1) == fate
+def test_what_slurm_says_of_a_job(fields: str, action: SlurmAction) -> None:
+    assert read_action(fields, restart=1) == action
 
 
 @pytest.mark.parametrize(
@@ -219,13 +222,13 @@ def test_what_slurm_says_of_a_job(fields: str, fate: Fate) -> None:
 def test_what_the_run_says_goes_before_the_exit_code(
     known: dict[str, Any], srun: int, state: str, code: int
 ) -> None:
-    found = judge(known, srun, "7", 0, 0, Fate())
+    found = ended_life(known, srun, "7", 0, 0, SlurmAction())
     assert (found.state, found.code) == (state, code)
 
 
-@pytest.mark.parametrize("fate", [Fate(preempts=True), Fate(ends=True)])
-def test_a_job_that_slurm_stops_before_it_begins_is_no_failure(fate: Fate) -> None:
-    found = judge({}, 143, "7", 0, 0, fate)
+@pytest.mark.parametrize("action", [SlurmAction(preempts=True), SlurmAction(ends=True)])
+def test_a_job_that_slurm_stops_before_it_begins_is_no_failure(action: SlurmAction) -> None:
+    found = ended_life({}, 143, "7", 0, 0, action)
     assert (found.state, found.code, found.forced) == ("stopped", 75, True)
 
 
@@ -337,4 +340,5 @@ def test_a_task_that_fails_before_the_run_begins_does_not_requeue_it_for_ever(
     job.wait_until(lambda: job.state == "FAILED")
     assert job.restarts == 1 and "1 restarts in a row brought no newer checkpoint" in job.output
     done = run("launch", "status", job.folder, "--follow")
-    assert done.returncode == 1 and "failed, exit code 1: the processes ended without a word" in done.stdout
+    assert done.returncode == 1
+    assert "failed, exit code 1: the processes ended without writing a status" in done.stdout
