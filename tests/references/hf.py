@@ -75,7 +75,7 @@ def _bit_shapes(bit: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     add("embedder.convolution", "embedder.norm", channels, 3, 7, 7)
     for stage, (depth, out) in enumerate(zip(bit["depths"], bit["hidden_sizes"], strict=True)):
         for index in range(depth):
-            unit, middle = f"encoder.stages.{stage}.layers.{index}.", out // 4
+            unit, middle = f"encoder.stages.{stage}.layers.{index}.", resnet.middle_width(out)
             if index == 0:
                 add(f"{unit}downsample.conv", f"{unit}downsample.norm", out, channels, 1, 1)
             add(f"{unit}conv1", f"{unit}norm1", middle, channels, 1, 1)

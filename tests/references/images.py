@@ -87,7 +87,7 @@ def best_canvas(image: Sequence[int], canvases: Sequence[Sequence[int]], to_max:
 
 
 def processed(image: NDArray[np.uint8], sizes: dict[str, Any]) -> NDArray[np.float64]:
-    """(H, W, 3) -> (1, 3, h, w): resized by Pillow, whole or by the shorter side and the middle; normalised."""
+    """(H, W, 3) -> (1, 3, h, w): resized by Pillow, whole or to the middle part; normalised."""
     picture = Image.fromarray(image)
     resample = Image.Resampling[sizes["resample"].split()[0].upper()]
     if "shortest_edge" in sizes["size"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ GOOGLE = {
 }
 BIT = {
     "embedding_size": 8,
-    "hidden_sizes": [16, 32],
+    "hidden_sizes": [16, 48],
     "depths": [2, 1],
     "layer_type": "bottleneck",
     "global_padding": "same",
@@ -52,7 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hf_vit": HF | {"image_size": 24, "patch_size": 8, "num_labels": 5, "qkv_bias": False},
     "hf_vit_hybrid": HF
     | {"image_size": 32, "patch_size": 1, "num_labels": 5}
-    | {"backbone_config": BIT, "backbone_featmap_shape": [1, 32, 4, 4]},
+    | {"backbone_config": BIT, "backbone_featmap_shape": [1, 48, 4, 4]},
     "google_vit_npz": GOOGLE
     | {"patches": [8, 8], "representation_size": 12, "image_size": 24, "finetune_size": 40},
     "google_hybrid_npz": GOOGLE
@@ -137,6 +138,7 @@ CANVASES = {
 }
 
 
+@cache
 def made(name: str) -> Archive:
     """A file of the kind `name` with inputs and weights of a fixed seed."""
     config = CONFIGS[name]

@@ -42,6 +42,12 @@ class Style:
     by_deviation: bool = False
 
 
+def middle_width(channels: int) -> int:
+    """Channels between the 1x1 convolutions: a quarter, to the nearest multiple of 8."""
+    nearest = max(8, (channels // 4 + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels / 4 else nearest
+
+
 def stem(images: Tensor, root: Conv, style: Style) -> Tensor:
     x = relu(_apply(images, root, 2, style))
     return largest(pad_same(x, 3, 2), 3, 2)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import google
 from .layers import ACTIVATIONS, Weights, attend, dense, norm, patches
-from .resnet import Conv, Style, Unit, features
+from .resnet import Conv, Style, Unit, features, middle_width
 
 BACKBONE = "patch_embed.backbone."
 
@@ -69,7 +69,7 @@ def _resnet_shapes(resnet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     add("stem.conv", "stem.norm", channels, 3, 7, 7)
     for stage, (depth, out) in enumerate(zip(resnet["layers"], resnet["channels"], strict=True)):
         for index in range(depth):
-            unit, middle = f"stages.{stage}.blocks.{index}.", out // 4
+            unit, middle = f"stages.{stage}.blocks.{index}.", middle_width(out)
             if index == 0:
                 add(f"{unit}downsample.conv", f"{unit}downsample.norm", out, channels, 1, 1)
             add(f"{unit}conv1", f"{unit}norm1", middle, channels, 1, 1)
