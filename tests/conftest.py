@@ -55,11 +55,6 @@ def shared() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Callable[[str], Path]) -> Path:
-    return shared("golden")
-
-
-@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """97 training and 21 held-out pictures of three classes, 1 to 4 tiles of 16 pixels, packed."""
     folder = tmp_path_factory.mktemp("data")

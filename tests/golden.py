@@ -1,4 +1,7 @@
-"""Every array of the reference files beside ours; tests/bench/golden_table.py prints the differences."""
+"""Every array of a reference file beside ours; tests/bench/golden_table.py prints the differences.
+
+The files are those of the reference data, or the same kinds made up by tests/references.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +62,15 @@ def read(folder: Path, name: str) -> Archive:
 
 def compare(folder: Path, name: str) -> Iterator[Comparison]:
     """All comparisons of one reference file."""
+    if name == "canvas_table":
+        return compare_canvases(json.loads((folder / "canvas_table.json").read_text()))
+    return compare_arrays(name, read(folder, name))
+
+
+def compare_arrays(name: str, data: Archive) -> Iterator[Comparison]:
+    """All comparisons of a file of the kind `name`."""
     with torch.no_grad():
-        if name == "canvas_table":
-            yield from _canvases(json.loads((folder / "canvas_table.json").read_text()))
-        else:
-            data = read(folder, name)
-            yield from FILES[name](data, json.loads(str(data["config_json"])))
+        yield from (FILES | {"timm": _timm})[name](data, json.loads(str(data["config_json"])))
 
 
 def under(data: Archive, *prefixes: str) -> Archive:
@@ -228,6 +234,18 @@ def _as_timm(config: dict[str, Any], weights: Archive) -> nn.Module:
     return load_peer("timm", arguments | {"act_layer": "gelu"}, weights)
 
 
+def _timm(data: Archive, config: dict[str, Any]) -> Iterator[Comparison]:
+    for case, sizes in config.items():
+        tolerance = BACKBONE if "resnet" in sizes else TRANSFORMER
+        images = torch.from_numpy(data[f"inputs/{case}"])
+        model = load_peer("timm", sizes, under(data, f"weights/{case}/"))
+        found = inspect(model, images)
+        yield _pair(f"{case}/logits", found.logits, data[f"outputs/{case}/logits"], tolerance)
+        yield _pair(f"{case}/tokens", found.tokens, data[f"outputs/{case}/tokens"], tolerance)
+        logits = model.double()(images.double())
+        yield _pair(f"ref64/{case}/logits", logits, data[f"ref64/{case}/logits"], DOUBLE)
+
+
 def _tables(data: Archive, config: dict[str, Any]) -> Iterator[Comparison]:
     for index, case in enumerate(config["google_zoom"]):
         old, new = ((case[key],) * 2 for key in ("old_grid", "new_grid"))
@@ -276,7 +294,7 @@ def _tiles(data: Archive, config: dict[str, Any]) -> Iterator[Comparison]:
         yield _pair(f"clip_transform/{i}/image", tiles, data[f"clip_transform/{i}/image"], (1e-5, 0.0))
 
 
-def _canvases(data: dict[str, Any]) -> Iterator[Comparison]:
+def compare_canvases(data: dict[str, Any]) -> Iterator[Comparison]:
     for case in data["find_supported_resolutions"]:
         found = possible_canvases(case["max_num_tiles"], case["tile_size"])
         what = f"resolutions of {case['max_num_tiles']} tiles"

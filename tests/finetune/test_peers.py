@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import under
 from jobs import Data, run, succeed
+from references.made import made
 from safetensors.torch import load_file, save_file
 
 from data_tools.errors import UsageError
@@ -98,12 +100,12 @@ def test_training_starts_from_them(written: dict[str, Path], data: Data, tmp_pat
     assert "backbone 30/30 tensors" in output
 
 
-def test_googles_file_describes_itself(shared, tmp_path: Path) -> None:
+def test_googles_file_describes_itself(tmp_path: Path) -> None:
     for name in ("google_vit_npz", "google_hybrid_npz"):
-        with np.load(shared(f"golden/{name}.npz")) as archive:
-            config = json.loads(str(archive["config_json"]))
-            weights = {key[4:]: archive[key] for key in archive.files if key.startswith("npz/")}
-            images = torch.from_numpy(archive["inputs/images_nhwc"]).permute(0, 3, 1, 2)
+        data = made(name)
+        config = json.loads(str(data["config_json"]))
+        weights = under(data, "npz/")
+        images = torch.from_numpy(data["inputs/images_nhwc"]).permute(0, 3, 1, 2)
         np.savez(tmp_path / f"{name}.npz", **weights)
         source = open_source(str(tmp_path / f"{name}.npz"))
         expected = load_peer("google", config, weights)(images)

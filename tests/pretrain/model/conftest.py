@@ -1,9 +1,7 @@
-"""Small models and batches, and the reference tensors of peer packages."""
+"""Small models and batches."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,17 +19,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def golden(shared: Callable[[str], Path]) -> Callable[[str], dict]:
-    """Reads a reference file: its name -> {key: array}."""
-
-    def load(name: str) -> dict:
-        with np.load(shared(f"golden/{name}.npz")) as archive:
-            return {key: archive[key] for key in archive.files}
-
-    return load
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from golden import read, under
+from golden import under
+from references.made import made
 
 from finetune.formats import load_peer, to_peer
 from pretrain.config.schema import BackboneConfig
@@ -83,9 +84,9 @@ def same_parameters(model, other):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_peers_weights_come_back_bit_for_bit_under_their_names(shared, name):
+def test_peers_weights_come_back_bit_for_bit_under_their_names(name):
     source, folders = FILES[name]
-    data = read(shared("golden"), name)
+    data = made(name)
     weights = under(data, *folders)
     model = load_peer(source, json.loads(str(data["config_json"])), weights)
     config, written = to_peer(model, source)

@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 from golden import under
+from references.made import made
 
 from finetune.formats import load_peer
 
 
 @pytest.fixture
-def torchtunes(golden):
+def torchtunes():
     def load(name):
-        data = golden(name)
+        data = made(name)
         model = load_peer("torchtune", json.loads(str(data["config_json"])), under(data, "weights/"))
         ratio = data.get("inputs/aspect_ratio")
         images = torch.from_numpy(data["inputs/images"])
