@@ -65,15 +65,7 @@ def prepare_data() -> None:
     if not shards.exists():
         write_digits(images)
     for split in ("train", "val"):
-        run(
-            "-m",
-            "data_tools",
-            "pack",
-            str(images / split),
-            str(shards / split),
-            "--shard-size",
-            "1MB",
-        )
+        run("-m", "data_tools", "pack", str(images / split), str(shards / split), "--shard-size", "1MB")
 
 
 def pretrain() -> None:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         description="How a run stands, from its folder alone. Exit code 1: failed, stalled or gone.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-    parser.add_argument("--follow", action="store_true", help="a line whenever something changes, to its end")
+    parser.add_argument("--follow", action="store_true", help="print a line at every change, to the end")
     given = parser.parse_args(arguments)
     folder = RunFolder(given.run)
     told = None

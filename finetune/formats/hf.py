@@ -14,14 +14,7 @@ from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
 from .entries import Entry, Weights, affine, give, load, stacked, viewed
-from .hf_backbone import (
-    bit_config,
-    bit_entries,
-    feature_grids,
-    read_bit,
-    unused_norm,
-    without_unused,
-)
+from .hf_backbone import bit_config, bit_entries, feature_grids, read_bit, unused_norm, without_unused
 from .hf_settings import ACTIVATIONS
 from .names import (
     activation_name,
@@ -54,8 +47,8 @@ HEAD_ONLY = "classifier."
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One of the two models: `name` for `load_peer`, the other names as in transformers' config.json.
+class HfFormat:
+    """One of the two formats: `name` for `load_peer`, the other names as in transformers' config.json.
 
     class_name: the classes of transformers begin with it.
     """
@@ -141,8 +134,8 @@ class Architecture:
         return config
 
 
-PLAIN = Architecture("hf_vit", "vit", "ViT", hybrid=False)
-HYBRID = Architecture("hf_vit_hybrid", "vit-hybrid", "ViTHybrid", hybrid=True)
+PLAIN = HfFormat("hf_vit", "vit", "ViT", hybrid=False)
+HYBRID = HfFormat("hf_vit_hybrid", "vit-hybrid", "ViTHybrid", hybrid=True)
 
 
 def _without_prefix(weights: Weights) -> tuple[dict[str, Any], str]:

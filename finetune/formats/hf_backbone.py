@@ -32,7 +32,7 @@ BACKBONE_DEFAULTS: dict[str, Any] = {
     "out_features": None,
     "out_indices": None,
 }
-# The backbone of a hybrid that names none.
+# The backbone of a ViTHybridConfig that names none, where it differs from those defaults.
 USUAL_BACKBONE: dict[str, Any] = {
     "global_padding": "same",
     "layer_type": "bottleneck",

@@ -1,10 +1,10 @@
-"""transformers' config.json and preprocessor_config.json: classes, and what is done to images."""
+"""transformers' config.json and preprocessor_config.json: activations, objective, classes, preprocessing."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# transformers' names of activations, and ours.
+# transformers' names of activations -> ours.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -15,18 +15,21 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# What a head's logits are for, as transformers and as we name it.
+# transformers' problem_type -> our objective.name.
 PROBLEMS = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
     "regression": "regression",
 }
-# Pillow's numbers, as transformers writes them.
+# Pillow's numbers of resampling filters, which transformers writes -> our names.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
 def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """config.json of transformers: `to_peer`'s, with the classes."""
+    """The config.json of transformers: `config` of `to_peer`, with objective and classes.
+
+    facts: the keys of `weights_file.FACTS`.
+    """
     names = facts["classes"] or [f"LABEL_{index}" for index in range(facts["num_classes"])]
     config = {key: value for key, value in config.items() if key != "num_labels"}
     problems = {ours: theirs for theirs, ours in PROBLEMS.items()}
@@ -39,7 +42,10 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def hf_objective(config: dict[str, Any]) -> str:
-    """What a model of transformers was trained for: one output without a word about it are numbers."""
+    """Our objective.name for a config.json. Without problem_type, one output means regression.
+
+    ValueError for a problem_type that is not supported.
+    """
     problem = config.get("problem_type")
     if problem is None:
         return "regression" if len(config.get("id2label") or ()) == 1 else "softmax"
@@ -49,7 +55,7 @@ def hf_objective(config: dict[str, Any]) -> str:
 
 
 def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
-    """preprocessor_config.json of transformers."""
+    """The preprocessor_config.json of transformers. facts: the keys of `weights_file.FACTS`."""
     known = facts["preprocessing"]
     size = known["tile_size"]
     resample = next(n for n, name in RESAMPLE.items() if name == known.get("eval_resample", "bicubic"))
@@ -67,7 +73,7 @@ def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
         kind = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}}
         return kind | common
     return {
-        # The plain ViT's own processor cannot crop; CLIP's does what the hybrid's does.
+        # ViT's own processor cannot crop; CLIP's computes the same as that of ViT-Hybrid.
         "image_processor_type": "ViTHybridImageProcessor" if hybrid else "CLIPImageProcessor",
         "size": {"shortest_edge": known.get("eval_resize") or size},
         "do_center_crop": True,
@@ -97,7 +103,7 @@ def hf_preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
     if resample not in RESAMPLE:
         raise ValueError(f"resample={resample}: only 2 (bilinear) and 3 (bicubic) are supported")
     found["eval_resample"] = RESAMPLE[resample]
-    # Ours is (pixel / 255 - mean) / std.
+    # transformers computes (pixel * rescale_factor - mean) / std, we (pixel / 255 - mean) / std.
     factor = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
     plain = not processor.get("do_normalize", True)
     for key, usual in (("mean", 0.0), ("std", 1.0)):

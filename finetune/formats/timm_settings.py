@@ -1,4 +1,4 @@
-"""timm's config.json: architecture, classes, and what is done to images."""
+"""timm's config.json: architecture, classes, preprocessing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pretrain.model.variants import SIZES
 
 from .timm_backbone import BACKBONE
 
-# timm's models behind each of the ResNets that it has; their other sizes are arguments.
+# Units in each stage of timm's ResNets -> a model of timm's that has it; all other sizes are arguments.
 TIMM_HYBRIDS = {
     (): "vit_tiny_r_s16_p8_224",
     (2, 2, 2, 2): "vit_small_r26_s32_224",
@@ -21,7 +21,10 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def timm_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """config.json of timm's hub form; ValueError for what it cannot say."""
+    """The config.json of timm's hub form, from `config` of `to_peer`; ValueError for what it cannot express.
+
+    facts: the keys of `weights_file.FACTS`.
+    """
     arguments = dict(config)
     if arguments.pop("norm_eps") != TIMM_EPS:
         raise ValueError(f"timm's files cannot express model.norm_eps={config['norm_eps']:g}, only 1e-06")
@@ -59,7 +62,10 @@ def timm_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
 
 
 def timm_arguments(config: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a timm model: what config.json says, and the weights where it does not."""
+    """The arguments of a timm model, from its config.json, or from the shapes of weights where that has none.
+
+    ValueError for a model that is not timm's VisionTransformer, or whose number of heads is not known.
+    """
     given = dict(config.get("model_args") or {})
     if "vit_" not in config["architecture"]:
         raise ValueError(f"timm's {config['architecture']} is no Vision Transformer of timm's own")

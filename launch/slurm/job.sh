@@ -7,7 +7,7 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@{{save_seconds}}
 
-# After a requeue Slurm runs this again from the top: the same job id, the same run folder.
+# After a requeue Slurm runs this script again from the top, with the same job id and run folder.
 run={{run}}
 python={{python}}
 cd {{cwd}} || exit 2
@@ -15,13 +15,13 @@ cd {{cwd}} || exit 2
 read -r MASTER_ADDR MASTER_PORT < <("$python" -m launch.slurm.address) || exit 1
 export MASTER_ADDR MASTER_PORT
 
-# Where Slurm ends the job, its tasks have the signal too: they save, and this script waits for them.
+# Slurm signals the tasks too when it ends the job: they save a checkpoint, and this script waits for them.
 trap : TERM USR1
 srun {{srun}} \
     {{command}}
 code=$?
 
-# 75: go on in another life. A script that left instead would end the job, so it waits to be ended.
+# 75: requeue the job. If this script exited then, the job would be over, so it waits until Slurm ends it.
 trap '' TERM USR1
 "$python" -m launch.slurm.requeue "$run" "$code" --max-restarts {{max_restarts}}
 code=$?

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tasks-per-node", type=int, metavar="T", help="default: one for each GPU")
     parser.add_argument("--cpus-per-task", type=int, metavar="C")
     parser.add_argument("--stage", choices=["pretrain", "finetune"], default="pretrain")
-    parser.add_argument("--after", metavar="JOB", help="begin when that job has finished well")
+    parser.add_argument("--after", metavar="JOB", help="start when that job has succeeded")
     parser.add_argument("--launcher", choices=["srun", "torchrun"], default="srun")
     parser.add_argument("--container", metavar="IMAGE", help="FILE.sif: apptainer; others: pyxis")
     parser.add_argument("--cluster", metavar="NAME", default="default", help="configs/cluster/NAME.yaml")
