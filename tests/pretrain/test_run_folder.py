@@ -27,7 +27,7 @@ def test_what_an_earlier_life_of_a_slurm_job_left_on_this_node_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = "folder.create(); folder.lock(); print('held', flush=True); time.sleep(600)"
-    code = "import sys, time; from pathlib import Path; from pretrain.run_folder import RunFolder; "
+    code = "import sys, time; from pathlib import Path; from pretrain.run.folder import RunFolder; "
     left = subprocess.Popen(
         [sys.executable, "-c", f"{code} folder = RunFolder(Path(sys.argv[1])); {hold}", tmp_path],
         cwd=ROOT,
