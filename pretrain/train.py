@@ -36,7 +36,7 @@ from .run.nonfinite import NonFinite, finite
 from .run.report import Example, write_report
 from .run.samples import SampleLog
 from .run.stop import EXIT_CODE
-from .run.tracking import NoTracker, Tracker, start_tracking
+from .run.tracking import Tracker, start_tracking
 
 
 def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Trainer:
@@ -97,7 +97,7 @@ class Trainer:
         self.peak = peak_flops(job.world.device)
         self.samples = SampleLog(job.folder, inputs.name_of if config.data.trace else None)
         self.meter = Meter()
-        self.tracker: Tracker = NoTracker()
+        self.tracker = Tracker()
         self._new_bad = 0
 
     @property

@@ -21,7 +21,7 @@ def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
         group = is_dataclass(kind)
         keys[name] = group
         for inner in (kind, *get_args(kind)):  # a group that may be null is a key too
-            if is_dataclass(inner):
+            if isinstance(inner, type) and is_dataclass(inner):
                 keys.update(known_keys(inner, name + "."))
     return keys
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class RunConfig:
-    """Where a run lies, and whether it goes on from a checkpoint."""
+    """Where the run folder is, and whether the run resumes from its checkpoint."""
 
     name: str = ""  # empty: the recipe's name
     dir: str = "runs"

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from ..config.schema import Config
 from .folder import RunFolder, log, read_rows
 
 
-class Tracker(Protocol):
-    """A place that gets a copy of the rows of metrics.jsonl."""
+class Tracker:
+    """Gets every row of metrics.jsonl. This one does nothing; subclasses pass the rows on."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log a row of metrics.jsonl."""
+        """Called with each row."""
 
     def finish(self) -> None:
         """Called once, after the last row."""
-
-
-class NoTracker(Tracker):
-    """Logs nothing."""
 
 
 class WandbTracker(Tracker):
@@ -92,5 +88,5 @@ class WandbTracker(Tracker):
 def start_tracking(config: Config, folder: RunFolder, settings: dict[str, Any], rank: int) -> Tracker:
     """The tracker that the configuration asks for on rank 0, one that logs nothing on the other ranks."""
     if rank or config.tracking.wandb == "disabled":
-        return NoTracker()
+        return Tracker()
     return WandbTracker(config, folder, settings)
