@@ -12,12 +12,14 @@ from .run.stop import StopFlag
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a job; arguments: those of this process if None. Exits with the code of how the job ended."""
     stop = StopFlag()
-    stop.install()  # first of all: what follows takes seconds to import
+    stop.install()  # first, as a signal may come during the imports below, which take seconds
 
     from data_tools.errors import UsageError
 
     from .config.loading import load
+    from .config.schema import Config
     from .job import fail, run_job
     from .run.rendezvous import adopt_slurm
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     )
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = load(given.config, given.settings)
+        config: Config = load(given.config, given.settings)
     except UsageError as error:
         fail(error, int(os.environ.get("RANK", 0)), first_only=True)
     run_job(config, stop)

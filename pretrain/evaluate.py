@@ -1,4 +1,4 @@
-"""Exact evaluation: every image once, whatever the number of processes."""
+"""Evaluation: every image exactly once, for any number of processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = 12  # images of the report
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over the n images that could be read; bad: how many could not."""
+    """means: over the `n` readable images, by name (see `build_measure`). bad: how many were unreadable."""
 
     n: int
     means: dict[str, float]
@@ -31,10 +31,11 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The higher the better: top1, or the loss with its sign turned where there are no classes."""
+        """What decides which checkpoint is the best: top1, or minus the loss if there are no classes."""
         return self.means.get("top1", -self.means["loss"])
 
     def row(self) -> dict[str, Any]:
+        """The figures as metrics.jsonl has them."""
         return {"n": self.n, **self.means, "bad": self.bad}
 
     def __str__(self) -> str:
@@ -54,9 +55,10 @@ def evaluate(
     world: World,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """The means of `measure` over `batches`, which all processes share out.
+    """The means of `measure` over the batches of all processes; called by all of them together.
 
-    Images of weight 0 do not count. Raises Interrupted when `stop` holds on any process.
+    outputs_of(batch): outputs of the model, (B, outputs). Images of weight 0 do not count. Raises Interrupted
+    if stop() is true on any process, and DataError if no image could be read.
     """
     sums: dict[str, float] = {}
     count = bad = 0.0
@@ -78,8 +80,11 @@ def evaluate(
     return Evaluation(int(n), means, int(bad))
 
 
-def look_at(batches: Iterable[TileBatch], engine: Engine) -> list[Example]:
-    """The first images of `batches`, which are the same on all processes; unreadable ones are left out."""
+def make_examples(batches: Iterable[TileBatch], engine: Engine) -> list[Example]:
+    """The first EXAMPLES readable images of `batches`, evaluated by `engine`, for the report.
+
+    Called by all processes together, with the same batches.
+    """
     found: list[Example] = []
     for batch in batches:
         found += _examples(batch, engine)

@@ -1,11 +1,11 @@
-"""From the configuration to the shards, the order and the streams of one process."""
+"""What the configuration says about data, opened: the shards, their order and the batches of one process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from data_tools.batches.order import Order, default_layout
 from data_tools.batches.sequential import SequentialShards, SequentialStream
 from data_tools.batches.stream import BatchStream, Decoding, EvalStream, Share, TrainStream
 from data_tools.errors import UsageError
+from data_tools.images.tiles import Resample
 from data_tools.shards.shard_set import ShardSet
 from data_tools.tile_batch import TileBatch
 
@@ -28,18 +29,20 @@ from .run.processes import ALONE, World
 from .run.stop import StopFlag
 from .run.watchdog import Watchdog
 
-# The same at any number of processes, so that images are evaluated in the same groups.
+# Not a setting, so that images are always evaluated in the same groups and with the same rounding.
 EVAL_BATCH_SIZE = 64
-EXAMPLE_BATCH_SIZE = 4  # whose attention weights are all in memory
+EXAMPLE_BATCH_SIZE = 4  # small, as all attention weights are in memory
 
-
-# Of each process, for chunks that are read in one piece and kept until their samples are used.
+# Bytes of each process for chunks, which are read in one piece and kept until their samples are used.
 CHUNK_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The opened training and evaluation shards of a run, and what follows from them."""
+    """The opened training and evaluation shards of a run, and what depends on them.
+
+    num_classes: outputs of the model. steps: of the whole run.
+    """
 
     config: Config
     train: Mixture | SequentialShards
@@ -49,10 +52,11 @@ class Inputs:
 
     @property
     def classes(self) -> list[str] | None:
+        """The names of the classes; None if there are none."""
         return self.train.classes
 
     def order_constants(self) -> dict[str, Any]:
-        """All that the order of images depends on. A run keeps them for its whole life."""
+        """All that the order of images depends on. A run that resumes must have the same."""
         return {"batch_size": self.config.train.batch_size, **self.train.constants()}
 
     def order_text(self) -> str:
@@ -60,17 +64,17 @@ class Inputs:
         return self.train.describe(self.config.train.batch_size)
 
     def epochs(self, steps: int) -> float | None:
-        """How many times `steps` steps go over the training data; None where its size is not known."""
+        """How many epochs `steps` steps are; None if the size of the training data is not known."""
         size = self.train.epoch_size
         return None if size is None else steps * self.config.train.batch_size / size
 
     def training_samples(self, steps: int) -> int:
-        """The size of the training data; where it is not known, the images of the first `steps` steps."""
+        """How many samples the training data has; if that is not known, how many images `steps` steps see."""
         size = self.train.num_samples
         return steps * self.config.train.batch_size if size is None else size
 
     def samples_of_step(self, step: int) -> dict[str, Any]:
-        """Positions and, where they are known, keys of the images of step `step` (from 1)."""
+        """The first and last position, and if known the keys, of the images of step `step` (from 1)."""
         size = self.config.train.batch_size
         first = (step - 1) * size
         row: dict[str, Any] = {"positions": [first, first + size - 1]}
@@ -80,11 +84,12 @@ class Inputs:
         return row
 
     def name_of(self, sample: int) -> tuple[str, str]:
-        """The shard and the key of a training sample; of indexed shards only."""
+        """The shard and the key of a training sample; only for indexed shards."""
         assert isinstance(self.train, Mixture)
         return self.train.shard_name(sample), self.train.key(sample)
 
     def train_stream(self, split: BatchSplit, rank: int, start_step: int, pin: bool) -> BatchStream:
+        """The micro-batches of process `rank` after `start_step` steps; pin: in page-locked memory."""
         data, seed = self.config.data, self.config.run.seed
         mixing = data.augment.mixup or data.augment.cutmix
         mix = Mix(seed, data.augment.mixup, data.augment.cutmix) if mixing else None
@@ -109,18 +114,19 @@ class Inputs:
         )
 
     def eval_stream(self, world: World) -> EvalStream:
+        """The batches of data.val that this process evaluates."""
         assert self.val is not None
         return eval_stream(self.val, self.config.data, EVAL_BATCH_SIZE, world)
 
     def example_stream(self) -> EvalStream:
-        """The evaluation images a few at a time, the same on every process."""
+        """All images of data.val in small batches, the same on every process."""
         assert self.val is not None
         return eval_stream(self.val, self.config.data, EXAMPLE_BATCH_SIZE, ALONE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process of a job works with."""
+    """What one process of a job works with: settings, data, its place among the processes, the run folder."""
 
     config: Config
     inputs: Inputs
@@ -132,8 +138,9 @@ class Job:
 
 
 def eval_transform(data: DataConfig) -> EvalTransform:
-    """What happens to an image before it is evaluated."""
-    return EvalTransform(data.tile_size, data.max_tiles, data.eval_resize, data.eval_crop, data.eval_resample)
+    """How an image becomes tiles in an evaluation."""
+    resample = cast(Resample, data.eval_resample)  # check() of config/checks.py allows no others
+    return EvalTransform(data.tile_size, data.max_tiles, data.eval_resize, data.eval_crop, resample)
 
 
 def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: World) -> EvalStream:
@@ -147,7 +154,7 @@ def eval_stream(shards: ShardSet, data: DataConfig, batch_size: int, world: Worl
 
 
 def open_inputs(config: Config) -> Inputs:
-    """Open what `config.data` names. Raises UsageError or DataError."""
+    """Open the shards that `config.data` names. Raises UsageError or DataError."""
     val = ShardSet.open(config.data.val) if config.data.val else None
     train = _sequential(config, val) if config.data.sequential else _mixture(config)
     _check_labels(config, train)
@@ -174,16 +181,19 @@ def _mixture(config: Config) -> Mixture:
 
 
 def _sequential(config: Config, val: ShardSet | None) -> SequentialShards:
-    """Shards without an index: how many classes they have is known from elsewhere."""
+    """Shards without an index: the number of classes comes from model.num_classes or from data.val."""
     if config.objective.name not in ("softmax", "sigmoid"):
         raise UsageError(f"data.sequential=true: objective.name={config.objective.name} needs indexed shards")
     known = val.num_classes if val else 0
-    return SequentialShards(config.data.train, config.model.num_classes or known, val and val.classes)
+    names = val.classes if val else None
+    return SequentialShards(config.data.train, config.model.num_classes or known, names)
 
 
 def _check_labels(config: Config, train: Mixture | SequentialShards) -> None:
-    """Refuse labels that the objective cannot take."""
+    """Raises UsageError for labels that the objective cannot take."""
     name = config.objective.name
+    if isinstance(train, SequentialShards):  # checked when each sample is read
+        return
     if train.numeric and name in ("softmax", "sigmoid"):
         raise UsageError(
             f"{train.folder}: its labels are numbers such as {train.labels_of(0)[0]:.4g}, which "
@@ -197,10 +207,10 @@ def _check_labels(config: Config, train: Mixture | SequentialShards) -> None:
 
 
 def _num_classes(config: Config, train: Mixture | SequentialShards, val: ShardSet | None) -> int:
-    """Outputs of the model."""
+    """The number of outputs of the model. Raises UsageError if the configuration and the data disagree."""
     if config.objective.name == "masked_patches":
         return COLOURS
-    if config.objective.name == "regression":
+    if config.objective.name == "regression" and isinstance(train, Mixture):
         return _num_outputs(config, train, val)
     wanted = config.model.num_classes or train.num_classes
     for shards in (train, val):
@@ -219,7 +229,7 @@ def _num_classes(config: Config, train: Mixture | SequentialShards, val: ShardSe
 
 
 def _num_outputs(config: Config, train: Mixture, val: ShardSet | None) -> int:
-    """Numbers that a regression predicts: those of a label, or one where labels count."""
+    """How many numbers a regression predicts: those of a label; 1 if labels are classes, taken as numbers."""
     if not train.num_classes:
         raise UsageError(f"{train.folder}: its samples have no labels; pack them with numbers")
     outputs = train.num_classes if train.numeric else 1
@@ -247,9 +257,10 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
 
 
 class SkippingStream:
-    """Passes over the steps of train.skip: their images count as seen, nothing is computed for them.
+    """Training batches without those of the steps in train.skip, whose images count as seen.
 
-    It is the stream that `open_at(step)` gives, opened anew behind each of the ranges [first, last] of steps.
+    ranges: [first, last] of steps (from 1). open_at(step): the batches after `step` steps; it is called anew
+    after each range.
     """
 
     def __init__(self, ranges: Sequence[Sequence[int]], open_at: Callable[[int], BatchStream]) -> None:
@@ -257,7 +268,7 @@ class SkippingStream:
         self._stream: BatchStream | None = None
 
     def seek(self, step: int) -> int:
-        """How many steps are behind us when those to pass over after `step` steps are."""
+        """Skip the steps to be skipped after `step` steps; returns how many steps are then behind."""
         target = step
         while passed := [last for first, last in self._ranges if first <= target + 1 <= last]:
             target = max(passed)
@@ -279,6 +290,7 @@ class SkippingStream:
         self.close()
 
     def close(self) -> None:
+        """End the stream's threads."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

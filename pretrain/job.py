@@ -1,4 +1,4 @@
-"""The life of one process of a job: check, join, train, leave with the right exit code."""
+"""One process of a job from start to end: check, join the others, train, exit with the right code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_tools.errors import UsageError, UserError
 
@@ -17,7 +17,7 @@ from .config.schema import Config
 from .model.variants import resolve
 from .run import watchdog
 from .run.folder import RunFolder, log, write_json
-from .run.rendezvous import Stopped, life, started_by_srun
+from .run.rendezvous import Stopped, slurm_job, started_by_srun
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .inputs import Inputs
     from .model.init import StartingValues
 
-FIRST_TO_FAIL_ENDS_FIRST = 2.0  # s; torchrun names as the cause the process that it saw end first
+# Seconds that other processes wait: torchrun reports the process that ends first as the cause.
+FIRST_TO_FAIL_ENDS_FIRST = 2.0
 
 
 def run_job(
@@ -33,9 +34,10 @@ def run_job(
     stop: StopFlag,
     prepare: Callable[[], StartingValues] | None = None,
 ) -> NoReturn:
-    """Train as `config` says and exit. `prepare` gives the first weights of a run that starts from others'.
+    """Train as `config` says and exit.
 
-    What can be checked without the other processes is checked before they are joined.
+    stop: set by signals. prepare: returns the initial weights of a run that starts from other weights; called
+    only if the run has no checkpoint. Whatever needs no other process is checked before joining them.
     """
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
@@ -69,10 +71,11 @@ def run_job(
 
     try:
         world = processes.start(config.train.step_timeout, config.launch.join_timeout, stop)
-        world.together(folder.create)
-        world.rank0_first(lambda: (folder.lock(), watchdog.clear(folder.path)))
+        world.on_all(folder.create)
+        world.on_rank0(folder.lock)
+        world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
-        os._exit(EXIT_CODE)  # nothing has begun: the checkpoint is that of the life before
+        os._exit(EXIT_CODE)  # nothing was done since the last checkpoint
     except UserError as error:
         folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=error.shared)
@@ -84,27 +87,27 @@ def run_job(
             folder.set_status(
                 "starting",
                 anew=True,
-                **life(),
+                **slurm_job(),
                 wandb_id=folder.wandb_id(),
                 pid=os.getpid(),
                 steps=inputs.steps,
                 processes=size,
             )
-        hosts = world.gather(socket.gethostname())  # from here on status.json speaks of this life
+        hosts = world.gather(socket.gethostname())  # returns once rank 0 has written status.json
         with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
             from .train import build_trainer
 
             if started_by_srun():
-                from .run.cpus import share_out
+                from .run.cpus import limit_torch_threads
 
-                share_out(config.data.workers)
+                limit_torch_threads(config.data.workers)
             job = Job(config, inputs, split, world, folder, stop, watch)
             trainer = build_trainer(job, starting_values)
-            already = trainer.finished
-            if not already:
+            was_finished = trainer.finished
+            if not was_finished:
                 _note_settings(config, inputs, folder, changed)
                 code = trainer.run()
-        if already:
+        if was_finished:
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 done = {"state": "done", "step": trainer.step, "exit_code": 0}
@@ -120,8 +123,8 @@ def run_job(
             log.info("done: step %d, run folder %s", trainer.step, folder.path)
         if rank == 0:
             state = "stopped" if code == EXIT_CODE else "done"
-            signal = {"signal": stop.signal} if stop.signal else {}
-            folder.set_status(state, step=trainer.step, exit_code=code, **signal)
+            facts: dict[str, Any] = {"signal": stop.signal} if stop.signal else {}
+            folder.set_status(state, step=trainer.step, exit_code=code, **facts)
     except UserError as error:
         if isinstance(error, UsageError) and before:
             folder.refuse(error.exit_code, str(error))
@@ -139,6 +142,7 @@ def run_job(
 
 
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
+    """Log the changed settings; rank 0 writes config.yaml and classes.json."""
     for key, values in changed.items():
         log.info("changed since the last start: %s %s", key, values)
     if folder.rank == 0:
@@ -148,7 +152,10 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
 
 
 def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoReturn:
-    """End this process. The first one to fail says why; the others fail because of it: in their logs."""
+    """End this process with exit code 1.
+
+    The first process to fail prints its error. The others fail because of it and only log their errors.
+    """
     text = traceback.format_exc()
     reason = f"{type(error).__name__}: {error}"
     log.error("rank %d on %s failed: %s", rank, socket.gethostname(), text)
@@ -167,7 +174,7 @@ def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoRetu
 
 
 def _changed_settings(config: Config) -> dict[str, str]:
-    """What differs from the settings that the run was last started with."""
+    """What differs from the settings that the run was last started with (see `loading.changes`)."""
     try:
         old = loading.read(config.folder / "config.yaml", type(config))
     except UserError:  # written by another version, or not at all
@@ -176,7 +183,7 @@ def _changed_settings(config: Config) -> dict[str, str]:
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
-    """Say what is wrong in one line and exit; with first_only, only rank 0 says it."""
+    """Print `error` in one line on stderr and exit with its code; first_only: only rank 0 prints it."""
     if rank == 0 or not first_only:
         where = f"rank {rank}: " if rank else ""
         print(f"error: {where}{error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is minimised, one loss per image, and what an evaluation measures."""
+"""The losses that training minimises, and what an evaluation measures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from .config.schema import ObjectiveConfig
 
 
 def softmax(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy against (1 - smoothing) on the label and smoothing spread over all classes."""
+    """Cross-entropy of each image, (B,), with label smoothing (1512.00567, section 7).
+
+    logits: (B, classes); labels: (B,). The target is 1 - smoothing on the label, plus smoothing / classes on
+    every class.
+    """
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 def sigmoid(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Sum over the classes of the binary cross-entropies (AugReg, 2106.10270, section 3.3).
+    """Binary cross-entropy of each image, (B,), summed over the classes (AugReg, 2106.10270, section 3.3).
 
-    labels: (B,), or (B, N) for several labels an image, the row filled up with -1.
+    logits: (B, classes). labels: (B,), or (B, N) for up to N labels an image; -1 fills the rest of a row.
+    smoothing: as for `softmax`.
     """
     targets = multi_hot(labels, logits.shape[-1]).to(logits.dtype)
     targets = targets * (1 - smoothing) + smoothing / logits.shape[-1]
@@ -29,16 +34,19 @@ def sigmoid(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def multi_hot(labels: Tensor, classes: int) -> Tensor:
-    """(B,) or (B, N), -1 for none -> bool (B, classes)."""
+    """bool (B, classes), True at the labels of each image. labels: (B,) or (B, N), -1 for none."""
     rows = labels if labels.ndim == 2 else labels[:, None]
-    # The class behind the last takes what is -1, and is cut off.
+    # -1 goes to one class more, which is cut off.
     slots = torch.where(rows < 0, classes, rows)
     hot = torch.zeros(len(rows), classes + 1, dtype=torch.bool, device=rows.device)
     return hot.scatter_(1, slots, True)[:, :classes]
 
 
 def regression(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean over the outputs of the squared errors. labels: numbers (B,) or (B, outputs)."""
+    """Squared error of each image, (B,), averaged over the outputs (B, outputs).
+
+    labels: numbers, (B,) or (B, outputs). smoothing: not used.
+    """
     return (outputs - labels.to(outputs.dtype).view_as(outputs)).square().mean(-1)
 
 
@@ -52,11 +60,11 @@ Measure = Callable[[Tensor, TileBatch], dict[str, Tensor]]
 
 
 def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Tensor]:
-    """loss(outputs of the model (B, classes), batch) -> weighted loss of each image (B,), fp32.
+    """loss(outputs of the model (B, outputs), batch) -> weighted loss of each image, (B,), fp32.
 
-    An image into which another was mixed has the loss of both labels, in the proportion of the mixture
-    (mixup, 1710.09412, section 2; CutMix, 1905.04899, eq. 1).
-    A model for masked patches computes its losses itself, from which patches only it knows.
+    An image that is mixed with another has the losses of both labels, weighted as the images are (mixup,
+    1710.09412, section 2; CutMix, 1905.04899, eq. 1). With masked_patches the model computes its losses, as
+    only the model knows which patches are masked.
     """
     if config.name == "masked_patches":
         return lambda outputs, batch: outputs[:, 0] * batch.weight
@@ -74,16 +82,17 @@ def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, TileBatch], Te
 
 
 def build_measure(name: str) -> Measure:
-    """measure(outputs of the model, batch) -> for each image (B,) the loss and what else says how good it is.
+    """measure(outputs of the model (B, outputs), batch) -> {name: value of each image, (B,)}.
 
-    name: of the objective. With classes the loss is the softmax cross-entropy, or with several labels an
-    image the sigmoid's, and a guess is right if it is one of the image's labels.
+    name: of the objective. regression: loss, and mae, the mean absolute error. masked_patches: loss, and
+    colours, the share guessed right. With classes: loss, top1, and with more than 5 classes top5; the loss is
+    `softmax`, or `sigmoid` for several labels an image, without smoothing. A prediction is right if it is one
+    of the image's labels.
     """
     return {"regression": _errors, "masked_patches": _colours}.get(name, _guesses)
 
 
 def _guesses(logits: Tensor, batch: TileBatch) -> dict[str, Tensor]:
-    """top5 only with more than 5 classes."""
     logits, classes = logits.float(), logits.shape[-1]
     function = sigmoid if batch.labels.ndim == 2 else softmax
     hits = multi_hot(batch.labels, classes).gather(1, logits.topk(min(5, classes)).indices)

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint is taken, and whether it fits what is asked for now."""
+"""Resuming a run: from which checkpoint, and whether that fits the present configuration and data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_tools.errors import DataError, UsageError
 
 from .checkpoints.checkpoint import Checkpoint, newest
 from .checkpoints.facts import difference, model_facts
-from .checkpoints.retention import remove_incomplete, settle
+from .checkpoints.retention import remove_incomplete, set_aside_damaged
 from .config.batch_split import BatchSplit
 from .config.schema import Config, OptimConfig
 from .engine.base import Engine
@@ -22,11 +22,17 @@ from .run.processes import World
 
 
 def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
-    """The newest whole checkpoint of the run, after the remains of interrupted saves are removed."""
+    """The newest whole checkpoint of the run; None without any. What interrupted saves left is deleted.
+
+    Called by all processes together. Raises DataError if all checkpoints are damaged.
+    """
     root = folder.checkpoints
-    world.rank0_first(
-        lambda: [log.info("removed incomplete checkpoint %s", name) for name in remove_incomplete(root)]
-    )
+
+    def clean_up() -> None:
+        for name in remove_incomplete(root):
+            log.info("removed incomplete checkpoint %s", name)
+
+    world.on_rank0(clean_up)
     found, damaged = newest(root, world)
     for text in damaged:
         log.warning("%s; using %s", text, found.path.name if found else "none")
@@ -36,8 +42,8 @@ def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
 def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, split: BatchSplit) -> int:
     """Load `found`, the newest whole checkpoint, into the engine; returns its step.
 
-    Raises UsageError where classes, order of images or model are others, naming what differs. Damaged
-    checkpoints that are newer are set aside once `found` is in use.
+    Raises UsageError that names what differs if classes, order of images, optimizer or model are not the
+    same. Newer checkpoints are damaged; after loading they are set aside.
     """
     _check_classes(found, inputs)
     _check_optimizer(found, config.optim)
@@ -50,7 +56,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     except KeyError as error:
         raise DataError(f"{found.path}: state.json: optimizer_steps lacks {error}", shared=True) from None
     engine.loaded()
-    engine.world.rank0_first(lambda: settle(found.path.parent, found.path))
+    engine.world.on_rank0(lambda: set_aside_damaged(found.path.parent, found.path))
     if engine.ema and not averaged:
         engine.ema.restart()
         log.info("%s has no averaged weights: the average begins at its weights", found.path.name)
@@ -61,10 +67,10 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run had come when its newest checkpoint was saved; all 0 for a new one.
+    """How far a run had come when its newest checkpoint was saved; for a new run all 0.
 
-    images: that were seen, whatever batch sizes the run had; bad: unreadable ones among the training samples;
-    nonfinite: steps that were left out; saved: step of the checkpoint, -1 without one.
+    images: seen so far, which is not always step · batch size, as the batch size may have changed. bad:
+    unreadable training samples. nonfinite: steps that were left out. saved: step of the checkpoint, or -1.
     """
 
     step: int
@@ -87,7 +93,10 @@ def progress_at(found: Checkpoint | None, step: int, folder: RunFolder, world: W
 
 
 def warn_of_other_noise(found: Checkpoint, config: Config, split: BatchSplit) -> None:
-    """Dropout is keyed by what the processes and micro-batches of the run are: say it if they are others."""
+    """Log a warning if dropout is on and draws other numbers than in the job that saved `found`.
+
+    Its random numbers depend on the number of processes and on the size of micro-batches.
+    """
     if not max(config.model.dropout, config.model.attention_dropout, config.model.drop_path):
         return
     now = {"processes": split.ranks, "micro_batch_size": split.micro_batch_size}
@@ -103,7 +112,7 @@ def warn_of_other_noise(found: Checkpoint, config: Config, split: BatchSplit) ->
 
 
 def check_model(found: Checkpoint, config: Config, num_classes: int) -> None:
-    """Refuse a configuration that makes another model of the same tensors. Raises UsageError."""
+    """Raises UsageError for a configuration that makes a different model of the same tensors."""
     differs = difference(found.state, model_facts(config, num_classes))
     if differs:
         key, old, new = differs
@@ -119,19 +128,19 @@ def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
     if saved == wanted or saved is None or wanted is None:
         return
     if len(saved) != len(wanted):
-        difference = f"{len(saved)} classes, the data has {len(wanted)}"
+        differs = f"{len(saved)} classes, the data has {len(wanted)}"
     else:
         number = next(i for i, (a, b) in enumerate(zip(saved, wanted, strict=True)) if a != b)
-        difference = f"class {number} {saved[number]!r}, the data has {wanted[number]!r}"
+        differs = f"class {number} {saved[number]!r}, the data has {wanted[number]!r}"
     raise UsageError(
-        f"{found.path}: it was trained with {difference}: to go over to other classes fine-tune, "
+        f"{found.path}: it was trained with {differs}: to go over to other classes fine-tune, "
         f"python -m finetune CONFIG init={found.path}",
         shared=True,
     )
 
 
 def _check_optimizer(found: Checkpoint, config: OptimConfig) -> None:
-    """The state of the optimizer cannot be that of another one, or of other parameters."""
+    """Raises UsageError if the saved state is of another optimizer, or of other parameters."""
     saved = found.state["optimizer"], found.state.get("frozen", [])
     for key, old, new in zip(("name", "freeze"), saved, (config.name, config.freeze), strict=True):
         if old != new:
@@ -164,7 +173,7 @@ def _check_order(found: Checkpoint, inputs: Inputs, accept: bool) -> None:
 
 
 def state_to_save(job: Job, engine: Engine, step: int, images: int) -> dict[str, Any]:
-    """state.json of a checkpoint after `step` steps and `images` images: all but the tensors."""
+    """The content of state.json, for a checkpoint after `step` steps and `images` images."""
     config = job.config
     return {
         "step": step,

@@ -22,7 +22,7 @@ from .config.fault import STEP_PHASES, parse_fault
 from .engine.base import Engine
 from .engine.kinds import ENGINES
 from .engine.optim import freeze, schedule
-from .evaluate import Interrupted, evaluate, look_at
+from .evaluate import Interrupted, evaluate, make_examples
 from .inputs import Job, SkippingStream
 from .model.build import build_model, model_text
 from .model.flops import training_flops_by_tiles
@@ -36,14 +36,15 @@ from .run.nonfinite import NonFinite, finite
 from .run.report import Example, write_report
 from .run.samples import SampleLog
 from .run.stop import EXIT_CODE
-from .run.tracking import start_tracking
+from .run.tracking import Tracker, start_tracking
 
 
 def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Trainer:
     """Build the model, spread it over the processes, and load the newest checkpoint of the run folder.
 
-    starting_values: the first weights of a run that has no checkpoint yet; None: random ones. What the run
-    folder holds of steps after the checkpoint is dropped. Called by all processes of the job at once.
+    starting_values: the initial weights of a run without a checkpoint; None: random ones. Rows of metrics of
+    steps after the checkpoint are deleted from the run folder. Called by all processes together. Raises
+    UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
     """
     config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
         on_error=config.checkpoint.on_error,
     )
     progress = progress_at(found, step, folder, world)
-    world.rank0_first(lambda: folder.drop_after(step))
+    world.on_rank0(lambda: folder.drop_after(step))
     processes = "process" if world.size == 1 else "processes"
     kind, precision = config.engine.kind, config.engine.precision
     size = f"{parameters / 1e6:.1f} M parameters"
@@ -75,7 +76,10 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
 
 
 class Trainer:
-    """The training loop of a run, in one of its processes; made by `build_trainer`."""
+    """The training loop of a run, in one of its processes; made by `build_trainer`.
+
+    step: how many steps are done. saved: the step of the newest checkpoint. bad: unreadable training samples.
+    """
 
     def __init__(self, job: Job, engine: Engine, saver: Saver, progress: Progress) -> None:
         config, inputs = job.config, job.inputs
@@ -83,7 +87,7 @@ class Trainer:
         self.world, self.folder, self.stop, self.watchdog = job.world, job.folder, job.stop, job.watchdog
         self.engine, self.saver = engine, saver
         self.step, self.saved, self.bad = progress.step, progress.saved, progress.bad
-        # 0 with one batch size throughout the life of the run
+        # 0 unless the batch size has changed since the first start of the run
         self.images_of_other_sizes = progress.images - progress.step * job.split.batch_size
         self.nonfinite = NonFinite(config.train.max_nonfinite, progress.nonfinite)
         self.fault = Injector(parse_fault(config.fault), job.world.rank, job.folder.path / ".fault")
@@ -93,11 +97,12 @@ class Trainer:
         self.peak = peak_flops(job.world.device)
         self.samples = SampleLog(job.folder, inputs.name_of if config.data.trace else None)
         self.meter = Meter()
+        self.tracker = Tracker()
         self._new_bad = 0
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do. Asked by every process at the same point."""
+        """Whether there is nothing left to do. All processes must ask together."""
         return self.step >= self.inputs.steps and not self._evaluation_missing()
 
     @property
@@ -106,11 +111,11 @@ class Trainer:
         return self.images_of_other_sizes + self.step * self.split.batch_size
 
     def run(self) -> int:
-        """Train to the last step. Returns 0, or 75 when a signal ended it with a checkpoint saved."""
+        """Train to the last step. Returns the exit code: 0, or 75 if a signal ended it; all is saved then."""
         config, world, steps = self.config, self.world, self.inputs.steps
         self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
         self.saver.reserve(self.engine.ranges())
-        stopping = self._catch_up()
+        stopping = self._evaluate_if_missing()
         self.meter.reset()
         with (
             SkippingStream(config.train.skip, self._open_stream) as stream,
@@ -123,18 +128,18 @@ class Trainer:
                 loss = torch.zeros((), device=world.device)
                 for micro in range(self.split.accumulation):
                     last = micro == self.split.accumulation - 1
-                    batch = self._next(stream)
-                    self._enter("compute")
+                    batch = self._next_batch(stream)
+                    self._enter_phase("compute")
                     loss += self.engine.train_micro_batch(batch, objective, self.step, micro, last)
-                self._enter("update")
+                self._enter_phase("update")
                 norm = self.engine.update(rate, self.step)
-                self._enter("agree")
+                self._enter_phase("agree")
                 self.step += 1
                 self.nonfinite.add(self.step, norm)
                 advance(self.step)
                 stopping = self._step_boundary()
                 if self.step == 1 or self.step % config.train.log_every == 0 or self.step == steps:
-                    self._look_back()
+                    self._note_nonfinite()
                     self._log(self.world.sum([loss.item()])[0] / self.split.batch_size, norm, rate)
                 if self._evaluation_due():
                     stopping |= self._evaluate()
@@ -144,15 +149,15 @@ class Trainer:
             self._save()
         self.saver.finish()
         if self.saver.error:
-            raise self.saver.error  # there is nothing to go on with
+            raise self.saver.error  # the last checkpoint is missing
         examples = [] if stopping else self._examples()
         if world.rank == 0:
             write_report(self.folder, config, self.inputs.classes, examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
 
-    def _enter(self, phase: str) -> None:
-        """Say where this process is: to the watchdog, and to a fault that waits for it."""
+    def _enter_phase(self, phase: str) -> None:
+        """Tell the watchdog that a phase begins, and let a fault happen there."""
         self.watchdog.enter(self.step, phase)
         self.fault.enter(self.step + (phase in STEP_PHASES), phase)
 
@@ -160,8 +165,8 @@ class Trainer:
         pin = self.world.device.type == "cuda"
         return self.inputs.train_stream(self.split, self.world.rank, step, pin)
 
-    def _next(self, stream: SkippingStream) -> TileBatch:
-        self._enter("data")
+    def _next_batch(self, stream: SkippingStream) -> TileBatch:
+        self._enter_phase("data")
         asked = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - asked
@@ -172,7 +177,10 @@ class Trainer:
         return batch
 
     def _step_boundary(self) -> bool:
-        """What the processes agree on after each step; returns whether one of them was asked to stop."""
+        """Exchange between all processes what changed in a step; returns whether one was asked to stop.
+
+        Raises DataError for too many unreadable samples.
+        """
         values = [float(bool(self.stop)), float(self.saver.written), float(self._new_bad)]
         stopping, written, new_bad = self.world.sum(values)
         self._new_bad = 0
@@ -188,8 +196,8 @@ class Trainer:
             )
         return stopping > 0
 
-    def _look_back(self) -> None:
-        """Note the steps left out since the last look. Raises DivergedError for too many in a row."""
+    def _note_nonfinite(self) -> None:
+        """Log the steps left out since the last call. Raises DivergedError for too many in a row."""
         for step in self.nonfinite.look():
             if self.world.rank == 0:
                 row = self.inputs.samples_of_step(step)
@@ -233,8 +241,8 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
-        self._enter("evaluation")
-        stream = self._entering(self.samples.noting_bad(self.inputs.eval_stream(self.world), "val"))
+        self._enter_phase("evaluation")
+        stream = self._reporting_progress(self.samples.noting_bad(self.inputs.eval_stream(self.world), "val"))
         found = None
         with self.engine.averaged(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
@@ -257,9 +265,9 @@ class Trainer:
     def _examples(self) -> list[Example]:
         if self.inputs.val is None:
             return []
-        self._enter("evaluation")
+        self._enter_phase("evaluation")
         with self.engine.averaged():
-            return look_at(self.inputs.example_stream(), self.engine)
+            return make_examples(self.inputs.example_stream(), self.engine)
 
     def _evaluation_missing(self) -> bool:
         """Whether the evaluation at the step of the checkpoint was interrupted."""
@@ -267,29 +275,25 @@ class Trainer:
         done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
         return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
 
-    def _catch_up(self) -> bool:
-        """Do what an interruption left out; returns whether a process was asked to stop already."""
+    def _evaluate_if_missing(self) -> bool:
+        """Evaluate if an interruption prevented it; returns whether a process was asked to stop."""
         stopping = self.world.sum([float(bool(self.stop))])[0] > 0
-        if not stopping and self._evaluation_missing():
-            stopping = self._evaluate()
-        return stopping
+        return stopping or (self._evaluation_missing() and self._evaluate())
 
     def _save(self) -> None:
         if self.saved == self.step:
             return
-        self._enter("save")
-        self._look_back()
+        self._enter_phase("save")
+        self._note_nonfinite()
         if self.nonfinite.streak and self.step < self.inputs.steps:
             log.warning("step %d: not saved, as the last steps were left out", self.step)
             return
-        state = {}
-        if self.world.rank == 0:
-            state = state_to_save(self.job, self.engine, self.step, self.images)
+        state = {} if self.world.rank else state_to_save(self.job, self.engine, self.step, self.images)
         self.saver.save(self.step, self.engine.ranges(), state)
         self.saved = self.step
 
-    def _entering(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
-        """The batches of an evaluation; each is a sign of life for the watchdog."""
+    def _reporting_progress(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:
+        """The batches of an evaluation; after each the watchdog is told that this process goes on."""
         for batch in batches:
             yield batch
-            self._enter("evaluation")
+            self._enter_phase("evaluation")

@@ -1,6 +1,6 @@
 """python -m pretrain.checkpoints ls | verify | prune | consolidate | import
 
-Checkpoints from the command line, on any machine: no process group, no GPU.
+Checkpoints from the command line, on any machine: it needs no process group and no GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from data_tools.errors import DataError, UsageError, UserError
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
-from .retention import Retention, delete, read_best
+from .retention import Retention, delete_checkpoint, read_best
 from .weights_file import write_weights
 
 WEIGHTS = {
@@ -27,6 +27,7 @@ WEIGHTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command; arguments: those of this process if None. Exits with the code of what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.checkpoints", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -76,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def describe_weights() -> str:
+    """The choices of --weights in one line, for help texts."""
     return "; ".join(f"{name}: {meaning}" for name, meaning in WEIGHTS.items())
 
 
 def ls(run: str) -> int:
-    """One line for each checkpoint, newest first."""
+    """Print one line for each checkpoint, newest first. Returns the exit code, 0."""
     root = _root(run)
     best = read_best(root)
     for path in complete(root):
@@ -90,9 +92,9 @@ def ls(run: str) -> int:
         except DataError as error:
             print(f"{path.name}  damaged: {error}")
             continue
-        kinds = sorted({key.partition("/")[0] for key in found.tensors})
+        groups = sorted({key.partition("/")[0] for key in found.tensors})
         notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
-        holds = f"holds {', '.join(kinds)}"
+        holds = f"holds {', '.join(groups)}"
         print("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
     for path in sorted(root.glob("*.tmp")):
         print(f"{path.name}  incomplete: being written, or left by an interrupted save")
@@ -102,7 +104,7 @@ def ls(run: str) -> int:
 
 
 def verify(run: str) -> int:
-    """One line for each checkpoint; returns 3 if one is damaged."""
+    """Print one line for each checkpoint. Returns the exit code: 3 if one is damaged."""
     path = Path(run)
     folders = [path] if is_checkpoint(path) else complete(_root(run))
     whole = [_is_whole(folder) for folder in folders]
@@ -110,9 +112,10 @@ def verify(run: str) -> int:
 
 
 def prune(run: str, keep: int, every: int) -> int:
-    """Delete what is neither among the newest `keep` that are whole nor a multiple of `every` nor the best.
+    """Keep the newest `keep` whole checkpoints, those at multiples of step `every`, the best; delete others.
 
-    What stays is verified first; returns 3 if some of it is damaged, 1 if something could not be deleted.
+    Those that stay are verified first. Returns the exit code: 3 if one of them is damaged, 1 if one could not
+    be deleted. Raises UsageError if `run` is not a run, or is in use.
     """
     if keep < 1 or every < 0:
         raise UsageError("--keep must be above 0 and --keep-every at least 0")
@@ -122,7 +125,7 @@ def prune(run: str, keep: int, every: int) -> int:
     RunFolder(root.parent).lock(patience=0.0)
     whole: dict[Path, bool] = {}
     stale = Retention(keep, every).stale(root, lambda path: whole.setdefault(path, _is_whole(path)))
-    deleted = [path for path in stale if delete(path)]
+    deleted = [path for path in stale if delete_checkpoint(path)]
     for path in deleted:
         print(f"deleted {path.name}")
     if not all(whole.values()):
@@ -131,7 +134,7 @@ def prune(run: str, keep: int, every: int) -> int:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Verify a checkpoint and say how it is, in one line."""
+    """Verify a checkpoint and print one line that says whether it is whole."""
     try:
         found = Checkpoint(folder)
         found.verify()
@@ -143,7 +146,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def consolidate(run: str, destination: str, which: str) -> int:
-    """Write the weights of a checkpoint as one file, which `python -m finetune` takes too."""
+    """Write the weights of a checkpoint as one file, which `python -m finetune` accepts too.
+
+    which: as in `Checkpoint.weights`. Returns the exit code, 0. Raises UserError.
+    """
     found = open_checkpoint(Path(run))
     keys = found.weights(which)
     shapes = {name: found.tensors[key] for name, key in keys.items()}
@@ -153,15 +159,20 @@ def consolidate(run: str, destination: str, which: str) -> int:
 
 
 def import_foreign(source: str, destination: str, recipe: str, settings: Sequence[str], trusted: bool) -> int:
-    """Write the weights of a foreign checkpoint as one file of ours."""
+    """Write the weights of a checkpoint of DeepSpeed or DCP (see foreign.py) as one safetensors file.
+
+    recipe, settings: the configuration of its model. trusted: whether its pickles may be read. Returns the
+    exit code, 0. Raises UserError.
+    """
     import torch
 
     from ..config.loading import load
+    from ..config.schema import Config
     from ..model.build import build_model
     from .facts import model_facts
     from .foreign import kind_of, read_foreign
 
-    config = load(recipe, settings)
+    config: Config = load(recipe, settings)
     kind = kind_of(Path(source))
     if not trusted:
         raise UsageError(
@@ -182,7 +193,7 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
 
 def _root(run: str) -> Path:
     """The folder of a run's checkpoints."""
-    path = Path(abspath(run))  # `.` has no name and no parent
+    path = Path(abspath(run))  # a relative path such as `.` has no name and no parent
     for root in (path / "checkpoints", path):
         if complete(root) or (root.name == "checkpoints" and root.is_dir()):
             return root

@@ -1,19 +1,20 @@
-"""Checkpoints: one folder of safetensors and JSON, the same under every engine and at every size.
+"""Checkpoints: a folder of safetensors and JSON files, in the same format for every engine and job size.
 
     checkpoints/
         latest                      text: the name of the newest complete checkpoint
-        best                        JSON: the one with the highest top-1, where it is kept
+        best                        JSON: the one with the highest score, if checkpoint.keep_best is set
         step-00001000/
-            rank-00000.safetensors  flat fp32 ranges, keyed KIND/PARAMETER; KIND: model, exp_avg, ema, ...
-            rank-00000.json         which range each of them is, size and sha256 of the file
+            rank-00000.safetensors  flat fp32 ranges, keyed GROUP/PARAMETER; GROUP: model, exp_avg, ema, ...
+            rank-00000.json         the range of each tensor; size and sha256 of the file
             rank-00001.safetensors  ...
             state.json              step, position, seed, order, classes, preprocessing, ...
             manifest.json           size and sha256 of every file, shape and pieces of every tensor
         step-00002000.tmp/          being written; never read
-        step-00003000.damaged/      set aside at a start that went on from an older one; never read
+        step-00003000.damaged/      damaged; renamed when the run resumed from an older one; never read
 
-Nothing in it can run code. A folder gets its final name only when every file in it is complete and on
-the disk, and `latest` moves after that, so a stop at any moment leaves the previous checkpoint as it was.
+Nothing in it can run code. A folder gets its final name (it is "published") only when every file in it is
+complete and on the disk, and only then `latest` names it. So an interruption at any moment leaves the
+previous checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 
-from .manifest import check_file, plain, read_manifest, read_state, reading
+from .manifest import check_file, read_manifest, read_state, reading, regular_file
 
 if TYPE_CHECKING:
     from ..engine.ranges import LocalRange
@@ -42,16 +43,17 @@ NAME = re.compile(r"step-[0-9]{8,18}")
 
 
 def step_folder(root: Path, step: int) -> Path:
+    """The folder of the published checkpoint of step `step`."""
     return root / f"step-{step:08d}"
 
 
 def temporary_folder(final: Path) -> Path:
-    """Where a checkpoint lies while it is written, or deleted."""
+    """The folder of the checkpoint `final` while it is being written or deleted."""
     return final.with_name(final.name + ".tmp")
 
 
 def complete(root: Path) -> list[Path]:
-    """The published checkpoints under `root`, newest first."""
+    """The published checkpoints under `root`, newest first. Raises UsageError if `root` cannot be read."""
     try:
         found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -62,9 +64,10 @@ def complete(root: Path) -> list[Path]:
 
 
 class Checkpoint:
-    """A published checkpoint. Opening reads manifest and state only; raises DataError if they are damaged.
+    """A published checkpoint, in the folder `path`.
 
-    path: its folder. state: content of state.json. tensors: {key: whole shape}. size: its bytes.
+    Opening it reads only the manifest and state.json, and raises DataError if they are damaged. state: the
+    content of state.json. tensors: {key: shape of the whole tensor}. size: in bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,14 +82,17 @@ class Checkpoint:
         self._open: dict[str, Any] = {}
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
-        """Check size, sha256 and header of every file, or of one of `parts` shares. Raises DataError."""
+        """Check size, sha256 and header of every file. Raises DataError.
+
+        With `parts` above 1: only of share `part` (from 0) of the files.
+        """
         for name in sorted(self._manifest["files"])[part::parts]:
             check_file(self.path, name, self._manifest)
             if name.endswith(".safetensors"):
                 self._open_file(name)
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of the flattened tensor `key`, fp32."""
+        """Elements [start, stop) of the flattened tensor `key`: (stop - start,), fp32."""
         out = torch.empty(stop - start)
         for offset, length, name in self._manifest["tensors"][key]["pieces"]:
             low, high = max(start, offset), min(stop, offset + length)
@@ -96,36 +102,38 @@ class Checkpoint:
         return out
 
     def whole(self, key: str) -> Tensor:
-        """The tensor `key` in its shape, fp32."""
+        """The whole tensor `key` in its own shape, fp32."""
         shape = self.tensors[key]
         return self.read(key, 0, prod(shape)).view(shape)
 
-    def has(self, kind: str) -> bool:
-        """Whether it holds tensors of `kind`: model, exp_avg, ema, ..."""
-        return any(key.startswith(kind + "/") for key in self.tensors)
+    def has(self, group: str) -> bool:
+        """Whether it holds tensors of `group`: model, exp_avg, ema, ..."""
+        return any(key.startswith(group + "/") for key in self.tensors)
 
     def weights(self, which: str = "auto") -> dict[str, str]:
-        """{parameter: key of its values}.
+        """{name of a parameter: key of its values}.
 
-        which: "ema": averaged, and as trained where a parameter is frozen; "last": as trained; "auto":
-        averaged if the run kept averages. Raises UsageError if "ema" is asked for and there is none.
+        which: "last": the weights as trained; "ema": their moving average (frozen parameters have none, so
+        as trained); "auto": "ema" if the checkpoint has averages, else "last". Raises UsageError for "ema"
+        if there are none.
         """
         if which == "ema" and not self.has("ema"):
             raise UsageError(f"{self.path}: it has no averaged weights: its run had optim.ema=0")
-        kinds = ("model",) if which == "last" else ("model", "ema")
+        groups = ("model",) if which == "last" else ("model", "ema")
         found: dict[str, str] = {}
-        for kind in kinds:
-            found |= {key[len(kind) + 1 :]: key for key in self.tensors if key.startswith(kind + "/")}
+        for group in groups:
+            found |= {key[len(group) + 1 :]: key for key in self.tensors if key.startswith(group + "/")}
         return found
 
     def model(self, which: str = "last") -> dict[str, Tensor]:
-        """All parameters of the model, whole, by name; `which` as in `weights`."""
+        """{name: whole parameter} of the model, fp32; `which` as in `weights`."""
         return {name: self.whole(key) for name, key in sorted(self.weights(which).items())}
 
     def load_into(self, ranges: Iterable[LocalRange], leave_out: str = "") -> None:
-        """Copy the saved values into the live ranges, but for those of the kind `leave_out`.
+        """Copy the saved values into `ranges`, the training state of this process.
 
-        Raises UsageError naming the first tensor that only one side has, or whose shape differs.
+        leave_out: a group whose tensors are ignored on both sides. Raises UsageError that names the first
+        tensor that only one side has, or whose shape differs.
         """
         ranges = [item for item in ranges if not leave_out or not item.key.startswith(leave_out + "/")]
         wanted = {item.key: item.shape for item in ranges}
@@ -154,7 +162,7 @@ class Checkpoint:
 
     @cached_property
     def _contents(self) -> dict[str, dict[str, int]]:
-        """{file: {tensor: how many of its values are in there}}."""
+        """{file: {key of a tensor: how many of its values the file holds}}."""
         contents: dict[str, dict[str, int]] = {}
         for key, entry in self._manifest["tensors"].items():
             for _, length, name in entry["pieces"]:
@@ -167,10 +175,10 @@ class Checkpoint:
         return self._open[name]
 
     def _open_file(self, name: str) -> Any:
-        """A safetensors file that holds what the manifest says: all of it, nothing else, flat fp32."""
+        """Open a safetensors file. DataError unless it holds exactly what the manifest says, 1-D and fp32."""
         wanted = self._contents.get(name, {})
         with reading(self.path, name):
-            file = safe_open(plain(self.path / name), "pt")
+            file = safe_open(regular_file(self.path / name), "pt")
             names = set(file.keys())
             if unmatched := sorted(names ^ wanted.keys()):
                 raise DataError(
@@ -187,15 +195,15 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the folder `path` is one checkpoint, and not a run."""
+    """Whether the folder `path` is a checkpoint, and not a run."""
     return os.path.isfile(path / "manifest.json") or bool(NAME.fullmatch(path.name) and os.path.isdir(path))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in folder `path`, or the newest whole one of the run in folder `path`, verified.
+    """The checkpoint `path`, or the newest whole one of the run `path`, verified.
 
-    Prints what is damaged where an older one is taken. Raises UsageError if it is neither, DataError if
-    nothing whole is left.
+    Prints what is damaged if an older one is taken. Raises UsageError if `path` is neither, DataError if no
+    checkpoint is whole.
     """
     single = is_checkpoint(path)
     candidates = [path] if single else complete(path / "checkpoints")
@@ -216,9 +224,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest(root: Path, world: World) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under `root` whose files are whole, and what was wrong with newer ones.
+    """The newest checkpoint under `root` that is whole (or None), and what is wrong with each newer one.
 
-    Every process checks a share of the files. Raises DataError if there are checkpoints, all damaged.
+    Called by all processes together, each of which checks a share of the files. Raises DataError if there
+    are checkpoints and all are damaged.
     """
     damaged: list[str] = []
     for name in world.gather([path.name for path in complete(root)])[0]:

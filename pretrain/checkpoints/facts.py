@@ -1,4 +1,4 @@
-"""What a model's weights are of no use without: its configuration, and how it sees images."""
+"""What is saved beside a model's weights because they need it: its configuration and preprocessing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PREPROCESSING = (
     *("eval_resize", "eval_crop", "eval_resample", "max_pixels"),
 )
 
-# What may change in the life of a run: noise, first values, how images are evaluated. The name is covered by
-# the sizes that it stands for, the number of classes by the classes.
+# What may change when a run resumes: dropout, initial values, how images are evaluated. model.name and
+# model.num_classes need no check here: the sizes that the name stands for, and the classes, are compared.
 CHANGEABLE = {
     *("model.name", "model.num_classes", "model.head_bias", "model.layer_scale"),
     *("model.dropout", "model.attention_dropout", "model.drop_path"),
@@ -28,6 +28,7 @@ CHANGEABLE = {
 
 
 def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
+    """What state.json and weights files say about the model; num_classes: outputs of its head."""
     return {
         "model": asdict(config.model),
         "num_classes": num_classes,
@@ -37,9 +38,10 @@ def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
 
 
 def difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(key, old value, new value) of the first setting that makes another model of the same weights.
+    """(key, saved value, wanted value) of the first setting that makes a different model of the same weights.
 
-    saved, wanted: `model_facts`. What only one of them knows is not compared: versions differ in it.
+    saved, wanted: as `model_facts` returns. None if there is no such setting. A key that only one of them has
+    is not compared: it was added or removed by another version of this software.
     """
     old, new = _settings(saved), _settings(wanted)
     for key in sorted(old.keys() & new.keys() - CHANGEABLE):
@@ -49,18 +51,19 @@ def difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """By key of the configuration; null gives way to what it stands for."""
+    """{key of the configuration: value}, with the values that null stands for."""
     groups = {"model": _filled(facts.get("model", {})), "data": facts.get("preprocessing", {})}
     if "objective" in facts:
         groups["objective"] = {"name": facts["objective"]}
-    return flat(json.loads(json.dumps(groups)))  # a tuple as the list that it is in a file
+    return flat(json.loads(json.dumps(groups)))  # tuples become lists, as in a file
 
 
 def _filled(model: dict[str, Any]) -> dict[str, Any]:
+    """`model` with the sizes that the model's name stands for where it has null."""
     known = {field.name for field in fields(ModelConfig)}
     try:
         config = ModelConfig(**{key: value for key, value in model.items() if key in known})
         sizes = asdict(resolve(config))
-    except (TypeError, AttributeError, UsageError):  # another version's: compared as it stands
+    except (TypeError, AttributeError, UsageError):  # written by another version: compared unchanged
         return model
     return model | {key: value for key, value in sizes.items() if key in model}

@@ -1,7 +1,7 @@
-"""Weights out of checkpoints that other programs wrote with DeepSpeed or torch's DCP.
+"""Weights from checkpoints that other programs wrote with DeepSpeed or torch's DCP.
 
-Both formats hold pickles, which can run code when they are read; nothing here is called before the user has
-said that he trusts them. No process group is needed.
+Both formats hold pickles, which can run code when they are read. So `read_foreign` is only called after the
+user has said that they trust the checkpoint. No process group is needed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from data_tools.errors import DataError, UsageError
 
 
 def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors `shapes` of a DeepSpeed ZeRO folder or a DCP folder, fp32.
+    """{name: tensor} of a DeepSpeed ZeRO folder or a DCP folder, fp32, on the CPU.
 
-    Their names there may all have the same text before them, such as "model.". Raises UsageError if the
-    folder is neither, or naming the first tensor that is missing or of another shape; DataError if it
-    cannot be read.
+    shapes: of the wanted tensors, by name. In the folder all names may have the same prefix, such as
+    "model.". Raises UsageError if the folder is neither, or if a tensor is missing or has another shape;
+    DataError if it cannot be read.
     """
     kind = kind_of(folder)
     try:
         saved = _deepspeed(folder) if kind == "deepspeed" else _dcp(folder, shapes)
     except UsageError:
         raise
-    # DCP's own errors are no Exceptions; what a damaged pickle raises is anybody's guess.
+    # BaseException, because DCP's errors are no Exceptions and a damaged pickle can raise anything.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -40,7 +40,7 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def kind_of(folder: Path) -> str:
-    """Either "deepspeed" or "dcp", by the names of its files; raises UsageError if it is neither."""
+    """ "deepspeed" or "dcp", by the names of the files in `folder`. Raises UsageError if it is neither."""
     if (folder / ".metadata").is_file():
         return "dcp"
     tagged = (folder / "latest").is_file() and any(folder.glob("*/*_states.pt"))
@@ -80,7 +80,7 @@ def _dcp(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tenso
 
 
 def _prefix(folder: Path, saved: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What stands before the model's own names."""
+    """The prefix in `saved` of the names in `shapes`. Raises UsageError that names a missing tensor."""
     first = next(iter(shapes))
     found = [key.removesuffix(first) for key in saved if key.endswith(first)]
     complete = [prefix for prefix in found if all(prefix + name in saved for name in shapes)]

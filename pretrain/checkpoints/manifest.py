@@ -1,10 +1,10 @@
-"""manifest.json and state.json of a checkpoint, read as from a stranger: whatever does not fit is damage.
+"""manifest.json and state.json of a checkpoint. Neither is trusted: what does not fit is reported as damage.
 
     manifest.json  {"sha256": of the rest, "format", "step",
                     "files": {name: {"size", "sha256"}},
                     "tensors": {key: {"shape": [...], "pieces": [[offset, length, file], ...]}}}
 
-The pieces of a tensor are ranges of it flattened, each in a file of its own, that cover it once.
+The pieces of a tensor are ranges of the flattened tensor, each in another file, that cover it once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE = re.compile(r"state\.json|rank-[0-9]{5,9}\.(json|safetensors)")
 MAX_DIMENSIONS = 8
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# What is in state.json has these types; its step must be there.
+# The types of the keys of state.json. Only its step must be there.
 STATE: dict[str, type] = {
     **dict.fromkeys(("step", "position", "images", "processes", "micro_batch_size", "num_classes"), int),
     **dict.fromkeys(("objective", "optimizer"), str),
@@ -43,7 +43,7 @@ shortened = _repr.repr
 
 
 class State(dict[str, Any]):
-    """The content of state.json in `folder`. A key that is not there is a DataError."""
+    """The content of state.json in `folder`. Reading a key that is missing raises DataError."""
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -54,9 +54,9 @@ class State(dict[str, Any]):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of manifest.json, all of it checked. Raises DataError naming the first thing wrong."""
+    """The content of manifest.json, all of it checked. Raises DataError that names the first thing wrong."""
     try:
-        manifest = _parse(folder, "manifest.json", read_plain(folder, "manifest.json"))
+        manifest = _parse(folder, "manifest.json", read_regular(folder, "manifest.json"))
         fits = manifest.pop("sha256", None) == digest_of(manifest)
     except RecursionError:
         raise DataError(f"{folder}: manifest.json is damaged: it is nested too deeply") from None
@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         written = shortened(manifest.get("format"))
         raise DataError(f"{folder}: written in format {written}; this version reads {FORMAT}")
-    files = manifest.get("files")
+    files = manifest.get("files", {})
     wrong = _wrong_files(files) or _wrong_tensors(manifest.get("tensors"), files)
     if not wrong and not _is_count(manifest.get("step")):
         wrong = f"its step is {shortened(manifest.get('step'))}"
@@ -78,7 +78,7 @@ def read_state(folder: Path, manifest: dict[str, Any]) -> State:
     """The content of state.json, which must be the one that `manifest` lists. Raises DataError."""
     check_file(folder, "state.json", manifest)
     try:
-        state = _parse(folder, "state.json", read_plain(folder, "state.json"))
+        state = _parse(folder, "state.json", read_regular(folder, "state.json"))
     except RecursionError:
         raise DataError(f"{folder}: state.json is damaged: it is nested too deeply") from None
     wrong = [key for key, kind in STATE.items() if key in state and type(state[key]) is not kind]
@@ -94,26 +94,27 @@ def read_state(folder: Path, manifest: dict[str, Any]) -> State:
 
 
 def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
-    """Compare size and sha256 of a file with what `manifest` says. Raises DataError."""
+    """Raises DataError unless the file's size and sha256 are those in `manifest`."""
     wanted = manifest["files"][name]
     with reading(folder, name):
-        size = plain(folder / name).lstat().st_size
+        size = regular_file(folder / name).lstat().st_size
         if size != wanted["size"]:
             raise DataError(
                 f"{folder}: {name} is damaged: {size} bytes where the manifest says {wanted['size']}"
             )
-        if describe(folder / name) != wanted:
+        if size_and_sha256(folder / name) != wanted:
             raise DataError(f"{folder}: {name} is damaged: its sha256 is not the manifest's")
 
 
-def read_plain(folder: Path, name: str) -> bytes:
+def read_regular(folder: Path, name: str) -> bytes:
+    """The content of a file of the checkpoint `folder`. Raises DataError as `reading` and `regular_file`."""
     with reading(folder, name):
-        return plain(folder / name).read_bytes()
+        return regular_file(folder / name).read_bytes()
 
 
 @contextmanager
 def reading(folder: Path, name: str) -> Iterator[None]:
-    """Within it, a file of a checkpoint that cannot be read is a DataError that names it."""
+    """Inside this context, an error in reading the file `name` of the checkpoint `folder` is a DataError."""
     try:
         yield
     except FileNotFoundError:
@@ -124,18 +125,20 @@ def reading(folder: Path, name: str) -> Iterator[None]:
         raise DataError(f"{folder}: {name} is damaged: {error}") from None
 
 
-def plain(file: Path) -> Path:
-    """`file`, unless it is a link, a pipe or the like."""
+def regular_file(file: Path) -> Path:
+    """Returns `file`. Raises DataError if it is a link, a pipe or the like, OSError if it is missing."""
     if not stat.S_ISREG(file.lstat().st_mode):
         raise DataError(f"{file.parent}: {file.name} is damaged: a link, or no file at all")
     return file
 
 
 def digest_of(body: dict[str, Any]) -> str:
+    """The sha256 of a manifest without its own sha256, in hexadecimal."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def describe(file: Path) -> dict[str, Any]:
+def size_and_sha256(file: Path) -> dict[str, Any]:
+    """{"size": in bytes, "sha256": in hexadecimal}, as the manifest lists them."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"size": file.stat().st_size, "sha256": digest}
@@ -152,7 +155,7 @@ def _parse(folder: Path, name: str, content: bytes) -> dict[str, Any]:
 
 
 def _wrong_files(files: Any) -> str:
-    """What is wrong with the manifest's list of files; empty where nothing is."""
+    """What is wrong with the manifest's list of files; empty if nothing is."""
     if not isinstance(files, dict) or "state.json" not in files:
         return "it does not list state.json"
     for name, entry in files.items():
@@ -165,7 +168,7 @@ def _wrong_files(files: Any) -> str:
 
 
 def _wrong_tensors(tensors: Any, files: dict[str, Any]) -> str:
-    """What is wrong with the manifest's list of tensors; empty where nothing is."""
+    """What is wrong with the manifest's list of tensors; empty if nothing is."""
     if not isinstance(tensors, dict):
         return "it lists no tensors"
     for key, entry in tensors.items():

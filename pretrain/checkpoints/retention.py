@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which stay, which go, which are set aside, and what `latest` and `best` name."""
+"""The checkpoints of a run: which stay, which are deleted or set aside, and what `latest` and `best` name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ log = logging.getLogger("pretrain")
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest `keep` (0: all), every one whose step `every` divides, the best."""
+    """Which checkpoints stay: the newest `keep` (0: all), those at multiples of step `every`, the best."""
 
     keep: int = 0
     every: int = 0
 
     def stale(self, root: Path, whole: Callable[[Path], bool] = lambda path: True) -> list[Path]:
-        """The others under `root`. Of those that would stay, one that is not `whole` does not count."""
+        """The checkpoints under `root` to delete, newest first.
+
+        One for which whole(path) is False does not count towards `keep`.
+        """
         if not self.keep:
             return []
         best = read_best(root).get("checkpoint")
@@ -42,19 +45,22 @@ class Retention:
         return stale
 
 
-def delete(checkpoint: Path) -> bool:
-    """Delete a published checkpoint; as `remove`. Renamed first, so that no stop leaves a part of it."""
+def delete_checkpoint(checkpoint: Path) -> bool:
+    """Delete a published checkpoint; a warning and False if that fails.
+
+    It is renamed first, so that an interruption does not leave part of a checkpoint that looks complete.
+    """
     doomed = temporary_folder(checkpoint)
     try:
         os.rename(checkpoint, doomed)
     except OSError as error:
         log.warning("%s: it could not be deleted: %s", checkpoint, error.strerror)
         return False
-    return remove(doomed)
+    return erase_or_warn(doomed)
 
 
-def remove(path: Path) -> bool:
-    """`erase` that warns, and returns False, where it fails: what lies about too long harms nothing."""
+def erase_or_warn(path: Path) -> bool:
+    """`erase`; a warning and False if that fails, as a file that stays too long does no harm."""
     try:
         erase(path)
     except OSError as error:
@@ -64,7 +70,7 @@ def remove(path: Path) -> bool:
 
 
 def erase(path: Path) -> None:
-    """Delete a folder, a file, or a link but not what it leads to, if it is there. Raises OSError."""
+    """Delete a folder, a file or a link (not its target) if it exists. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -72,22 +78,22 @@ def erase(path: Path) -> None:
 
 
 def remove_incomplete(root: Path) -> list[str]:
-    """Delete what interrupted saves left under `root`; returns the names."""
-    return [path.name for path in sorted(root.glob("*.tmp")) if remove(path)]
+    """Delete the folders that interrupted saves left under `root`; returns their names."""
+    return [path.name for path in sorted(root.glob("*.tmp")) if erase_or_warn(path)]
 
 
-def settle(root: Path, used: Path) -> None:
-    """Put `root` in order for a run that goes on from `used`, the newest whole checkpoint there.
+def set_aside_damaged(root: Path, used: Path) -> None:
+    """Rename the checkpoints under `root` that are newer than `used`, and let `latest` name `used`.
 
-    Newer ones are damaged: they get another name, so that they are neither counted nor loaded. `latest` is
-    made to name `used`. Raises UserError where that cannot be written.
+    Called when `used` is the newest whole one. The newer ones are damaged; under another name they are
+    neither counted nor loaded. Raises UserError if the folder cannot be changed.
     """
     try:
         for path in complete(root):
             if int(path.name[5:]) > int(used.name[5:]):
                 log.warning("%s is damaged and set aside as %s", path, _set_aside(path).name)
         if _read(root / "latest").strip() != used.name.encode():
-            point(root / "latest", used.name)
+            write_pointer(root / "latest", used.name)
     except OSError as error:
         raise UserError(f"{root}: it cannot be put in order: {error}", shared=True) from None
 
@@ -100,7 +106,10 @@ def _set_aside(path: Path) -> Path:
 
 
 def read_best(root: Path) -> dict[str, Any]:
-    """The file `best`: checkpoint, step and `Evaluation.score`. Empty without one, or without its folder."""
+    """The file `best`: {"checkpoint", "step", "score"}, the last from `Evaluation.score`.
+
+    Empty if the file or the checkpoint that it names is missing.
+    """
     try:
         best = json.loads(_read(root / "best"))
     except (ValueError, RecursionError):
@@ -115,17 +124,17 @@ def read_best(root: Path) -> dict[str, Any]:
     return best if known and (root / best["checkpoint"]).is_dir() else {}
 
 
-def point(pointer: Path, text: str) -> None:
-    """Replace a pointer file in one go."""
+def write_pointer(pointer: Path, text: str) -> None:
+    """Replace the file `pointer` (`latest` or `best`) at once, so that no reader sees a part of it."""
     temporary = pointer.with_name(pointer.name + ".tmp")
     temporary.write_text(text + "\n")
-    flush(temporary)
+    flush_to_disk(temporary)
     os.replace(temporary, pointer)
-    flush(pointer.parent)
+    flush_to_disk(pointer.parent)
 
 
-def flush(path: Path) -> None:
-    """Down to the disk."""
+def flush_to_disk(path: Path) -> None:
+    """Wait until the file or folder `path` is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Writing checkpoints: copied at once, written in the background, published whole or not at all."""
+"""Writing checkpoints: the training state is copied at once, and written and published in the background."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from torch import Tensor
 from data_tools.errors import UserError
 
 from .checkpoint import step_folder, temporary_folder
-from .manifest import FORMAT, describe, digest_of
-from .retention import Retention, delete, erase, flush, point, read_best
+from .manifest import FORMAT, digest_of, size_and_sha256
+from .retention import Retention, delete_checkpoint, erase, flush_to_disk, read_best, write_pointer
 from .tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from ..engine.ranges import LocalRange
     from ..run.processes import World
 
-SPARE = 2**20  # bytes of headers, state.json and manifest.json, generously
+SPARE = 2**20  # bytes; more than headers, state.json and manifest.json need
 
 log = logging.getLogger("pretrain")
 
 
 class Saver:
-    """Writes checkpoints under `root`, in the background if asked. All methods are called by every process
-    at the same step.
+    """Writes checkpoints under `root`. Every process must call its methods, at the same step.
 
-    on_error: what follows when a checkpoint cannot be written. "stop": UserError; "continue": a warning, and
-    `error` holds it until the next one is written.
+    background: whether `save` returns before the files are written. retention: which checkpoints stay; None:
+    all. on_error: what happens if a checkpoint cannot be written. "stop": UserError is raised; "continue": a
+    warning, and `error` holds the UserError until a later checkpoint is saved. best_score: of the checkpoint
+    that the file `best` names; -inf without one.
     """
 
     def __init__(
@@ -62,22 +63,27 @@ class Saver:
         self._allocation = threading.Thread()
 
     def reserve(self, ranges: Iterable[LocalRange]) -> None:
-        """Allocate the host memory that saves of such ranges are copied to, beside the first steps.
+        """Begin to allocate the host memory that `save` copies such ranges to; a thread does it.
 
-        Its pages take longer to get than to fill; and a host that has too few of them is found out at once.
+        Getting memory takes longer than filling it. And if the host has too little, the run fails at its
+        start and not at its first checkpoint.
         """
         parts = [item.own_part[1] for item in ranges]
         size, cuda = sum(part.numel() for part in parts), any(part.is_cuda for part in parts)
 
         def allocate() -> None:
             self._host = torch.empty(size, dtype=torch.float32, pin_memory=cuda)
-            self._host.zero_()  # only now its pages are there
+            self._host.zero_()  # only writing makes the system provide the memory
 
         self._allocation = threading.Thread(target=allocate, name="reserve")
         self._allocation.start()
 
     def save(self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any]) -> None:
-        """Save `ranges` and `state` as checkpoint `step`. Returns when they are copied to host memory."""
+        """Save `ranges`, and `state` as state.json, as the checkpoint of step `step`.
+
+        Waits for the one before. Returns when the ranges are copied to host memory; without `background`,
+        when the checkpoint is published. Raises UserError as `on_error` says.
+        """
         self.finish()
         self.error = self._thread_error = None
         parts = [(item, *item.own_part) for item in ranges]
@@ -85,7 +91,7 @@ class Saver:
         needed = sum(self.world.gather(4 * sum(data.numel() for *_, data in parts)))
         temporary = temporary_folder(step_folder(self.root, step))
         try:
-            self.world.rank0_first(lambda: _make_room(temporary, needed))
+            self.world.on_rank0(lambda: _make_room(temporary, needed))
         except UserError as error:
             self._fail(temporary, error)
             return
@@ -100,25 +106,32 @@ class Saver:
             self.finish()
 
     def mark_best(self, step: int, score: float) -> None:
-        """Let the file `best` name checkpoint `step`, now or when it is published."""
+        """Let the file `best` name the checkpoint of step `step`, now or when it is published."""
         self.best_score = score
         final = step_folder(self.root, step)
         self._best = {"checkpoint": final.name, "step": step, "score": score}
-        self.world.rank0_first(lambda: final.is_dir() and point(self.root / "best", json.dumps(self._best)))
+
+        def write_if_published() -> None:
+            if final.is_dir():
+                write_pointer(self.root / "best", json.dumps(self._best))
+
+        self.world.on_rank0(write_if_published)
 
     @property
     def pending(self) -> bool:
+        """Whether a checkpoint is being written or published."""
         return self._step is not None
 
     @property
     def written(self) -> bool:
-        """Whether this process has nothing left to write, for now."""
+        """Whether the thread of this process has ended its present work (see `advance`)."""
         return self._thread is None or not self._thread.is_alive()
 
     def advance(self) -> None:
-        """Go on with the pending checkpoint. Called when `written` holds on every process.
+        """Begin the next stage of the pending checkpoint; called when `written` holds on every process.
 
-        When all have written their part, rank 0 begins to publish it; when it has, nothing is pending.
+        When all processes have written their parts, rank 0 begins to publish the checkpoint. When it is
+        published, nothing is pending any more. Raises UserError as `on_error` says.
         """
         assert self._step is not None
         if self._thread:
@@ -138,12 +151,12 @@ class Saver:
             self._fail(temporary_folder(step_folder(self.root, step)), error)
 
     def finish(self) -> None:
-        """Wait for the pending checkpoint, if there is one, until it is published."""
+        """Wait until the pending checkpoint, if any, is published. Raises UserError as `on_error` says."""
         while self.pending:
             self.advance()
 
     def _start(self, work: Callable[[], None]) -> None:
-        """Do `work` in the background; what it raises is kept for `advance`."""
+        """Do `work` in a thread; `advance` handles what it raises."""
 
         def guarded() -> None:
             try:
@@ -155,7 +168,7 @@ class Saver:
         self._thread.start()
 
     def _copy(self, values: list[Tensor]) -> list[Tensor]:
-        """`values` in host memory that is reused at every save, and pinned if they come from a GPU."""
+        """Copies of `values` in host memory that every save uses again; pinned if they come from a GPU."""
         sizes = [value.numel() for value in values]
         cuda = any(value.is_cuda for value in values)
         if self._allocation.ident:
@@ -192,19 +205,20 @@ class Saver:
         try:
             _write_json(temporary / "manifest.json", _manifest(temporary, step, self.world.size))
             if self._best.get("step") == step:
-                # Before the checkpoint is there: a stop in between is put right when the step is done again.
-                point(self.root / "best", json.dumps(self._best))
+                # Before the checkpoint is published: if the job is killed in between, the resumed run
+                # evaluates this step again and writes both anew.
+                write_pointer(self.root / "best", json.dumps(self._best))
             erase(final)
             os.rename(temporary, final)
-            flush(self.root)
-            point(self.root / "latest", final.name)
+            flush_to_disk(self.root)
+            write_pointer(self.root / "latest", final.name)
         except OSError as error:
             raise _unwritten(temporary, "the manifest", error) from None
         for path in self.retention.stale(self.root):
-            delete(path)
+            delete_checkpoint(path)
 
     def _fail(self, temporary: Path, error: UserError) -> None:
-        self.world.rank0_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        self.world.on_rank0(lambda: shutil.rmtree(temporary, ignore_errors=True))
         if self.on_error == "stop":
             raise error
         self.error = error
@@ -212,7 +226,7 @@ class Saver:
 
 
 def _make_room(temporary: Path, needed: int) -> None:
-    """An empty folder to write `needed` bytes in. Raises UserError where the disk has not so many left."""
+    """Make the empty folder `temporary`. Raises UserError if the disk has less than `needed` bytes left."""
     try:
         erase(temporary)
         temporary.mkdir(parents=True)
@@ -237,13 +251,13 @@ def _unwritten(folder: Path, what: str, error: OSError) -> UserError:
 
 
 def _manifest(folder: Path, step: int, size: int) -> dict[str, Any]:
-    files: dict[str, Any] = {"state.json": describe(folder / "state.json")}
+    files: dict[str, Any] = {"state.json": size_and_sha256(folder / "state.json")}
     tensors: dict[str, Any] = {}
     for rank in range(size):
         sidecar = folder / f"rank-{rank:05d}.json"
         part = json.loads(sidecar.read_text())
         name = f"rank-{rank:05d}.safetensors"
-        files[name], files[sidecar.name] = part["file"], describe(sidecar)
+        files[name], files[sidecar.name] = part["file"], size_and_sha256(sidecar)
         for key, entry in part["ranges"].items():
             tensor = tensors.setdefault(key, {"shape": entry["shape"], "pieces": []})
             tensor["pieces"].append([entry["offset"], entry["length"], name])
@@ -257,4 +271,4 @@ def _manifest(folder: Path, step: int, size: int) -> dict[str, Any]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, sort_keys=True))
-    flush(file)
+    flush_to_disk(file)

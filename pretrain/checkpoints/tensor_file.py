@@ -1,4 +1,4 @@
-"""Writing safetensors files: a tensor at a time, hashed on the way to the disk."""
+"""Writing safetensors files one tensor at a time; the sha256 is computed on the way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 2**24
+BLOCK = 2**24  # bytes hashed and written at a time
 
 
 def write_tensors(
@@ -22,10 +22,11 @@ def write_tensors(
     read: Callable[[str], Tensor],
     metadata: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write fp32 tensors in the safetensors format, down to the disk; returns the file's size and sha256.
+    """Write fp32 tensors to `file` in the safetensors format, and wait until they are on the disk.
 
-    shapes: of each tensor; read(name): its values on the CPU, asked for when they are written, so that one
-    tensor at a time is in memory. Raises OSError where the disk is full.
+    shapes: of the tensors, by name. read(name): the values of one, on the CPU; called when they are written,
+    so that only one tensor is in memory at a time. Returns {"size": in bytes, "sha256"} of the file. Raises
+    OSError, as for a full disk, and ValueError for values that are not fp32 or of another size.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -45,7 +46,7 @@ def write_tensors(
                 raise ValueError(f"{file}: {name} is {value.dtype} {tuple(value.shape)}, not float32 {shape}")
             if not value.numel():
                 continue
-            content = memoryview(value.contiguous().numpy()).cast("B")
+            content = value.contiguous().numpy().data.cast("B")
             for start in range(0, len(content), BLOCK):
                 block = content[start : start + BLOCK]
                 digest.update(block)

@@ -1,4 +1,4 @@
-"""One file with the weights of a classifier and what is needed to use them."""
+"""One file with the weights of a model and what is needed to use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_tools.errors import UsageError, UserError
 
 from .tensor_file import write_tensors
 
-# What a classifier needs besides its weights; a checkpoint's state.json has these keys among others.
+# What a model needs besides its weights; a checkpoint's state.json has these keys among others.
 FACTS = ("step", "model", "num_classes", "classes", "objective", "preprocessing")
 METADATA_KEY = "vit-pretrain"
 
@@ -25,9 +25,10 @@ def write_weights(
     read: Callable[[str], Tensor],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a safetensors file, fp32, one tensor at a time; `facts` (the keys FACTS) go into its metadata.
+    """Write the safetensors file `target`, fp32, one tensor at a time.
 
-    shapes: of the parameters; read(name): one of them.
+    shapes: of the parameters, by name. read(name): the values of one. facts: those with a key in FACTS go
+    into the file's metadata. Raises UsageError if the folder is missing, UserError if writing fails.
     """
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent}: no such folder; make it first")

@@ -26,7 +26,10 @@ class BatchSplit:
 
 
 def split_batch(train: TrainConfig, ranks: int) -> BatchSplit:
-    """Raises UsageError, naming the nearest sizes that work, where the batch does not divide."""
+    """How `ranks` processes share the batch.
+
+    Raises UsageError, naming the nearest sizes that work, where the batch does not divide.
+    """
     if train.batch_size % ranks:
         raise UsageError(
             f"train.batch_size={train.batch_size} does not divide by {ranks} processes; "

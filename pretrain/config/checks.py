@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from data_tools.errors import UsageError
 
 from .fault import parse_fault
 from .keys import nearest
-
-if TYPE_CHECKING:
-    from .schema import Config, DataConfig, EngineConfig, TrainConfig
+from .schema import Config, DataConfig, EngineConfig, TrainConfig
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "run.resume": ("auto", "never"),
@@ -70,7 +67,7 @@ NOT_NEGATIVE = (
 
 
 def check(config: Config) -> None:
-    """Refuse values that no run can have."""
+    """Raises UsageError, naming the key, for a value that no run can have."""
     for key, choices in CHOICES.items():
         value = attrgetter(key)(config)
         if value not in choices:
@@ -142,7 +139,7 @@ def _check_offload(engine: EngineConfig) -> None:
 
 
 def training_sources(data: DataConfig) -> list[tuple[str, float]]:
-    """(shards, weight) of each source of data.train."""
+    """(shards, weight) of each source of data.train. Raises UsageError where it is written wrongly."""
     if not data.train:
         raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
     entries = data.train if isinstance(data.train, list) else [{"shards": data.train}]

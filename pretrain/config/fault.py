@@ -1,8 +1,8 @@
-"""Faults that a run is told to have, for drills: fault=kill:rank=1:step=5.
+"""Faults that a run has on purpose, to test how it copes with them: fault=kill:rank=1:step=5.
 
-Kinds: kill (SIGKILL to itself) · hang · raise · disk (no file may grow beyond 64 KiB, from this save on)
-happen once in a run folder, at the first step that is not below `step`. nan (the loss is not a number, for
-`steps` steps) and slow (`seconds` more in each step) happen again after each restart.
+kill (SIGKILL to itself), hang, raise and disk (from this save on no file may grow beyond 64 KiB) happen once
+in a run folder, at the first step that is not below `step`. nan (the loss of `steps` steps is not a number)
+and slow (each step takes `seconds` more) happen again after each restart.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from data_tools.errors import UsageError
 
 KINDS = ("kill", "hang", "raise", "nan", "slow", "disk")
 ONCE = ("kill", "hang", "raise", "disk")
-STEP_PHASES = ("data", "compute", "update", "agree")  # of the step that is being done
-PHASES = (*STEP_PHASES, "evaluation", "save")  # these come after it
+STEP_PHASES = ("data", "compute", "update", "agree")  # within a step
+PHASES = (*STEP_PHASES, "evaluation", "save")  # the last two come after a step
 
 
 @dataclass(frozen=True)
 class Fault:
-    """rank: -1 for all. phase: where in the step. steps: how many (nan). seconds: of each step (slow)."""
+    """A fault of process `rank` (-1: of all) at the beginning of `phase` of step `step` (from 1).
+
+    steps: how many steps nan lasts. seconds: how much longer slow makes each step.
+    """
 
     kind: str
     rank: int = 0

@@ -13,7 +13,7 @@ from data_tools.errors import UsageError
 
 
 def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
-    """Every key of the schema, dotted; True where it is a group."""
+    """Every key of the dataclass `schema`, with a dot between group and key; True where it is a group."""
     keys: dict[str, bool] = {}
     hints = get_type_hints(schema)
     for item in fields(schema):
@@ -21,16 +21,16 @@ def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
         group = is_dataclass(kind)
         keys[name] = group
         for inner in (kind, *get_args(kind)):  # a group that may be null is a key too
-            if is_dataclass(inner):
-                keys.update(known_keys(inner, name + "."))  # type: ignore[arg-type]
+            if isinstance(inner, type) and is_dataclass(inner):
+                keys.update(known_keys(inner, name + "."))
     return keys
 
 
 def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    """Every key of a recipe that is no group, dotted."""
+    """Every key of a recipe that is not a group, with dots as in `known_keys`."""
     leaves = []
     for key in node:
-        name = f"{prefix}{key}"
+        name = prefix + str(key)
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             leaves += leaf_keys(child, name + ".") or [name]
@@ -40,7 +40,10 @@ def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def check_key(key: str, keys: dict[str, bool], where: str) -> None:
-    """UsageError unless `key` is one of `known_keys` and can be set; `where` it was found."""
+    """Raises UsageError unless `key` is in `keys` (see `known_keys`) and not a group.
+
+    where: the place that the message names.
+    """
     if keys.get(key) is False:
         return
     if keys.get(key):
@@ -51,7 +54,7 @@ def check_key(key: str, keys: dict[str, bool], where: str) -> None:
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
-    """The end of a sentence that asks for the word most like this one; empty if none is."""
+    """ "; did you mean WORD?" with the one of `words` that is most like `word`; empty if none is like it."""
     words = list(words)
     last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
     close = difflib.get_close_matches(str(word), words, 1, 0.5) or [

@@ -1,6 +1,6 @@
 """How a YAML recipe and key=value become one checked configuration.
 
-Nothing here imports torch, so that a wrong key is answered within a moment and before any process group.
+Nothing here imports torch, so that the message about a wrong key comes at once.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from .schema import Config
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+PLAIN_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
 
 def load(
     path: str,
     overrides: Sequence[str],
-    schema: type[ConfigT] = Config,  # type: ignore[assignment]
+    schema: type[ConfigT] = Config,  # type: ignore[assignment]  # a type variable has no default before 3.13
     defaults: dict[str, Any] | None = None,
 ) -> ConfigT:
-    """Recipe `path`, then key=value `overrides`, checked against `schema`.
+    """The recipe at `path`, changed by the key=value texts `overrides`, and checked.
 
-    defaults: values that take the place of the schema's own where the recipe is silent. Raises UsageError
-    naming the key or value that is wrong, and the nearest right one.
+    defaults: values that replace the schema's own defaults; the recipe replaces both. Raises UsageError that
+    names the wrong key or value, and the nearest right one.
     """
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
@@ -42,17 +44,17 @@ def load(
 
 
 def save(config: Config, path: Path) -> None:
-    """Write `config` as YAML."""
+    """Write `config` to the file `path` as YAML, for `read`."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]
-    """The configuration of an earlier run, from its config.yaml."""
+def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]  # as in load
+    """The configuration of an earlier run, from the file `path` that `save` wrote; not checked."""
     return _to_object(_merge(schema, str(path), [], {}), str(path))
 
 
 def changes(old: Config, new: Config) -> dict[str, str]:
-    """The keys whose values differ, with "old → new"."""
+    """{key: "old → new"} of the keys whose values differ."""
     before, after = (flat(asdict(config)) for config in (old, new))
     return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
 
@@ -89,7 +91,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         check_key(key, keys, "command line")
-        dotlist.append(item if value else f"{key}=''")  # nothing behind the sign is the empty text, not null
+        dotlist.append(item if value else f"{key}=''")  # key= is the empty text; OmegaConf reads null
     try:
         merged = OmegaConf.merge(merged, recipe)
     except OmegaConfBaseException as error:
@@ -114,14 +116,11 @@ def _to_object(merged: DictConfig, path: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """What OmegaConf found wrong, in a user's words, with the key unless the caller names it."""
+    """OmegaConf's message in plain words, after the key if OmegaConf names it."""
     text = str(error).strip().splitlines()
     key = next((line.split(":", 1)[1].strip() for line in text if "full_key" in line), "")
     kind = re.search(r"could not be converted to (\w+)", text[0])
     first = text[0]
-    if kind and kind[1] in KINDS:
-        first = f"it must be {KINDS[kind[1]]}"
+    if kind and kind[1] in PLAIN_TYPES:
+        first = f"it must be {PLAIN_TYPES[kind[1]]}"
     return f"{key}: {first}" if key else first
-
-
-KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}

@@ -1,4 +1,4 @@
-"""The CPUs that a process really has, which are seldom all of its machine."""
+"""How many CPUs a process may use; often not all CPUs of its machine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from .folder import log
 
 
-def available() -> int:
-    """CPUs of this process: those it is bound to, and no more than SLURM gave to each task."""
+def available_cpus() -> int:
+    """The number of CPUs that this process is bound to, at most those that SLURM gives to each task."""
     bound = len(os.sched_getaffinity(0))
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(bound, int(given)) if given.isdigit() else bound
 
 
-def share_out(loaders: int) -> None:
-    """Leave to computing the CPUs that the loader threads do not take, unless OMP_NUM_THREADS is set."""
-    cpus = available()
+def limit_torch_threads(loaders: int) -> None:
+    """Let torch use the CPUs that `loaders` loading threads leave free, unless OMP_NUM_THREADS is set."""
+    cpus = available_cpus()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpus - loaders))
     if loaders > cpus:

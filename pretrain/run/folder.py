@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves on disk, and the one place that writes it."""
+"""The run folder: the files of a run. All but the checkpoints are written through `RunFolder`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from typing import Any
 
 from data_tools.errors import UsageError, UserError
 
-from .rendezvous import life
+from .rendezvous import slurm_job
 
-LOCK_PATIENCE = 30.0
+LOCK_PATIENCE = 30.0  # seconds
 
-GOING_ON = ("starting", "running", "stopping")
+GOING_ON = ("starting", "running", "stopping")  # states of a job that has not ended
 
 log = logging.getLogger("pretrain")
 
 
 class RunFolder:
-    """The folder `path` of a run.
+    """The folder `path` of a run, as process `rank` uses it.
 
-    metrics.jsonl holds a row per logged step and per evaluation, in order, each step once. status.json tells
-    how the run stands: {"state": starting | running | stopping | done | stopped | failed, "exit_code",
-    "step", "step_time", "time", ...}; the times are seconds since 1970, of the last step and the last word.
+    metrics.jsonl has one row for each logged step and each evaluation, in order, each step once. status.json
+    is the state of the run: {"state": starting | running | stopping | done | stopped | failed, "exit_code",
+    "step", "step_time", "time", ...}. step_time is when the last step ended and time when the file was
+    written, in seconds since 1970.
     """
 
     def __init__(self, path: Path, rank: int = 0) -> None:
@@ -50,7 +51,7 @@ class RunFolder:
         self.refused = path / "slurm/refused.json"
 
     def create(self) -> None:
-        """Make the folders that a run writes to. Raises UsageError, or UserError for a full disk."""
+        """Make the folders that a run writes to. Raises UsageError, or UserError if the disk is full."""
         for folder in (self.path, self.path / "logs", self.checkpoints):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +60,11 @@ class RunFolder:
                 raise _unwritable(folder, error) from None
 
     def lock(self, patience: float = LOCK_PATIENCE) -> None:
-        """Keep other jobs out of this folder while this process lives.
+        """Keep other jobs out of this folder as long as this process runs.
 
-        Waits `patience` seconds for the remains of a job that was killed; then raises UsageError, or for an
-        earlier life of this very SLURM job, which will not stay for ever, UserError.
+        Waits `patience` seconds, because processes of a killed job may still be ending. Then raises
+        UsageError; or UserError (the job may be requeued) if the folder is in use by processes of this SLURM
+        job from before it was restarted.
         """
         try:
             self._lock = (self.path / ".lock").open("a+")
@@ -80,9 +82,9 @@ class RunFolder:
                 if not told:
                     print(f"{self.path} is in use by {owner}: waiting up to {patience:.0f} s", flush=True)
                     told = True
-                _end_earlier_life(owner)
+                _kill_if_from_before_restart(owner)
                 if time.monotonic() > limit:
-                    if _is_earlier_life(owner):
+                    if _is_from_before_restart(owner):
                         text = f"{self.path} is still in use by {owner}: end that process"
                         raise UserError(text, shared=True) from None
                     text = f"{self.path} is in use by {owner}: end that job first, or set another run.name"
@@ -92,12 +94,12 @@ class RunFolder:
                 log.warning("%s: this file system has no locks; do not start two jobs in it", self.path)
                 break
         self._lock.truncate(0)
-        of_job = " of SLURM job {job}, restart {restart}".format(**life()) if life() else ""
+        of_job = " of SLURM job {job}, restart {restart}".format(**slurm_job()) if slurm_job() else ""
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}{of_job}\n")
         self._lock.flush()
 
     def log_to_file_and_console(self) -> None:
-        """Log to logs/rank-N.log; rank 0 also to the console."""
+        """Let `log` write to logs/rank-N.log, and on rank 0 also to the console."""
         log.setLevel(logging.INFO)
         log.propagate = False
         log.handlers.clear()
@@ -108,13 +110,14 @@ class RunFolder:
             log.addHandler(_Printer())
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty where there is none."""
+        """The content of status.json; empty if there is none."""
         return _read_object(self.status_file)
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
-        """Update status.json; facts that are not named stay.
+        """Update status.json; facts that are not given stay as they are.
 
-        What a process says while it goes on does not cover how the job ended, unless the job starts anew.
+        starting, running and stopping never overwrite done, stopped or failed; only with `anew`, at the start
+        of a job, they do. running does not overwrite stopping.
         """
         going_on = state in GOING_ON
         with self._status_lock():
@@ -130,7 +133,7 @@ class RunFolder:
             self._write_status(status)
 
     def set_failed(self, **facts: Any) -> bool:
-        """Update status.json with a failure; False where another process was first, whose word stays."""
+        """Write a failure to status.json; False, without writing, if another process has written one."""
         with self._status_lock():
             before = self.status()
             if before.get("state") == "failed":
@@ -140,7 +143,7 @@ class RunFolder:
         return True
 
     def _write_status(self, status: dict[str, Any]) -> None:
-        """On a full disk over the old one, which needs no room; a reader may then see a part."""
+        """Replace status.json; on a full disk overwrite it in place (a reader may then see a part of it)."""
         try:
             write_json(self.status_file, status)
         except OSError:
@@ -150,45 +153,48 @@ class RunFolder:
                 stream.truncate()
 
     def refuse(self, exit_code: int, reason: str) -> None:
-        """Leave word for the batch script, where status.json is not to speak of this life of a SLURM job."""
-        if life() and self.refused.parent.is_dir():
+        """Tell the batch script why this start of a SLURM job failed, without changing status.json."""
+        if slurm_job() and self.refused.parent.is_dir():
             facts = {"rank": self.rank, "host": socket.gethostname(), "time": time.time()}
             write_json(
-                self.refused, {"state": "failed", "exit_code": exit_code, "reason": reason, **facts, **life()}
+                self.refused,
+                {"state": "failed", "exit_code": exit_code, "reason": reason, **facts, **slurm_job()},
             )
 
     def refusal(self) -> dict[str, Any]:
-        """What `refuse` left; empty without it."""
+        """What `refuse` wrote last; empty if it was never called."""
         return _read_object(self.refused)
 
     @contextmanager
     def _status_lock(self) -> Iterator[None]:
         with (self.path / ".status.lock").open("a") as stream:
-            with suppress(OSError):  # on a file system without locks the last word wins
+            # Without file locks two writers may overwrite each other; the later one stays.
+            with suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
     def wandb_id(self) -> str:
-        """The W&B id of this run: made at its first start, the same ever after."""
+        """The W&B id of this run: random at its first start, later the one in status.json."""
         return self.status().get("wandb_id") or secrets.token_hex(4)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.jsonl. Raises UserError if that fails, as the other add_ methods do."""
         _append(self.metrics, [row])
 
     def drop_after(self, step: int) -> None:
-        """Drop the metrics and trace rows of steps after `step`: they are about to be done again."""
+        """Delete the rows of steps after `step` from metrics.jsonl and trace/, as they will be done again."""
         for file in [self.metrics, *self.trace.glob("*.jsonl")]:
             if file.exists():
                 kept = [row for row in read_rows(file) if row["step"] <= step]
-                replace(file, "".join(json.dumps(row) + "\n" for row in kept))
+                replace_file(file, "".join(json.dumps(row) + "\n" for row in kept))
 
     def add_nonfinite(self, row: dict[str, Any]) -> None:
-        """Note a step that was left out, once in the life of the run."""
+        """Append a row to nonfinite.jsonl unless it has one of the same step."""
         if all(old["step"] != row["step"] for old in read_rows(self.nonfinite)):
             _append(self.nonfinite, [row])
 
     def add_bad_sample(self, row: dict[str, Any]) -> bool:
-        """Note an unreadable sample unless it is noted already; returns whether it was new."""
+        """Append a row to bad_samples.jsonl unless the sample is in there; returns whether it was new."""
         same = {key: row[key] for key in ("split", "shard", "key")}
         if any(same.items() <= old.items() for old in read_rows(self.bad_samples)):
             return False
@@ -196,6 +202,7 @@ class RunFolder:
         return True
 
     def add_trace(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the file of this process in trace/."""
         self.trace.mkdir(exist_ok=True)
         _append(self.trace / f"rank-{self.rank}.jsonl", rows)
 
@@ -207,31 +214,33 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return kind(f"{path}: it cannot be written: {error.strerror}: {todo}", shared=True)
 
 
-def _is_earlier_life(owner: str) -> bool:
-    """Whether it is one of this very SLURM job."""
-    match = re.search(r" of SLURM job (\S+), restart (\d+)$", owner)
-    return bool(match and life()) and match[1] == life()["job"] and int(match[2]) < life()["restart"]
+def _is_from_before_restart(owner: str) -> bool:
+    """Whether `owner`, the text in the lock file, is a process of this SLURM job from before a restart."""
+    match, own = re.search(r" of SLURM job (\S+), restart (\d+)$", owner), slurm_job()
+    if match is None or not own:
+        return False
+    return match[1] == own["job"] and int(match[2]) < own["restart"]
 
 
-def _end_earlier_life(owner: str) -> None:
-    """Kill the process that holds the lock if it is left over from an earlier life, and on this node."""
+def _kill_if_from_before_restart(owner: str) -> None:
+    """Kill the owner of the lock if it is on this node and left from before a restart of this SLURM job."""
     match = re.match(r"process (\d+) on (\S+)", owner)
-    if match and match[2] == socket.gethostname() and _is_earlier_life(owner):
-        with suppress(OSError):  # it is gone
+    if match and match[2] == socket.gethostname() and _is_from_before_restart(owner):
+        with suppress(OSError):  # if it has ended meanwhile
             environment = Path(f"/proc/{match[1]}/environ").read_bytes().split(b"\0")
-            if f"SLURM_JOB_ID={life()['job']}".encode() in environment:
+            if f"SLURM_JOB_ID={slurm_job()['job']}".encode() in environment:
                 os.kill(int(match[1]), signal.SIGKILL)
 
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk is told of by what must be written."""
+        """Nothing: if the disk is full, files that matter more than the log raise an error."""
 
 
 class _Printer(logging.Handler):
-    """Prints, so that whoever has taken over stdout, as a progress bar does, is passed through.
+    """Logs by print(), so that lines appear above the progress bar, which redirects stdout.
 
-    Not errors: the process that ends of one says it on stderr, unless another has said why before.
+    It leaves out errors: the process that fails first prints its error on stderr.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -242,7 +251,7 @@ class _Printer(logging.Handler):
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file. A last line that a crash cut short is passed over."""
+    """The rows of a JSON-lines file; none if there is no file. Lines that a crash cut short are skipped."""
     if file.exists():
         for line in file.read_text().splitlines():
             try:
@@ -252,7 +261,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Add `rows` to a JSON-lines file. Raises UserError where they cannot be written."""
+    """Append `rows` to a JSON-lines file. Raises UserError if that fails."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     try:
         with file.open("a") as stream:
@@ -271,11 +280,12 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    replace(file, json.dumps(content, indent=1) + "\n")
+    """Write `content` as JSON, as `replace_file` does."""
+    replace_file(file, json.dumps(content, indent=1) + "\n")
 
 
-def replace(file: Path, text: str) -> None:
-    """Write `file` so that a reader sees the old content or the new, never a part."""
+def replace_file(file: Path, text: str) -> None:
+    """Write `file` so that a reader sees the old content or the new, never a part. Raises OSError."""
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""Lets a run have the fault that it was told to have (`Fault` of pretrain/config/fault.py)."""
+"""Makes the fault happen that `fault` asks for (see pretrain/config/fault.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[Tensor, TileBatch], Tensor]
 
-FULL_DISK = 65536
+FULL_DISK = 65536  # bytes; the largest file after fault=disk
 
 
 class InjectedFault(RuntimeError):
@@ -27,7 +27,10 @@ class InjectedFault(RuntimeError):
 
 
 class Injector:
-    """Lets the fault of a run happen in this process. done: the file that remembers that it has."""
+    """Makes `fault` happen in process `rank`.
+
+    done: a path; the file done-RANK says that a fault which happens only once has happened.
+    """
 
     def __init__(self, fault: Fault | None, rank: int, done: Path) -> None:
         self.fault, self.done = fault, done
@@ -35,7 +38,7 @@ class Injector:
         self.mine = fault is not None and fault.rank in (rank, -1)
 
     def enter(self, step: int, phase: str) -> None:
-        """Called at the beginning of each phase of step `step`."""
+        """Called at the beginning of each phase of step `step`. Raises InjectedFault for fault=raise."""
         fault = self.fault
         if fault is None or not self.mine or phase != fault.phase or step < fault.step:
             return
@@ -53,7 +56,7 @@ class Injector:
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_DISK, resource.RLIM_INFINITY))
 
     def objective(self, step: int, loss: Loss) -> Loss:
-        """`loss`, or in a step of fault=nan one that is not a number."""
+        """`loss`, or, in the steps of fault=nan, a function whose result is not a number."""
         fault = self.fault
         if fault is None or not self.mine or fault.kind != "nan":
             return loss
@@ -62,7 +65,7 @@ class Injector:
         return lambda logits, batch: loss(logits, batch) * float("nan")
 
     def _happened(self) -> bool:
-        """Whether the fault happened before; notes that it does now."""
+        """Whether the fault has happened before; from now on it has."""
         note = self.done.with_name(f"{self.done.name}-{self.rank}")
         if note.exists():
             return True

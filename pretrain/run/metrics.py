@@ -1,4 +1,4 @@
-"""Speed and progress of a run, from step to step."""
+"""The speed and progress of a run, in numbers and in text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Advance = Callable[[int], None]
 
-# Dense bf16 FLOP/s as the makers state them.
+# Dense bf16 FLOP/s by the manufacturer's data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of `device`; None where it is not known."""
+    """Peak bf16 FLOP/s of `device`; None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -29,7 +29,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 @dataclass
 class Meter:
-    """Counts what this process did since the last reading, and times it."""
+    """What this process did since the last `reset`.
+
+    flops: of training. waited: seconds spent waiting for data. since: time.perf_counter() at the reset.
+    """
 
     images: int = 0
     tiles: int = 0
@@ -38,22 +41,28 @@ class Meter:
     since: float = field(default_factory=time.perf_counter)
 
     def count(self, images: int, tiles: int, flops: float, waited: float) -> None:
-        """images, tiles; flops: of their training step; waited: seconds until they were there."""
+        """Add a micro-batch. flops: of its training step; waited: seconds until its data was there."""
         self.images += images
         self.tiles += tiles
         self.flops += flops
         self.waited += waited
 
     def reset(self) -> None:
-        self.__init__()  # type: ignore[misc]
+        """Set the counts to 0 and the time to now."""
+        self.__init__()  # type: ignore[misc]  # the class has no subclasses
 
     @property
     def seconds(self) -> float:
+        """Seconds since the last `reset`."""
         return time.perf_counter() - self.since
 
 
 def speed_row(sums: list[float], seconds: float, processes: int, peak: float | None) -> dict[str, Any]:
-    """Figures of all processes since the last row. sums: images, tiles, flops, waited, over all of them."""
+    """Speed figures for a row of metrics.jsonl.
+
+    sums: images, tiles, flops and waited of `Meter`, summed over all processes. seconds: in which this was
+    done. peak: FLOP/s of one process, for mfu, the share of the peak that was used.
+    """
     images, tiles, flops, waited = sums
     return {
         "images_per_s": images / seconds,
@@ -64,7 +73,7 @@ def speed_row(sums: list[float], seconds: float, processes: int, peak: float | N
 
 
 def console_line(row: dict[str, Any], steps: int, seconds_left: float) -> str:
-    """A row as one line for people."""
+    """A row of metrics.jsonl as one line of text."""
     parts = [
         f"step {row['step']}/{steps}",
         "loss not finite" if row["loss"] is None else f"loss {row['loss']:.4f}",
@@ -87,15 +96,15 @@ def console_line(row: dict[str, Any], steps: int, seconds_left: float) -> str:
 
 @contextmanager
 def progress_bar(step: int, steps: int, rank: int) -> Iterator[Advance]:
-    """Yields what is to be called with the number of steps done.
+    """Yields a function to call with the number of steps done.
 
-    Only a person at rank 0's terminal sees a bar; logs and pipes get plain lines.
+    Only rank 0 shows a bar, and only at a terminal; in logs there are plain lines.
     """
     if rank or not sys.stdout.isatty():
         yield lambda done: None
         return
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # What is printed meanwhile appears above the bar.
+    # rich prints what others print meanwhile above the bar.
     with Progress(*columns, console=Console(), transient=True) as progress:
         task = progress.add_task("training", total=steps, completed=step)
         yield lambda done: progress.update(task, completed=done)

@@ -1,5 +1,4 @@
-"""Steps whose loss or gradient is not finite: their update is left out on the device, and they are counted
-without waiting for it."""
+"""Counts the steps whose loss or gradient is not finite. The engine leaves out their update."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from data_tools.errors import DivergedError
 
 
 class NonFinite:
-    """limit: so many in a row end the run. total: that were left out before.
+    """limit: so many such steps in a row end the run. total: how many there were before.
 
-    The flag of a step stays on the device until `look` fetches all of them at once, where the loop waits for
-    the device anyway.
+    Whether a step was finite stays on the device until `look` fetches all steps at once. `look` is called
+    where the training loop waits for the device anyway. streak: such steps in a row up to the last one.
     """
 
     def __init__(self, limit: int, total: int = 0) -> None:
@@ -26,11 +25,11 @@ class NonFinite:
         self._flags: list[tuple[int, Tensor]] = []
 
     def add(self, step: int, norm: Tensor) -> None:
-        """norm: the norm of the whole gradient; not finite where the loss of any image was not."""
+        """norm: of the whole gradient, a scalar; it is not finite if the loss of any image is not."""
         self._flags.append((step, torch.isfinite(norm)))
 
     def look(self) -> list[int]:
-        """The steps since the last look whose update was left out."""
+        """The steps since the last call whose update was left out."""
         if not self._flags:
             return []
         finite = torch.stack([flag for _, flag in self._flags]).tolist()
@@ -45,7 +44,7 @@ class NonFinite:
         return steps
 
     def check(self) -> None:
-        """Raises DivergedError where, up to the last look, too many came in a row."""
+        """Raises DivergedError if `look` found `limit` or more steps in a row."""
         if self._longest >= self.limit:
             raise DivergedError(
                 f"the loss is not finite in {self._longest} steps in a row (train.max_nonfinite="
@@ -56,5 +55,5 @@ class NonFinite:
 
 
 def finite(value: float) -> float | None:
-    """`value`, or None, as JSON has no word for what is not finite."""
+    """`value`, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

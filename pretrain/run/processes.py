@@ -1,4 +1,4 @@
-"""The processes of a job: who this one is, how they agree on numbers, how they end."""
+"""The processes of a job: which one this is, how they exchange values, how they start and end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .stop import StopFlag
 
 @dataclass(frozen=True)
 class World:
-    """Process `rank` of `size`, computing on `device`."""
+    """Process `rank` of `size`, which computes on `device`. All processes must call its methods together."""
 
     rank: int
     size: int
     device: torch.device
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """The element-wise sum over all processes. Runs on the CPU, so it never waits for the device."""
+        """The element-wise sum over all processes, on the CPU, so that it never waits for the device."""
         total = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(total)
@@ -43,10 +43,11 @@ class World:
         return values
 
     def barrier(self) -> None:
+        """Return when all processes have called it."""
         self.sum([0.0])
 
-    def together(self, action: Callable[[], Any]) -> None:
-        """Run `action` on every process; the error of the first one that fails is raised on all."""
+    def on_all(self, action: Callable[[], Any]) -> None:
+        """Run `action` on every process; the error of the lowest rank that fails is raised on all."""
         mine = None
         try:
             action()
@@ -56,46 +57,53 @@ class World:
             if error is not None:
                 raise error
 
-    def rank0_first(self, action: Callable[[], Any]) -> None:
-        """Run `action` on rank 0 while the others wait; an error there is raised on every process."""
-        self.together(lambda: action() if self.rank == 0 else None)
+    def on_rank0(self, action: Callable[[], Any]) -> None:
+        """Run `action` on rank 0 while the others wait; its error is raised on all processes."""
+        self.on_all(lambda: action() if self.rank == 0 else None)
 
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def ranks_from_environment() -> tuple[int, int]:
-    """(rank, size) as torchrun sets them; (0, 1) without it."""
+    """(rank, size) from the variables RANK and WORLD_SIZE; (0, 1) without them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) -> World:
-    """Join the job. `timeout`: seconds after which a collective that hangs raises an error; join_timeout:
-    seconds for srun's processes to find each other. Raises as `rendezvous.join` does."""
+    """Join the other processes of the job and choose this one's device.
+
+    timeout: seconds after which a collective that hangs raises an error. join_timeout: seconds in which
+    srun's processes must find each other. Raises as `rendezvous.join` and `check_gpus` do.
+    """
     rank, size = ranks_from_environment()
     device = torch.device("cpu")
     backend = "gloo"
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         check_gpus(count)
-        # A site may show each task its own GPU only.
+        # A cluster may show each task only its own GPU.
         local = int(os.environ.get("LOCAL_RANK", 0)) % count
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    meeting = {}  # torchrun's, from the environment
+    limit = timedelta(seconds=timeout)
     if size == 1:
-        meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, timeout=limit, store=dist.HashStore(), rank=0, world_size=1)
     elif started_by_srun():
         store = join(rank, size, join_timeout, StopFlag() if stop is None else stop)
-        meeting = {"store": store, "rank": rank, "world_size": size}
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **meeting)
+        dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
+    else:  # torchrun's environment variables say the rest
+        dist.init_process_group(backend, timeout=limit)
     return World(rank, size, device)
 
 
 def check_gpus(count: int) -> None:
-    """Refuse more processes of torchrun on this host than the GPUs that it shows to each of them: NCCL cannot
-    share one. (srun may show each task its own GPU only, so there the count says nothing.)"""
+    """Raises UsageError if torchrun started more processes on this host than it has GPUs; count: its GPUs.
+
+    NCCL cannot use one GPU for two processes. Under srun nothing is checked, as srun may show each task only
+    its own GPU.
+    """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > count and not started_by_srun():
         gpus = "1 GPU" if count == 1 else f"{count} GPUs"
@@ -108,10 +116,10 @@ def check_gpus(count: int) -> None:
 
 
 def leave(world: World, code: int) -> NoReturn:
-    """End this process with `code`, after the others have come this far where they still can.
+    """End this process with `code`; for 0 and 75 after all processes have called this.
 
-    gloo's threads may abort the interpreter while it shuts down, after all work is done, and turn success
-    into failure; so with several processes the interpreter's own shutdown is left out.
+    With several processes the interpreter does not shut down in its usual way: gloo's threads may abort it
+    then, after all work is done, and so turn success into failure.
     """
     gc.collect()
     if world.size > 1 and code in (0, 75):

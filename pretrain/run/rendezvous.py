@@ -1,7 +1,7 @@
 """How the processes of a job find each other.
 
-torchrun sets RANK, WORLD_SIZE and the rest. Under srun they follow from what SLURM sets for each task,
-address and port from the batch script (launch/address.py).
+torchrun sets RANK, WORLD_SIZE and so on. Under srun they are derived from the variables that SLURM sets for
+each task; address and port come from the batch script (launch/slurm/address.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .stop import StopFlag
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-AGAIN = 0.5
+RETRY_SECONDS = 0.5  # between two attempts to reach rank 0
 
 
 class Stopped(Exception):
@@ -28,10 +28,10 @@ class Stopped(Exception):
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Give a task of srun the variables that torchrun would give it.
+    """Give a task of srun the variables that torchrun would give it: RANK, LOCAL_RANK and WORLD_SIZE.
 
-    A batch script has SLURM_PROCID too; only tasks of srun have SLURM_STEP_ID. One that stands alone is left
-    as it is, and so is what torchrun started.
+    Only tasks of srun have SLURM_STEP_ID; a batch script has SLURM_PROCID too. Nothing changes for a single
+    task, and for a process that torchrun started.
     """
     if "RANK" in environment or "SLURM_STEP_ID" not in environment:
         return
@@ -42,16 +42,16 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["WORLD_SIZE"] = str(size)
 
 
-def life(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Which life of which SLURM job a process belongs to; empty elsewhere."""
+def slurm_job(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """{"job": id of this SLURM job, "restart": how often it was restarted}; empty outside of SLURM."""
     job = environment.get("SLURM_JOB_ID")
     return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT", "0"))} if job else {}
 
 
 def join(rank: int, size: int, timeout: float, stop: StopFlag | None) -> Store:
-    """The store of a job that srun started, when all of its processes are there.
+    """The store through which the processes of srun find each other; returns when all have connected.
 
-    Raises UserError after `timeout` seconds, naming rank, host and address, and Stopped when a signal comes.
+    Raises UserError that names rank, host and address after `timeout` seconds, and Stopped if `stop` is set.
     """
     from torch.distributed import PrefixStore
 
@@ -63,10 +63,10 @@ def join(rank: int, size: int, timeout: float, stop: StopFlag | None) -> Store:
             f"start the job by python -m launch slurm, or set them to the first node and a free port"
         ) from None
     deadline = time.monotonic() + timeout
-    # Another job's store behind this port would not know our keys.
-    name = "{job}.{restart}".format(**life()) if life() else "job"
+    # So that another job's store at this port is not mistaken for this job's.
+    name = "{job}.{restart}".format(**slurm_job()) if slurm_job() else "job"
     store = PrefixStore(name, _connect(rank, size, address, port, deadline, stop))
-    _roll_call(store, rank, size, f"{address}:{port}", deadline, stop)
+    _wait_for_all_ranks(store, rank, size, f"{address}:{port}", deadline, stop)
     store.set_timeout(timedelta(seconds=timeout))
     return store
 
@@ -79,32 +79,32 @@ def _connect(rank: int, size: int, address: str, port: int, deadline: float, sto
         try:
             return TCPStore("localhost", port, size, is_master=True, wait_for_workers=False)
         except RuntimeError as error:  # among them DistNetworkError
-            raise UserError(f"{here} cannot listen at {address}:{port}: {_short(error)}") from None
+            raise UserError(f"{here} cannot listen at {address}:{port}: {_first_line(error)}") from None
     reason = ""
     while time.monotonic() < deadline:
-        _leave_if(stop)
+        _raise_if_stopped(stop)
         try:
             host = ipv4(address)
             socket.create_connection((host, port), timeout=5).close()
             patience = timedelta(seconds=max(1.0, deadline - time.monotonic()))
             return TCPStore(host, port, size, is_master=False, timeout=patience, wait_for_workers=False)
         except (OSError, RuntimeError) as error:
-            reason = _short(error)
-            time.sleep(AGAIN)
+            reason = _first_line(error)
+            time.sleep(RETRY_SECONDS)
     raise UserError(
         f"{here} cannot reach rank 0 at {address}:{port}: {reason}; is the name the first node's, and the "
         f"network interface the right one (interface: in configs/cluster)?"
     )
 
 
-def _roll_call(
+def _wait_for_all_ranks(
     store: Store, rank: int, size: int, address: str, deadline: float, stop: StopFlag | None
 ) -> None:
-    """Wait until every rank has said that it is here."""
+    """Return when every rank has called this."""
     store.set(f"here-{rank}", socket.gethostname())
     expected = [f"here-{other}" for other in range(size)]
     while rank == 0 and not store.check(expected):
-        _leave_if(stop)
+        _raise_if_stopped(stop)
         if time.monotonic() > deadline:
             missing = [str(other) for other in range(size) if not store.check([f"here-{other}"])]
             raise UserError(
@@ -115,28 +115,29 @@ def _roll_call(
     if rank == 0:
         store.set("all-here", "")
     while not store.check(["all-here"]):
-        _leave_if(stop)
-        # Rank 0 says who is missing; it must have the time to.
+        _raise_if_stopped(stop)
+        # 2 s more, so that rank 0, which knows who is missing, fails first.
         if time.monotonic() > deadline + 2:
             raise UserError(f"rank {rank} on {socket.gethostname()} waits at {address}: not all ranks came")
         time.sleep(0.05)
 
 
 def ipv4(name: str) -> str:
-    """The IPv4 address of `name` where it has one: a name's IPv6 address often leads nowhere."""
+    """The IPv4 address of `name` if it has one (its IPv6 address often does not work), else the first one."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     return next((str(item[4][0]) for item in found if item[0] == socket.AF_INET), str(found[0][4][0]))
 
 
-def _leave_if(stop: StopFlag | None) -> None:
+def _raise_if_stopped(stop: StopFlag | None) -> None:
     if stop:
         raise Stopped
 
 
-def _short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return str(text).strip().splitlines()[0].rstrip(".")
 
 
 def started_by_srun() -> bool:
+    """Whether this process is a task of srun, and not a child of torchrun."""
     return "SLURM_STEP_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

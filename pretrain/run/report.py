@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs no network."""
+"""report.html: one page about a run, which can be read without a network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..config.schema import Config
-from .folder import RunFolder, read_rows, replace
+from .folder import RunFolder, read_rows, replace_file
 
-WIDTH, HEIGHT, MARGIN = 460, 180, 42
+WIDTH, HEIGHT, MARGIN = 460, 180, 42  # pixels
 
+# Key, title, number format.
 CURVES = (
     ("loss", "loss", "{:.3g}"),
     ("lr", "learning rate", "{:.1e}"),
@@ -29,7 +30,7 @@ CURVES = (
     ("data_wait", "share of time spent waiting for data", "{:.1%}"),
 )
 
-# What evaluations have, if they have it: key, title, form.
+# The same for evaluations; each objective has some of them.
 MEASURED = (
     ("top1", "top-1", "{:.2%}"),
     ("top5", "top-5", "{:.2%}"),
@@ -61,7 +62,11 @@ table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0;
 
 @dataclass(frozen=True)
 class Example:
-    """tiles: uint8 (n, C, S, S); outputs: of the model (outputs,); attention: see `Rollout.patches`."""
+    """An evaluated image.
+
+    tiles: uint8 (rows · columns, C, S, S). grid: (rows, columns) of tiles. labels: classes or numbers.
+    outputs: of the model, (outputs,). attention: see `Rollout.patches`.
+    """
 
     tiles: Tensor
     grid: tuple[int, int]
@@ -73,7 +78,7 @@ class Example:
 def write_report(
     folder: RunFolder, config: Config, classes: list[str] | None, examples: Sequence[Example]
 ) -> None:
-    """Write report.html from metrics.jsonl; `examples`: evaluated images to show."""
+    """Write report.html from metrics.jsonl. classes: their names; None: numbers. examples: images to show."""
     rows = list(read_rows(folder.metrics))
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
@@ -86,7 +91,7 @@ def write_report(
         evaluations=_table(evaluations),
         examples="".join(_example(item, config.objective.name, classes) for item in examples) or "none",
     )
-    replace(folder.report, page)
+    replace_file(folder.report, page)
 
 
 def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
@@ -138,7 +143,7 @@ def _example(item: Example, objective: str, classes: list[str] | None) -> str:
     caption = {"regression": _numbers, "masked_patches": _colours}.get(objective, _guess)(item, classes)
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
-    # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side again.
+    # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side, as one image.
     canvas = item.tiles.unflatten(0, item.grid).permute(0, 3, 1, 4, 2)
     pixels = canvas.reshape(rows * side, columns * side, channels).numpy()
     light = F.interpolate(item.attention[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
@@ -159,15 +164,15 @@ def _guess(item: Example, classes: list[str] | None) -> str:
     probabilities = item.outputs.softmax(-1)
     best = int(probabilities.argmax())
     name, *truth = (classes[int(i)] if classes else str(int(i)) for i in (best, *item.labels))
-    verdict = ""
+    correction = ""
     if best not in item.labels:
-        verdict = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
-    return f"{html.escape(name)} {float(probabilities[best]):.0%}{verdict}"
+        correction = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
+    return f"{html.escape(name)} {float(probabilities[best]):.0%}{correction}"
 
 
 def _numbers(item: Example, classes: list[str] | None) -> str:
-    said, true = (", ".join(f"{value:.3g}" for value in x) for x in (item.outputs.tolist(), item.labels))
-    return f"{said} (is {true})"
+    predicted, true = (", ".join(f"{value:.3g}" for value in x) for x in (item.outputs.tolist(), item.labels))
+    return f"{predicted} (is {true})"
 
 
 def _colours(item: Example, classes: list[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run writes down about its samples: the unreadable ones, and where asked for, every one."""
+"""What a run writes about its samples: the unreadable ones, and with data.trace every one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .folder import RunFolder, log
 
 
 class SampleLog:
-    """bad_samples.jsonl and trace/ of a run.
+    """Writes bad_samples.jsonl and trace/ of the run `folder`.
 
-    name(sample): the shard and the key of a training sample; None: nothing is traced.
+    name(sample): the shard and the key of a training sample; None: `trace` does nothing.
     """
 
     def __init__(self, folder: RunFolder, name: Callable[[int], tuple[str, str]] | None) -> None:
@@ -21,7 +21,10 @@ class SampleLog:
         self._noted: set[tuple[str, str, str]] = set()
 
     def note_bad(self, batch: TileBatch, split: str) -> int:
-        """Write the unreadable samples of `batch` down; returns how many were not known before."""
+        """Write the unreadable samples of `batch` to bad_samples.jsonl; returns how many are new there.
+
+        split: train or val.
+        """
         new = 0
         for bad in batch.bad:
             if (split, bad.shard, bad.key) not in self._noted:
@@ -31,13 +34,13 @@ class SampleLog:
         return new
 
     def noting_bad(self, batches: Iterable[TileBatch], split: str) -> Iterator[TileBatch]:
-        """The batches; the unreadable samples of each are written down."""
+        """The batches; `note_bad` is called for each."""
         for batch in batches:
             self.note_bad(batch, split)
             yield batch
 
     def trace(self, step: int, batch: TileBatch) -> None:
-        """Write down every sample of a micro-batch of step `step`, with a checksum of its pixels."""
+        """Write every sample of a micro-batch of step `step` to trace/, with a checksum of its pixels."""
         if self._name is None:
             return
         rows = []

@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: they only set a flag, which the processes agree on at a step boundary."""
+"""Signals that ask a job to stop. They only set a flag, which the processes exchange after each step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGUSR1 and the first SIGINT; a second SIGINT interrupts at once.
+    """True after SIGTERM, SIGUSR1 or SIGINT; a second SIGINT raises KeyboardInterrupt.
 
-    Under torchrun it is set as well when torchrun is gone: nobody would notice the end of this process.
+    Under torchrun it is also true once torchrun has ended. signal: what set it, or None. begun: whether the
+    job has written to its run folder; before that a second SIGINT ends the process at once.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self.begun = False  # until then there is nothing to put in order after a second SIGINT
+        self.begun = False
         self._interrupted = False
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._arrivals, self._wakeup = socket.socketpair()
@@ -28,12 +29,16 @@ class StopFlag:
         self._wakeup.setblocking(False)
 
     def install(self) -> None:
+        """Handle the signals from now on; called in the main thread."""
         for number in STOPPING:
             signal.signal(number, self._set)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
 
     def listen(self) -> None:
-        """Let another thread set the flag while the main one is where no handler runs, as in a collective."""
+        """Set the flag if a signal has arrived; called in another thread.
+
+        Python runs signal handlers only in the main thread, and not while that waits in a collective.
+        """
         with suppress(BlockingIOError):
             for number in self._arrivals.recv(64):
                 if number in STOPPING:

@@ -1,33 +1,30 @@
-"""W&B: a copy of metrics.jsonl, never the truth. Offline it needs no network."""
+"""Weights & Biases (W&B): a copy of metrics.jsonl for looking at. Offline it needs no network."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any, Protocol
+from typing import Any, Literal, cast
 
 from ..config.schema import Config
 from .folder import RunFolder, log, read_rows
 
 
-class Tracker(Protocol):
-    def log(self, row: dict[str, Any]) -> None: ...
+class Tracker:
+    """Gets every row of metrics.jsonl. This one does nothing; subclasses pass the rows on."""
 
-    def finish(self) -> None: ...
-
-
-class NoTracker:
     def log(self, row: dict[str, Any]) -> None:
-        pass
+        """Called with each row."""
 
     def finish(self) -> None:
-        pass
+        """Called once, after the last row."""
 
 
-class WandbTracker:
-    """One W&B run for the whole life of the run folder: each restart goes on under the same id.
+class WandbTracker(Tracker):
+    """One W&B run for the run folder: each restart continues it under the same id.
 
-    Steps are an axis of their own: W&B's counter would refuse the steps that a restart does again.
+    settings: the configuration, for W&B to show. Steps are a metric of their own, because W&B's own counter
+    refuses steps that a restart does again.
     """
 
     def __init__(self, config: Config, folder: RunFolder, settings: dict[str, Any]) -> None:
@@ -39,10 +36,11 @@ class WandbTracker:
             name=config.run.name,
             id=folder.wandb_id(),
             dir=folder.path,
-            mode=config.tracking.wandb,
+            # check() of config/checks.py allows no others.
+            mode=cast(Literal["offline", "online", "disabled"], config.tracking.wandb),
             resume="allow",
             config=settings,
-            # The metadata would hold the command line, and with it what users put there.
+            # W&B's metadata would hold the command line, which may contain passwords.
             settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off"),
         )
         self._run.define_metric("step")
@@ -56,8 +54,10 @@ class WandbTracker:
             self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log a row. W&B's own process may be gone: signals of SLURM go to it too, and it obeys at once. The
-        rows that it misses are logged in the next life of the run."""
+        """Log a row; if that fails, after the next restart of the run.
+
+        W&B's own process may have ended: SLURM sends its signals to that process too, and it ends at once.
+        """
         if not self._lost:
             try:
                 self._log(row)
@@ -86,7 +86,7 @@ class WandbTracker:
 
 
 def start_tracking(config: Config, folder: RunFolder, settings: dict[str, Any], rank: int) -> Tracker:
-    """The tracker that the configuration asks for, on rank 0; on the others nothing is tracked."""
+    """The tracker that the configuration asks for on rank 0, one that logs nothing on the other ranks."""
     if rank or config.tracking.wandb == "disabled":
-        return NoTracker()
+        return Tracker()
     return WandbTracker(config, folder, settings)

@@ -1,9 +1,9 @@
-"""A thread beside the training loop: it keeps status.json true, and ends a process that does not get on.
+"""A thread beside the training loop. It keeps status.json up to date and ends a process that hangs.
 
-A rank that hangs takes all others with it, as they wait for it in a collective. Whichever notices first makes
-the folder logs/hang/; every rank that sees it puts its stacks into logs/rank-N.log and what it was doing into
-logs/hang/rank-N.json. Who hangs is the rank that does not answer, or else the one that is furthest behind and
-does not wait for others.
+If one rank hangs, all others soon wait for it in a collective. The first rank that notices makes the folder
+logs/hang/. Every rank that sees the folder writes its stacks to logs/rank-N.log and its step and phase to
+logs/hang/rank-N.json. The rank that hangs is the one that writes nothing there, or else the one that is
+furthest behind and does not wait for others.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from ..config.fault import PHASES
 from .folder import RunFolder, log, write_json
 from .stop import StopFlag
 
+# Seconds: between two looks, between two updates of status.json, and for other ranks to write their reports.
 TICK = 0.4
 HEARTBEAT = 5.0
-PATIENCE = 4.0  # for what other ranks have to say
+PATIENCE = 4.0
 PHASE_ORDER = ("start-up", *PHASES)
 
 
 class Watchdog:
-    """hosts: of every rank. timeout: seconds without a call of `enter`, a little less of which ends the job
-    with exit code 1."""
+    """Watches this process inside a `with` statement.
+
+    hosts: of every rank. timeout: seconds; somewhat less than this without a call of `enter` ends the process
+    with exit code 1.
+    """
 
     def __init__(
         self, folder: RunFolder, rank: int, hosts: list[str], timeout: float, stop: StopFlag
@@ -58,7 +62,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def enter(self, step: int, phase: str) -> None:
-        """This process begins with `phase` after `step` whole steps."""
+        """This process begins `phase`, having done `step` steps."""
         if step != self.step:
             self.stepped = time.time()
         self.step, self.phase, self.since = step, phase, time.monotonic()
@@ -66,15 +70,15 @@ class Watchdog:
     def _run(self) -> None:
         log_file = (self.folder.path / "logs" / f"rank-{self.rank}.log").open("a")
         while not self._closed.wait(TICK):
-            # Where Python itself is blocked, this thread is too; faulthandler's is not.
+            # For a hang that blocks Python, and with it this thread, but not the thread of faulthandler.
             faulthandler.dump_traceback_later(self.timeout, exit=True, file=log_file)
-            self._tell()
+            self._update_status()
             idle = time.monotonic() - self.since
             if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
-                self._end(idle)
+                self._end_process(idle)
 
-    def _tell(self) -> None:
-        """Rank 0 says what the job does; every rank says when it was asked to stop."""
+    def _update_status(self) -> None:
+        """On rank 0 keep status.json up to date; on every rank write to it when asked to stop."""
         self.stop.listen()
         state = "stopping" if self.stop else "starting" if self.phase == PHASE_ORDER[0] else "running"
         if self.rank and state != "stopping":
@@ -83,18 +87,17 @@ class Watchdog:
         if self.rank == 0:
             news = (state, self.step, self.phase, int(time.monotonic() / HEARTBEAT))
         if news != self._written:
-            signal = {"signal": self.stop.signal} if self.stop else {}
-            facts = (
-                {"step": self.step, "phase": self.phase, "step_time": self.stepped} if not self.rank else {}
-            )
-            self.folder.set_status(state, **facts, **signal)
+            facts: dict[str, Any] = {"signal": self.stop.signal} if self.stop else {}
+            if self.rank == 0:
+                facts |= {"step": self.step, "phase": self.phase, "step_time": self.stepped}
+            self.folder.set_status(state, **facts)
             self._written = news
 
-    def _end(self, idle: float) -> None:
-        self._report(idle)
-        others = self._collect()
-        text = describe(others, self.hosts, idle)
-        rank = culprit(others, len(self.hosts))
+    def _end_process(self, idle: float) -> None:
+        self._write_report(idle)
+        others = self._wait_for_reports()
+        text = describe_hang(others, self.hosts, idle)
+        rank = hanging_rank(others, len(self.hosts))
         if self.folder.set_failed(exit_code=1, reason=text, rank=rank):
             print(
                 f"error: {text}; stacks in {self.folder.path / 'logs'}/rank-*.log",
@@ -103,12 +106,12 @@ class Watchdog:
             )
         os._exit(1)
 
-    def _report(self, idle: float) -> None:
+    def _write_report(self, idle: float) -> None:
         frame = sys._current_frames().get(self._main or 0)
         self.reports.mkdir(parents=True, exist_ok=True)
         report = {
             "rank": self.rank,
-            "step": self.step + (self.phase not in ("evaluation", "save")),  # those come after it
+            "step": self.step + (self.phase not in ("evaluation", "save")),  # the step it is in
             "phase": self.phase,
             "seconds": round(idle, 1),
             "waits": waits_for_others(frame),
@@ -120,20 +123,20 @@ class Watchdog:
             faulthandler.dump_traceback(stream, all_threads=True)
         write_json(self.reports / f"rank-{self.rank}.json", report)
 
-    def _collect(self) -> list[dict[str, Any]]:
+    def _wait_for_reports(self) -> list[dict[str, Any]]:
         limit = time.monotonic() + PATIENCE
         while time.monotonic() < limit and len(list(self.reports.glob("rank-*.json"))) < len(self.hosts):
             time.sleep(0.1)
         return [json.loads(file.read_bytes()) for file in sorted(self.reports.glob("rank-*.json"))]
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier life of the run reported."""
+def clear_reports(folder: Path) -> None:
+    """Remove the reports that an earlier job wrote to the run folder `folder`."""
     shutil.rmtree(folder / "logs/hang", ignore_errors=True)
 
 
 def waits_for_others(frame: FrameType | None) -> bool:
-    """Whether a stack stands in a collective."""
+    """Whether the stack of `frame` is inside a collective."""
     while frame is not None:
         if "torch/distributed/" in frame.f_code.co_filename:
             return True
@@ -141,8 +144,8 @@ def waits_for_others(frame: FrameType | None) -> bool:
     return False
 
 
-def culprit(reports: list[dict[str, Any]], size: int) -> int:
-    """The rank that the others wait for, as far as that can be known."""
+def hanging_rank(reports: list[dict[str, Any]], size: int) -> int:
+    """The rank out of `size` that the others probably wait for; reports: of logs/hang."""
     silent = set(range(size)) - {report["rank"] for report in reports}
     if silent:
         return min(silent)
@@ -151,8 +154,9 @@ def culprit(reports: list[dict[str, Any]], size: int) -> int:
     ]
 
 
-def describe(reports: list[dict[str, Any]], hosts: list[str], idle: float) -> str:
-    rank = culprit(reports, len(hosts))
+def describe_hang(reports: list[dict[str, Any]], hosts: list[str], idle: float) -> str:
+    """Who hangs, where and for how long, in one sentence; idle: seconds without progress of this process."""
+    rank = hanging_rank(reports, len(hosts))
     found = next((report for report in reports if report["rank"] == rank), None)
     here = f"rank {rank} on {hosts[rank]}"
     if found is None:

@@ -119,11 +119,11 @@ def work(folder: Path, rounds: int) -> None:
         ("torch.save of gathered state", gathered),
         ("DCP async_save", async_save),
     ):
-        world.rank0_first(lambda: folder.mkdir(parents=True))
+        world.on_rank0(lambda: folder.mkdir(parents=True))
         method = make(trained, world, folder)
         time.sleep(STEPS_BEFORE_THE_FIRST_SAVE)
         rows[name] = measure(method, rounds, world)
-        world.rank0_first(lambda: shutil.rmtree(folder))
+        world.on_rank0(lambda: shutil.rmtree(folder))
     if world.rank == 0:
         parameters = sum(p.numel() for p in trained.model.parameters())
         print(f"{parameters / 1e6:.1f} M parameters with Adam, FSDP x {world.size}, {rounds} rounds")

@@ -53,7 +53,7 @@ def test_an_unknown_key(recipe: Path) -> None:
 
 def test_an_unknown_key_is_answered_without_importing_torch(recipe: Path) -> None:
     code = (
-        "import sys\nfrom pretrain.config import load\nfrom data_tools.errors import UsageError\n"
+        "import sys\nfrom pretrain.config.loading import load\nfrom data_tools.errors import UsageError\n"
         "try:\n    load(sys.argv[1], ['optim.lrr=1'])\n"
         "except UsageError:\n    sys.exit('torch' in sys.modules)"
     )

@@ -16,7 +16,7 @@ from saved import VALUES, ranges, save
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, newest
-from pretrain.checkpoints.retention import read_best, remove_incomplete, settle
+from pretrain.checkpoints.retention import read_best, remove_incomplete, set_aside_damaged
 from pretrain.checkpoints.saver import Saver
 from pretrain.run.processes import ALONE, World
 
@@ -146,7 +146,7 @@ def test_damaged_checkpoints_do_not_count_and_the_one_just_written_stays(
     found, _ = newest(tmp_path, ALONE)
     assert found is not None
     with caplog.at_level(logging.WARNING, "pretrain"):
-        settle(tmp_path, found.path)
+        set_aside_damaged(tmp_path, found.path)
     assert "step-00000025 is damaged and set aside as step-00000025.damaged" in caplog.text
     assert (tmp_path / "latest").read_text() == "step-00000020\n"
     save(tmp_path, 24, keep=2)

@@ -77,7 +77,7 @@ def test_ls_shows_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_no_process_group_is_needed(run: Path) -> None:
     code = (
-        "import sys, torch.distributed\nfrom pretrain.checkpoints import main\n"
+        "import sys, torch.distributed\nfrom pretrain.checkpoints.__main__ import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "assert not torch.distributed.is_initialized()\n"
         "parts = ('torch.distributed.fsdp', 'torch.distributed.tensor', 'deepspeed')\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from jobs import ROOT
 
 from data_tools.errors import UsageError
 from pretrain.config.keys import known_keys
@@ -81,3 +84,9 @@ def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
     path.write_text("data: {train: [")
     with pytest.raises(UsageError, match=r"broken\.yaml: not YAML"):
         load(str(path), [])
+
+
+@pytest.mark.parametrize("module", ["schema", "loading"])
+def test_it_is_imported_without_torch(module: str) -> None:
+    code = f"import sys, pretrain.config.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -17,7 +17,7 @@ from saved import save
 
 from data_tools.errors import DataError
 from pretrain.checkpoints.checkpoint import Checkpoint
-from pretrain.checkpoints.manifest import describe, digest_of
+from pretrain.checkpoints.manifest import digest_of, size_and_sha256
 
 
 class Canary:
@@ -112,7 +112,7 @@ def test_json_of_another_kind_is_damage(tmp_path: Path, name: str, content: str)
     folder = save(tmp_path, 1)
     (folder / name).write_text(content)
     if name == "state.json":
-        change(folder, lambda body: body["files"].update({name: describe(folder / name)}))
+        change(folder, lambda body: body["files"].update({name: size_and_sha256(folder / name)}))
     with pytest.raises(DataError, match=rf"{name} is damaged"):
         Checkpoint(folder)
 
@@ -123,7 +123,7 @@ def test_json_of_another_kind_is_damage(tmp_path: Path, name: str, content: str)
 def test_a_state_of_other_types_is_damage(tmp_path: Path, state: dict[str, Any]) -> None:
     folder = save(tmp_path, 1)
     (folder / "state.json").write_text(json.dumps(state))
-    change(folder, lambda body: body["files"].update({"state.json": describe(folder / "state.json")}))
+    change(folder, lambda body: body["files"].update({"state.json": size_and_sha256(folder / "state.json")}))
     with pytest.raises(DataError, match=r"state\.json is damaged: its \w+ is"):
         Checkpoint(folder)
 
@@ -153,7 +153,7 @@ def test_a_file_with_other_tensors_than_the_manifest_says_is_damage(
     tensors = load_file(folder / FILE)
     edit(tensors)
     save_file(tensors, folder / FILE)
-    change(folder, lambda body: body["files"].update({FILE: describe(folder / FILE)}))
+    change(folder, lambda body: body["files"].update({FILE: size_and_sha256(folder / FILE)}))
     with pytest.raises(DataError, match=rf"{FILE} is damaged: .*'model/a'"):
         Checkpoint(folder).verify()
     with pytest.raises(DataError, match=rf"{FILE} is damaged"):

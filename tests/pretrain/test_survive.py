@@ -16,7 +16,7 @@ from pretrain.config.loading import load
 from pretrain.engine.optim import SGD
 from pretrain.run.folder import RunFolder
 from pretrain.run.nonfinite import NonFinite
-from pretrain.run.watchdog import culprit, describe
+from pretrain.run.watchdog import describe_hang, hanging_rank
 
 
 @pytest.fixture
@@ -152,11 +152,11 @@ def test_a_rank_that_hangs_is_named_and_every_stack_is_kept(recipe: Path) -> Non
 )
 def test_who_hangs(reports: list[tuple[int, int, str, bool]], rank: int) -> None:
     found = [dict(zip(("rank", "step", "phase", "waits"), report, strict=True)) for report in reports]
-    assert culprit(found, max(report[0] for report in reports) + 1) == rank
+    assert hanging_rank(found, max(report[0] for report in reports) + 1) == rank
 
 
 def test_one_that_does_not_answer_is_named_with_its_host_and_where_the_others_wait() -> None:
-    text = describe([{"rank": 0, "step": 5, "phase": "compute"}], ["node1", "node2"], 12.0)
+    text = describe_hang([{"rank": 0, "step": 5, "phase": "compute"}], ["node1", "node2"], 12.0)
     assert text.startswith("rank 1 on node2 does not answer") and "in step 5, phase compute, for 12 s" in text
 
 
