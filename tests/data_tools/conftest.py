@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile_images import write_images
+from hostile_shards import write_shards
 from sample_files import picture, write_tar
 
 from data_tools.shards.index import build_index
@@ -13,9 +15,20 @@ from data_tools.shards.shard_set import ShardSet
 
 
 @pytest.fixture(scope="session")
-def hostile(tmp_path_factory: pytest.TempPathFactory, shared: Callable[[str], Path]) -> Path:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ and shards/ that are damaged, lying or odd."""
     folder = tmp_path_factory.mktemp("hostile")
-    zipfile.ZipFile(shared("data/hostile.zip")).extractall(folder)
+    write_images(folder / "images")
+    write_shards(folder / "shards")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostile_reference(tmp_path_factory: pytest.TempPathFactory, shared: Callable[[str], Path]) -> Path:
+    """The same of the reference data, made by others."""
+    folder = tmp_path_factory.mktemp("hostile-reference")
+    with zipfile.ZipFile(shared("data/hostile.zip")) as archive:
+        archive.extractall(folder)
     return folder
 
 

@@ -20,6 +20,19 @@ def picture(number: int, height: int = 40, width: int = 56, kind: str = "JPEG") 
     return buffer.getvalue()
 
 
+def photo(number: int, height: int, width: int) -> bytes:
+    """A JPEG whose fine detail is as rare as in photographs: amplitudes fall as 1 / frequency."""
+    random = np.random.default_rng(number)
+    down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    frequency = np.hypot(down, across)
+    frequency[0, 0] = np.inf
+    planes = [np.fft.irfft2(np.fft.rfft2(random.standard_normal((height, width))) / frequency) for _ in "RGB"]
+    pixels = np.stack([128 + 60 * plane / plane.std() for plane in planes], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
     """A tar written with Python's tarfile."""
     with tarfile.open(path, "w", format=kind) as tar:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sample_files import photo
 
 from data_tools.augment.transforms import TrainTransform
 from data_tools.bench import STAGES, Recipe, bench, distance_from_pillow, read_recipe
@@ -55,16 +57,24 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str) 
         read_recipe(str(tmp_path / "absent.yaml"))
 
 
+def distances(files: Iterable[bytes], max_tiles: int) -> list[float | None]:
+    transform = TrainTransform(0, 224, max_tiles, AugmentConfig(crop_scale=(0.08, 1.0)))
+    return [distance_from_pillow(data, transform, position) for position, data in enumerate(files)]
+
+
+@pytest.mark.parametrize("max_tiles", [1, 4])
+def test_crops_are_within_a_fifth_of_a_grey_level_of_pillow(max_tiles: int) -> None:
+    sizes = [(375, 500), (500, 333), (120, 411), (600, 800), (98, 130), (320, 685)]
+    found = distances((photo(number, *size) for number, size in enumerate(sizes)), max_tiles)
+    assert len(found) == 6 and np.mean(found) < 0.2 and max(found) < 1
+
+
 @pytest.mark.parametrize("max_tiles", [1, 4])
 def test_crops_of_photos_are_within_a_fifth_of_a_grey_level_of_pillow(shared, max_tiles: int) -> None:
-    augment = AugmentConfig(crop_scale=(0.08, 1.0))
-    transform = TrainTransform(0, 224, max_tiles, augment)
-    distances = []
     with zipfile.ZipFile(shared("data/photos/photos.zip")) as archive:
         names = [name for name in archive.namelist() if name.endswith(".JPEG")]
-        for position, name in enumerate(names[::10]):
-            distances.append(distance_from_pillow(archive.read(name), transform, position))
-    assert len(distances) == 46 and np.mean(distances) < 0.2 and max(distances) < 1
+        found = distances((archive.read(name) for name in names[::10]), max_tiles)
+    assert len(found) == 46 and np.mean(found) < 0.2 and max(found) < 1
 
 
 def test_the_distance_is_that_of_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
