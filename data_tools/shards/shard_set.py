@@ -33,7 +33,6 @@ from data_tools.shards.tar import member_name
 
 _HEADER_PIECE = 2048
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
-CHUNK_MEMORY = 2 << 30
 
 
 class ShardSet:
@@ -127,7 +126,7 @@ class ShardSet:
         image = self._cache.get(chunk).get(i)
         return self.read(i) if image is None else image
 
-    def keep_chunks(self, chunk: int, in_use: int, memory: int = CHUNK_MEMORY) -> bool:
+    def keep_chunks(self, chunk: int, in_use: int, memory: int = 2 << 30) -> bool:
         """Read chunks of `chunk` samples in one piece, if `in_use` of them fit into `memory` bytes.
 
         False if they do not fit: each chunk would be read again for nearly every sample. Then samples
