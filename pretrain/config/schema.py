@@ -94,7 +94,7 @@ class ModelConfig:
     pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
     class_token: bool | None = None  # null: where the pool is cls
     pre_norm: bool = False  # a norm before the first block, and patches without a bias
-    final_norm: str = "tokens"  # tokens | pooled: before or behind the pool
+    final_norm: str = "tokens"  # tokens | pooled: before or after the pool
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
