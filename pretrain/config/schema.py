@@ -43,12 +43,11 @@ class DataConfig:
     sequential: bool = False
     val: str = ""  # empty: no evaluation
     workers: int = 4  # decoding threads of each process; 0: decode in the training loop
-    lanes: int = 0  # 0: lanes, chunk and window are chosen by where the shards lie (docs/order.md)
+    lanes: int = 0  # 0: chosen by where the shards lie; chunk and window too (docs/order.md)
     chunk: int = 0  # samples read together; with chunk and window 1 each epoch is an exact permutation
     window: int = 0  # chunks of a lane that are shuffled together
-    max_bad_fraction: float = (
-        0.01  # share of unreadable samples, beyond which the run fails; one is allowed unless this is 0
-    )
+    # The run fails if more than this share of the samples is unreadable; one is allowed unless this is 0
+    max_bad_fraction: float = 0.01
     max_pixels: int = 67_108_864
     tile_size: int = 224
     max_tiles: int = 1
