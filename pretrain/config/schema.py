@@ -83,7 +83,7 @@ class BackboneConfig:
 
 @dataclass
 class ModelConfig:
-    """The network."""
+    """The sizes and parts of the network."""
 
     name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
     head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
@@ -120,7 +120,7 @@ class ModelConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The loss."""
+    """What training minimises."""
 
     name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
     label_smoothing: float = 0.0
@@ -187,7 +187,7 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases."""
+    """The copy of the metrics for Weights & Biases."""
 
     wandb: str = "offline"  # offline | online | disabled
     project: str = "vit-pretrain"
