@@ -40,7 +40,7 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def kind_of(folder: Path) -> str:
-    """ "deepspeed" or "dcp", by the names of the files in `folder`. Raises UsageError if it is neither."""
+    """The format of `folder`, "deepspeed" or "dcp", by its files. Raises UsageError if it is neither."""
     if (folder / ".metadata").is_file():
         return "dcp"
     tagged = (folder / "latest").is_file() and any(folder.glob("*/*_states.pt"))

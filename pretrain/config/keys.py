@@ -54,7 +54,7 @@ def check_key(key: str, keys: dict[str, bool], where: str) -> None:
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
-    """ "; did you mean WORD?" with the one of `words` that is most like `word`; empty if none is like it."""
+    """The text "; did you mean X?", X being the one of `words` most like `word`; empty if none is like it."""
     words = list(words)
     last = {w.rsplit(".", 1)[-1]: w for w in reversed(words)}
     close = difflib.get_close_matches(str(word), words, 1, 0.5) or [

@@ -43,12 +43,11 @@ class DataConfig:
     sequential: bool = False
     val: str = ""  # empty: no evaluation
     workers: int = 4  # decoding threads of each process; 0: decode in the training loop
-    lanes: int = 0  # 0: lanes, chunk and window are chosen by where the shards lie (docs/order.md)
+    lanes: int = 0  # 0: chosen by where the shards lie; chunk and window too (docs/order.md)
     chunk: int = 0  # samples read together; with chunk and window 1 each epoch is an exact permutation
     window: int = 0  # chunks of a lane that are shuffled together
-    max_bad_fraction: float = (
-        0.01  # share of unreadable samples, beyond which the run fails; one is allowed unless this is 0
-    )
+    # The run fails if more than this share of the samples is unreadable; one is allowed unless this is 0
+    max_bad_fraction: float = 0.01
     max_pixels: int = 67_108_864
     tile_size: int = 224
     max_tiles: int = 1
@@ -84,7 +83,7 @@ class BackboneConfig:
 
 @dataclass
 class ModelConfig:
-    """The network."""
+    """The sizes and parts of the network."""
 
     name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
     head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
@@ -94,7 +93,7 @@ class ModelConfig:
     pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
     class_token: bool | None = None  # null: where the pool is cls
     pre_norm: bool = False  # a norm before the first block, and patches without a bias
-    final_norm: str = "tokens"  # tokens | pooled: before or behind the pool
+    final_norm: str = "tokens"  # tokens | pooled: before or after the pool
     num_classes: int | None = None  # null: as in classes.json
     patch_size: int | None = None
     embed_dim: int | None = None
@@ -121,7 +120,7 @@ class ModelConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The loss."""
+    """What training minimises."""
 
     name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
     label_smoothing: float = 0.0
@@ -188,7 +187,7 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases."""
+    """The copy of the metrics for Weights & Biases."""
 
     wandb: str = "offline"  # offline | online | disabled
     project: str = "vit-pretrain"
