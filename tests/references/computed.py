@@ -65,7 +65,8 @@ def _compute_torchtune(config: dict[str, Any], data: Archive) -> dict[str, Tenso
 
 
 def _compute_stretched(config: dict[str, Any], data: Archive) -> dict[str, Tensor]:
-    w, result = _weights(data, "before/"), {}
+    w = _weights(data, "before/")
+    result: dict[str, Tensor] = {}
     for target, sizes in config["targets"].items():
         tables = torchtune.stretched(w, sizes)
         result |= {f"after/{target}/{name}": table for name, table in tables.items()}
@@ -114,7 +115,7 @@ def _compute_google(config: dict[str, Any], data: Archive) -> dict[str, Tensor]:
 
 
 def _compute_timm(config: dict[str, Any], data: Archive) -> dict[str, Tensor]:
-    result = {}
+    result: dict[str, Tensor] = {}
     for case, sizes in config.items():
         pictures = torch.from_numpy(data[f"inputs/{case}"]).double()
         logits, tokens = timm.forward(sizes, _weights(data, f"weights/{case}/"), pictures)
