@@ -114,6 +114,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback_and_name(recipe: Pat
     assert "Traceback" in (recipe.parent / "tiny/logs/rank-0.log").read_text()
     assert "error: rank 1 on " in ours and "InjectedFault" in done.stderr.partition("Root Cause")[2]
     assert done.returncode
+    assert "no progress" not in (recipe.parent / "tiny/logs/rank-0.log").read_text(), "it ended by itself"
 
 
 def test_a_rank_that_hangs_is_named_and_every_stack_is_kept(recipe: Path) -> None:
