@@ -80,8 +80,8 @@ def succeed(module: str, *arguments: object, processes: int = 0) -> str:
 
 
 def script(name: str, *arguments: object, processes: int = 0, cold: bool = False) -> str:
-    """Run a script of tests/pretrain, as `succeed` does; or `cold`, by torchrun."""
-    path = str(ROOT / "tests/pretrain" / name)
+    """Run a script of tests/, as `succeed` does; or `cold`, by torchrun."""
+    path = str(ROOT / "tests" / name)
     if not cold:
         return _succeed([path, *map(str, arguments)], processes)
     done = subprocess.run(

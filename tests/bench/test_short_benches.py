@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gpu_step
-import packing
+from bench import gpu_step, packing
 
 
 def test_packing_prints_its_table(capsys) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from drills.kills import pack
 from jobs import Job, losses, metrics, status, succeed, write_recipe
-from kills import pack
 
 from pretrain.checkpoints.checkpoint import complete
 

@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from drills.kills import pack
 from jobs import losses, metrics, rows, status, succeed, write_recipe
-from kills import pack
 from slurm_box import BOX, QueuedJob, call, cluster
 
 from launch.slurm.address import LOW

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import kills
-import saves
-import starts
+from drills import kills, saves, starts
 from jobs import Data
 
 

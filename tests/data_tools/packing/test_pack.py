@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -9,33 +8,13 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from sample_files import picture, write_tar
+from sample_files import files, originals, picture, write_tar
 
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import decode
 from data_tools.packing.pack import pack
 from data_tools.shards.shard_set import ShardSet
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def originals(shards: Path) -> dict[str, tuple[bytes, int]]:
-    """Original path -> (image, label), read with the webdataset library."""
-    tars = sorted(str(path) for path in shards.glob("*.tar"))
-    found = {}
-    for sample in webdataset.WebDataset(tars, shardshuffle=False):
-        meta = json.loads(sample["json"])
-        image = next(sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in sample)
-        assert meta["path"] not in found
-        found[meta["path"]] = image, meta["label"]
-    return found
 
 
 def test_webdataset_reads_the_same_bytes_under_awkward_names(image_folder, tmp_path) -> None:

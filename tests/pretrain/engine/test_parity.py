@@ -94,7 +94,14 @@ def folder(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs[2][name] = [*ENGINES[engine], *sgd, "run.name=sgd", f"train.steps={steps}"]
     runs[4]["another size"] = [*NOISE, "run.name=noisy-stopped", "train.steps=11"]
     for processes, named in runs.items():
-        script("parity.py", recipe, json.dumps(named), f"run.dir={root}", *COMMON, processes=processes)
+        script(
+            "pretrain/engine/parity.py",
+            recipe,
+            json.dumps(named),
+            f"run.dir={root}",
+            *COMMON,
+            processes=processes,
+        )
     return root
 
 
@@ -153,5 +160,5 @@ def test_with_dropout_another_size_is_warned_of(folder: Path) -> None:
 
 
 def test_what_engines_compute_with() -> None:
-    """First values, sums in fp32, noise and frozen parameters: tests/pretrain/engines.py."""
-    assert script("engines.py", processes=2).count("holds") == 5
+    """First values, sums in fp32, noise and frozen parameters: tests/pretrain/engine/engines.py."""
+    assert script("pretrain/engine/engines.py", processes=2).count("holds") == 5

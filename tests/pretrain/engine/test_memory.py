@@ -29,7 +29,15 @@ def test_no_process_holds_the_full_optimizer_state(
     output = tmp_path / "rises.json"
     settings = (f"run.dir={tmp_path}", *COMMON)
     # malloc reads its settings when a process starts
-    script("memory.py", recipe, output, json.dumps(runs), *settings, processes=PROCESSES, cold=True)
+    script(
+        "pretrain/engine/memory.py",
+        recipe,
+        output,
+        json.dumps(runs),
+        *settings,
+        processes=PROCESSES,
+        cold=True,
+    )
     rises = json.loads(output.read_bytes())
 
     found = Checkpoint(complete(tmp_path / "ddp/checkpoints")[0])

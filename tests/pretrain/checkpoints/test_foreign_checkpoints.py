@@ -24,7 +24,7 @@ def recipe(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(recipe: Path) -> Path:
-    script("foreign_checkpoints.py", recipe, recipe.parent, processes=2)
+    script("pretrain/checkpoints/foreign_checkpoints.py", recipe, recipe.parent, processes=2)
     return recipe.parent
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from sample_files import picture, write_tar
-from test_pack import files, originals
+from sample_files import files, originals, picture, write_tar
 
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError

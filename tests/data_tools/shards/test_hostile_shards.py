@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hostile_shards import READ, REFUSED
 from jobs import ROOT
 from sample_files import picture, write_tar
 
@@ -25,57 +26,6 @@ from data_tools.verify import verify
 
 MAX_PIXELS = 67_108_864
 
-# Refused as a whole: what the error says.
-REFUSED = {
-    "trunc_in_member": "cut short",
-    "trunc_in_header": "cut short",
-    "trunc_at_member_edge": "cut short",
-    "no_end_blocks": "cut short",
-    "bad_header_checksum": "damaged header at byte",
-    "zero_block_in_middle": "behind its end-of-archive marker",
-    "concatenated": "behind its end-of-archive marker",
-    "trailing_garbage": "behind its end-of-archive marker",
-    "size_lie_8GiB": "cut short",
-    "negative_size": "impossible size",
-    "empty": "no usable sample",
-    "zero_bytes": "is empty",
-    "not_a_tar": "not a tar file",
-    "zip_named": "is a zip file",
-    "gzip_named": "gzip",
-    "control.tar.gz": "is compressed",
-    "gzip_bomb.tar.gz": "is compressed",
-}
-
-# Read: the keys and labels of the good samples; a part of each reason for what is left out; the
-# number of members that are ignored.
-READ = {
-    "control": ({"s0000": 0, "s0001": 1, "s0002": 2, "s0003": 3}, [], 0),
-    "symlink": ({"s0000": 0}, ["s0001.jpg is a link"], 0),
-    "symlink_dir_then_file": (None, ["is a link"], 0),
-    "hardlink": ({"s0000": 0}, ["s0001.jpg is a link"], 0),
-    "device_fifo": (None, ["device", "device"], 0),
-    "traversal": (None, ["not a relative path"], 0),
-    "absolute_path": (None, ["not a relative path"], 0),
-    "backslash_path": (None, ["not a relative path"], 0),
-    "directories_and_pax": (None, [], 0),
-    "gnu_long_name": (None, [], 0),
-    "pickle_member": (None, [], 4),
-    "image_without_label": ({"s0000": 0, "s0002": 2}, ["no label"], 0),
-    "label_without_image": ({"s0000": 0, "s0002": 2}, ["no image"], 0),
-    "duplicate_key_adjacent": ({"s0000": 0, "s0003": 3}, ["2 images"], 0),
-    "duplicate_key_apart": ({"s0001": 1, "s0002": 2}, ["2 images"], 0),
-    "interleaved_keys": ({"s0000": 0, "s0001": 1}, [], 0),
-    "two_images_one_key": ({"s0000": 0}, ["2 images"], 0),
-    "two_labels_one_key": (None, [], 0),
-    "labels_not_integer_or_out_of_range": (None, ["not an integer"] * 14 + ["has 4 classes"], 0),
-    "label_with_newline": (None, [], 0),
-    "label_out_of_range": (None, ["label 1000, but classes.json has 4 classes"], 0),
-    "keys_with_dots_and_case": (None, ["first dot", "first dot"], 2),
-    "same_name_in_two_dirs": (None, [], 0),
-    "bad_images_inside": (None, ["an image of 0 bytes"], 0),
-    "all_bad": (None, [], 0),
-    "pad_member_names": (None, [], 4),
-}
 SAMPLES = {
     "symlink_dir_then_file": 1,
     "device_fifo": 1,

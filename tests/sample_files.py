@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import webdataset
 from PIL import Image
 
 
@@ -41,3 +43,24 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.
             info.size = len(data)
             info.mtime = 0.5  # webdataset writes fractions too, which need a PAX header
             tar.addfile(info, io.BytesIO(data))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Relative path -> content, of all files below `folder`."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def originals(shards: Path) -> dict[str, tuple[bytes, int]]:
+    """Original path -> (image, label), read with the webdataset library."""
+    tars = sorted(str(path) for path in shards.glob("*.tar"))
+    found = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        meta = json.loads(sample["json"])
+        image = next(sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in sample)
+        assert meta["path"] not in found
+        found[meta["path"]] = image, meta["label"]
+    return found

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_shards import READ, REFUSED
 from range_server import Server, serve
 from sample_files import picture, write_tar
-from test_hostile_shards import READ, REFUSED
 
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream

@@ -39,7 +39,13 @@ def test_every_hop_is_bitwise_equal(recipe: Path) -> None:
     for name, engine in RING.items():
         after = root / name
         settings = (f"run.dir={root}", f"run.name={before.name}", "train.steps=40", *SETTINGS, *engine)
-        script("resave.py", after / "checkpoints", recipe, *settings, processes=int(name.split("-")[1]))
+        script(
+            "pretrain/checkpoints/resave.py",
+            after / "checkpoints",
+            recipe,
+            *settings,
+            processes=int(name.split("-")[1]),
+        )
         found = Checkpoint(complete(after / "checkpoints")[0])
         found.verify()
         assert found.tensors == first.tensors, name
