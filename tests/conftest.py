@@ -12,6 +12,8 @@ import pytest
 from jobs import Data, run
 from pictures import write_pictures
 
+pytest_plugins = ["small_models"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that start no other process")

@@ -1,4 +1,4 @@
-"""Small models and batches."""
+"""Batches for the model, and one thread."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,6 @@ import pytest
 import torch
 
 from data_tools.tile_batch import TileBatch
-from pretrain.config.schema import ModelConfig
-from pretrain.model.classifier import Classifier
-from pretrain.model.init import initialize
-
-PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 
 @pytest.fixture(autouse=True)
@@ -19,40 +14,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def small_config() -> Callable[..., ModelConfig]:
-    def config(**fields: object) -> ModelConfig:
-        sizes = {"embed_dim": 32, "num_heads": 4, "num_layers": 2, "mlp_dim": 48, "patch_size": 8}
-        return ModelConfig(**({"name": "vit_ti16"} | sizes | fields))
-
-    return config
-
-
-@pytest.fixture
-def small(small_config) -> Callable[..., Classifier]:
-    """Builds a small classifier for tiles of 32 pixels, with other fields where asked for.
-
-    noise: added to the initial weights, so that gates, heads and biases are not zero.
-    """
-
-    def build(max_tiles: int = 1, noise: float = 0.0, tile_size: int = 32, **fields: object) -> Classifier:
-        model = Classifier(
-            small_config(**fields),
-            tile_size=tile_size,
-            max_tiles=max_tiles,
-            num_classes=5,
-            **PIXELS,
-        )
-        initialize(model, seed=0)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
-        return model.eval()
-
-    return build
 
 
 @pytest.fixture
