@@ -50,8 +50,8 @@ def quickstart(clone: Path) -> tuple[Path, str]:
     return clone / "runs", done.stdout
 
 
-# Mean - 4 deviations of tests/bench/quickstart.py, ten seeds and two instruction sets: 97.61 - 4 x 0.29 % after
-# pretraining (90.2 % where the resumed half begins with new weights), 98.44 - 4 x 0.23 % after fine-tuning.
+# Mean - 4 deviations of tests/bench/quickstart.py, ten seeds and two instruction sets: after pretraining
+# 97.61 - 4 x 0.29 % (90.2 % where the resumed half begins with new weights), after fine-tuning 98.44 - 4 x 0.23 %.
 PRETRAINED, FINETUNED = 0.9645, 0.975
 
 
