@@ -51,7 +51,7 @@ def quickstart(clone: Path) -> tuple[Path, str]:
 
 
 # Mean - 4 deviations of tests/bench/quickstart.py, ten seeds and two instruction sets: after pretraining
-# 97.61 - 4 x 0.29 % (90.2 % where the resumed half begins with new weights), after fine-tuning 98.44 - 4 x 0.23 %.
+# 97.61 - 4 x 0.29 % (90.2 % where the resumed half begins with new weights); fine-tuned 98.44 - 4 x 0.23 %.
 PRETRAINED, FINETUNED = 0.9645, 0.975
 
 
