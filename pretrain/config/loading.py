@@ -68,7 +68,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(schema), defaults)
+    merged = OmegaConf.unsafe_merge(OmegaConf.structured(schema), defaults)
     try:
         recipe = OmegaConf.load(path)
     except FileNotFoundError:
@@ -93,12 +93,12 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         check_key(key, keys, "command line")
         dotlist.append(item if value else f"{key}=''")  # key= is the empty text; OmegaConf reads null
     try:
-        merged = OmegaConf.merge(merged, recipe)
+        merged = OmegaConf.unsafe_merge(merged, recipe)
     except OmegaConfBaseException as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
     for item in dotlist:
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+            merged = OmegaConf.unsafe_merge(merged, OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise UsageError(
                 f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"

@@ -50,14 +50,16 @@ def quickstart(clone: Path) -> tuple[Path, str]:
     return clone / "runs", done.stdout
 
 
-# 98.44 - 4 x 0.23 %: mean and deviation of tests/bench/quickstart.py, ten seeds and two instruction sets.
-EXPECTED = 0.975
+# Mean - 4 deviations of tests/bench/quickstart.py, ten seeds and two instruction sets: after pretraining
+# 97.61 - 4 x 0.29 % (90.2 % where the resumed half begins with new weights); fine-tuned 98.44 - 4 x 0.23 %.
+PRETRAINED, FINETUNED = 0.9645, 0.975
 
 
 def test_it_learns_digits_that_it_never_trained_on(quickstart: tuple[Path, str]) -> None:
-    last = metrics(quickstart[0] / "quickstart_finetune")[-1]
-    assert last["n"] == 2154
-    assert last["top1"] >= EXPECTED
+    first, last = (metrics(quickstart[0] / name)[-1] for name in ("quickstart", "quickstart_finetune"))
+    assert first["n"] == last["n"] == 2154
+    assert first["top1"] >= PRETRAINED
+    assert last["top1"] >= FINETUNED
     assert f"{last['top1']:.2%} on 2154 held-out images" in quickstart[1]
 
 
