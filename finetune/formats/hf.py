@@ -13,20 +13,10 @@ from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
+from . import names
 from .entries import Entry, Weights, affine, give, load, stacked, viewed
 from .hf_backbone import bit_config, bit_entries, feature_grids, read_bit, unused_norm, without_unused
 from .hf_settings import ACTIVATIONS
-from .names import (
-    activation_name,
-    backbone_of,
-    blocks_of,
-    classifier_only,
-    fitted,
-    image_size,
-    our_activation,
-    refuse,
-    square,
-)
 
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -69,7 +59,7 @@ class HfFormat:
             model = _build(config, weights, backbone)
         table = "embeddings.position_embeddings"
         grids = feature_grids(config) if self.hybrid else []
-        weights = fitted(weights, table, grids, model.geometry.grid, 1, resize or "bicubic_centers")
+        weights = names.fitted(weights, table, grids, model.geometry.grid, 1, resize or "bicubic_centers")
         if backbone is not None:
             weights = without_unused(weights, len(backbone.depths))
 
@@ -81,9 +71,9 @@ class HfFormat:
 
     def to_peer(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As `to_peer` of the package; the names are those of transformers' class for this model."""
-        model = classifier_only(self.name, model)
-        fields, backbone = model.config, backbone_of(model)
-        refuse(
+        model = names.classifier_only(self.name, model)
+        fields, backbone = model.config, names.backbone_of(model)
+        names.refuse(
             self.name,
             {
                 "a backbone" if backbone else "models without a backbone": (
@@ -96,7 +86,7 @@ class HfFormat:
                 "a norm behind the pool": fields.final_norm != "tokens",
                 "query-key norms": bool(fields.qk_norm),
                 "LayerScale": fields.layer_scale is not None,
-                "parallel branches": blocks_of(model.encoder)[0].norm2 is None,
+                "parallel branches": names.blocks_of(model.encoder)[0].norm2 is None,
             },
         )
         weights = give(model, list(_entries(model)))
@@ -116,7 +106,7 @@ class HfFormat:
             "num_hidden_layers": arch.num_layers,
             "num_attention_heads": arch.num_heads,
             "intermediate_size": arch.mlp_dim,
-            "hidden_act": activation_name(model.config.activation, ACTIVATIONS, self.name),
+            "hidden_act": names.activation_name(model.config.activation, ACTIVATIONS, self.name),
             "hidden_dropout_prob": model.config.dropout,
             "attention_probs_dropout_prob": model.config.attention_dropout,
             "layer_norm_eps": model.config.norm_eps,
@@ -158,13 +148,13 @@ def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | 
     fields = ModelConfig(
         name="hybrid_r50_b16" if backbone else "vit_b16",
         head="linear",
-        patch_size=square(config["patch_size"], "patch_size"),
+        patch_size=names.square(config["patch_size"], "patch_size"),
         embed_dim=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         mlp_dim=config["intermediate_size"],
         backbone=backbone,
-        activation=our_activation(config["hidden_act"], ACTIVATIONS, "transformers"),
+        activation=names.our_activation(config["hidden_act"], ACTIVATIONS, "transformers"),
         qkv_bias=config["qkv_bias"],
         norm_eps=config["layer_norm_eps"],
         dropout=config["hidden_dropout_prob"],
@@ -172,7 +162,7 @@ def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | 
     )
     return Classifier(
         fields,
-        tile_size=image_size(config["image_size"]),
+        tile_size=names.image_size(config["image_size"]),
         max_tiles=1,
         num_classes=classes,
         mean=[0.5] * channels,
@@ -190,16 +180,16 @@ def _entries(model: Classifier) -> Iterator[Entry]:
     if model.encoder.mask_token is not None:
         yield viewed("encoder.mask_token", "embeddings.mask_token", 2)
     projection = "encoder.patch_embed"
-    if backbone := backbone_of(model):
+    if backbone := names.backbone_of(model):
         yield from bit_entries(backbone)
         projection += ".projection"
     yield from affine(projection, "embeddings.patch_embeddings.projection")
-    for index, block in enumerate(blocks_of(model.encoder)):
+    for index, block in enumerate(names.blocks_of(model.encoder)):
         ours, theirs = f"encoder.layers.{index}.", f"encoder.layer.{index}."
         yield from affine(f"{ours}norm1", f"{theirs}layernorm_before")
         for part in ("weight", "bias") if block.attn.qkv.bias is not None else ("weight",):
-            names = (f"{theirs}attention.attention.{x}.{part}" for x in ("query", "key", "value"))
-            yield stacked(f"{ours}attn.qkv.{part}", names)
+            three = (f"{theirs}attention.attention.{x}.{part}" for x in ("query", "key", "value"))
+            yield stacked(f"{ours}attn.qkv.{part}", three)
         yield from affine(f"{ours}attn.proj", f"{theirs}attention.output.dense")
         yield from affine(f"{ours}norm2", f"{theirs}layernorm_after")
         yield from affine(f"{ours}mlp.fc1", f"{theirs}intermediate.dense")

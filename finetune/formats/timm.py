@@ -14,18 +14,8 @@ from pretrain.model.block import LayerScale
 from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
+from . import names
 from .entries import Entry, Weights, affine, give, load, same, tensor, viewed
-from .names import (
-    activation_name,
-    backbone_of,
-    blocks_of,
-    classifier_only,
-    fitted,
-    image_size,
-    our_activation,
-    refuse,
-    square,
-)
 from .timm_backbone import BACKBONE, infer_resnet, read_resnet, resnet_arguments, resnet_entries
 
 DEFAULTS: dict[str, Any] = {
@@ -87,7 +77,7 @@ def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Cl
         model = _build(config, weights)
     encoder, grid = model.encoder, model.geometry.grid
     embedded = 0 if config["no_embed_class"] else encoder.prefix
-    weights = fitted(weights, "pos_embed", [], grid, embedded, resize or "bicubic")
+    weights = names.fitted(weights, "pos_embed", [], grid, embedded, resize or "bicubic")
     entries = list(_entries(model))
     load(model, entries, _registers_placed(model, weights, config["no_embed_class"]))
     return model.eval()
@@ -95,9 +85,9 @@ def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Cl
 
 def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """As `to_peer` of the package; of a hybrid also `backbone`, the arguments of its ResNetV2."""
-    model = classifier_only("timm", model)
+    model = names.classifier_only("timm", model)
     fields, arch = model.config, resolve(model.config)
-    refuse(
+    names.refuse(
         "timm",
         {
             "the two-layer head": fields.head != "linear",
@@ -133,7 +123,7 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "proj_drop_rate": fields.dropout,
         "attn_drop_rate": fields.attention_dropout,
         "drop_path_rate": fields.drop_path,
-        "act_layer": activation_name(fields.activation, ACTIVATIONS, "timm"),
+        "act_layer": names.activation_name(fields.activation, ACTIVATIONS, "timm"),
         "norm_eps": fields.norm_eps,
     }
     if arch.backbone is not None:
@@ -166,13 +156,13 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         class_token=config["class_token"],
         pre_norm=config["pre_norm"],
         final_norm="pooled" if behind_pool else "tokens",
-        patch_size=square(config["patch_size"], "patch_size"),
+        patch_size=names.square(config["patch_size"], "patch_size"),
         embed_dim=config["embed_dim"],
         num_layers=config["depth"],
         num_heads=config["num_heads"],
         mlp_dim=int(config["embed_dim"] * config["mlp_ratio"]),
         backbone=backbone,
-        activation=our_activation(config["act_layer"] or "gelu", ACTIVATIONS, "timm"),
+        activation=names.our_activation(config["act_layer"] or "gelu", ACTIVATIONS, "timm"),
         qkv_bias=config["qkv_bias"],
         qk_norm=config["qk_norm"],
         layer_scale=config["init_values"],
@@ -186,7 +176,7 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         raise ValueError("global_pool='map' with a class token or registers is not supported")
     return Classifier(
         fields,
-        tile_size=image_size(config["img_size"]),
+        tile_size=names.image_size(config["img_size"]),
         max_tiles=1,
         num_classes=config["num_classes"] or 0,
         mean=[0.5] * channels,
@@ -226,14 +216,14 @@ def _entries(model: Classifier) -> Iterator[Entry]:
     if encoder.registers:
         yield viewed("encoder.register_tokens", "reg_token", 1)
     yield viewed("encoder.token_pos_embedding.local", "pos_embed", 1)
-    projection, backbone = "encoder.patch_embed", backbone_of(model)
+    projection, backbone = "encoder.patch_embed", names.backbone_of(model)
     if backbone is not None:
         yield from resnet_entries(backbone)
         projection += ".projection"
     yield from affine(projection, "patch_embed.proj", bias=not model.config.pre_norm)
     if model.config.pre_norm:
         yield from affine("encoder.ln_pre", "norm_pre")
-    for index, block in enumerate(blocks_of(encoder)):
+    for index, block in enumerate(names.blocks_of(encoder)):
         ours, theirs = f"encoder.layers.{index}.", f"blocks.{index}."
         yield from affine(f"{ours}norm1", f"{theirs}norm1")
         yield from affine(f"{ours}attn.qkv", f"{theirs}attn.qkv", block.attn.qkv.bias is not None)
