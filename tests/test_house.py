@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import ROOT
@@ -180,27 +181,68 @@ def test_every_public_function_says_what_it_does() -> None:
 
 @cache
 def known_names() -> frozenset[str]:
-    """Every name that the project's code defines, takes as an argument, sets or reads."""
+    """Every name that the project's code defines, takes as an argument, sets, reads or writes as a text."""
     found = set(dir(builtins))
     for module in files():
         found |= set(module.split("."))
+        docstrings = {id(node.body[0].value) for node in documented(module)}
         for node in ast.walk(tree(module)):
             found |= {
                 name
                 for field in ("name", "id", "attr", "arg", "asname")
                 if isinstance(name := getattr(node, field, None), str)
             }
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 found |= set(re.findall(r"[\w-]+", node.value)) if len(node.value) < 80 else set()
     return frozenset(found)
+
+
+def documented(module: str) -> Iterator[Any]:
+    """The module, classes and functions of a file that have a docstring."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            yield node
+
+
+@cache
+def members() -> dict[str, set[str]]:
+    """Of every class: what it and its bases define and set."""
+    found: dict[str, set[str]] = {}
+    bases: dict[str, list[str]] = {}
+    for module in files():
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set()).update(defined(node))
+                bases[node.name] = [re.sub(r"\[.*|.*\.", "", ast.unparse(base)) for base in node.bases]
+
+    def all_of(name: str) -> set[str]:
+        inherited = (all_of(base) for base in bases.get(name, []) if base != name)
+        return found.get(name, set()).union(*inherited)
+
+    return {name: all_of(name) for name in found}
+
+
+def defined(node: ast.ClassDef) -> set[str]:
+    """The names that a class binds, and those that its methods set on `self`."""
+    bound = {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef | ast.ClassDef)}
+    for inner in node.body:
+        targets = [*getattr(inner, "targets", []), getattr(inner, "target", None)]
+        bound |= {target.id for target in targets if isinstance(target, ast.Name)}
+    attributes = {
+        inner.attr
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self"
+    }
+    return bound | attributes
 
 
 def test_every_name_in_a_docstring_exists() -> None:
     gone = []
     for module in files():
-        for node in ast.walk(tree(module)):
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
-                for quoted in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", ast.get_docstring(node) or ""):
-                    if any(part not in known_names() for part in quoted.split(".")):
-                        gone.append(f"{module}: {quoted}")
+        for node in documented(module):
+            for quoted in re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", ast.get_docstring(node) or ""):
+                parts = quoted.split(".")
+                owner = members().get(parts[-2]) if len(parts) > 1 else None
+                if any(part not in known_names() for part in parts) or (owner and parts[-1] not in owner):
+                    gone.append(f"{module}: {quoted}")
     assert not gone
