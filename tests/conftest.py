@@ -12,6 +12,10 @@ import pytest
 from jobs import Data, run
 from pictures import write_pictures
 
+# Where pip has compiled nothing (see launch/venv.sh), every start would compile torch anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that start no other process")
