@@ -10,6 +10,7 @@ and exit code. A test of torchrun, or of what is answered before torch is import
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -32,7 +33,8 @@ IMPORTED = (
     *("data_tools.preview",),
     *("pretrain.job", "pretrain.train", "pretrain.checkpoints", "pretrain.foreign"),
     *("finetune.__main__", "finetune.predict", "finetune.export", "finetune.peers", "finetune.hub"),
-    *("deepspeed", "torch._dynamo", "torch.distributed.fsdp", "webdataset"),
+    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # the latter is imported by initialize()
+    *("torch._dynamo", "torch.distributed.fsdp", "webdataset"),
     *("numpy.random", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),
 )
 
@@ -260,6 +262,8 @@ def main() -> None:
         if module.endswith("__main__"):
             del sys.modules[module]  # only what it imports: the command itself is run anew
     assert threading.active_count() == 1, "a thread would not live on in a forked process"
+    gc.collect()
+    gc.freeze()  # no forked process goes through what was imported, or copies it to do so
     request = serve(sys.argv[1])
     if request is None:
         return
