@@ -111,13 +111,13 @@ def test_continued_at_another_size_under_another_engine(
     assert losses(folder) == pytest.approx(losses(uninterrupted), abs=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "start"), [(signal.SIGTERM, WarmJob), (signal.SIGUSR1, Job)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    recipe: Path, uninterrupted: Path, number: signal.Signals
+    recipe: Path, uninterrupted: Path, number: signal.Signals, start: type[Job]
 ) -> None:
     folder = recipe.parent / number.name
     call = arguments(recipe, number.name, "engine.kind=fsdp")
-    job = WarmJob(folder, "pretrain", *call, processes=2)
+    job = start(folder, "pretrain", *call, processes=2)
     job.wait_for_step(9)
     os.kill(job.workers()[1], number)
     _, output = job.finish()
