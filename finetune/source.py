@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
-from pretrain.checkpoints.foreign import kind_of
+from pretrain.checkpoints.foreign import format_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
 from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
 from pretrain.model.build import Model, build_model
@@ -96,7 +96,7 @@ def open_source(init: str, weights: str = "auto") -> TrainedWeights:
 def _refuse_pickles(path: Path) -> None:
     """If DeepSpeed or torch's DCP wrote this folder, raise UsageError saying how to get its weights out."""
     try:
-        kind = kind_of(path)
+        kind = format_of(path)
     except UsageError:
         return
     raise UsageError(

@@ -28,6 +28,7 @@ use_venv() {
     fi
   fi
   . .venv/bin/activate
+  unset PYTHONDONTWRITEBYTECODE  # nothing is compiled yet (see below), so every start would compile anew
   stamp=$(venv_stamp "$extra")
   if [ ! -e "$stamp" ]; then
     echo "installing what constraints.txt pins into .venv"

@@ -14,6 +14,10 @@ from pictures import write_pictures
 
 pytest_plugins = ["small_models"]
 
+# Where pip has compiled nothing (see launch/venv.sh), every start would compile torch anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that start no other process")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import run_warm
+from warm import WarmWorkers, run_warm, start_warm, wait_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 400
@@ -57,10 +57,12 @@ def command(module: str, *arguments: object, processes: int = 0) -> list[str]:
     return [*python, "-m", module, *map(str, arguments)]
 
 
-def run(module: str, *arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run to the end, in the repository; with `processes` under torchrun, from a cold start."""
-    if not processes:
-        return run_warm(["-m", module, *map(str, arguments)], environment(), TIMEOUT)
+def run(
+    module: str, *arguments: object, processes: int = 0, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; `processes` meet as torchrun's workers do, or `cold`, are started by torchrun."""
+    if not cold:
+        return run_warm(["-m", module, *map(str, arguments)], environment(), TIMEOUT, processes)
     return subprocess.run(
         command(module, *arguments, processes=processes),
         cwd=ROOT,
@@ -124,7 +126,7 @@ class Job:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + TIMEOUT
         while not condition():
-            assert self.process.poll() is None, self.process.communicate()[0]
+            assert self.process.poll() is None, self.finish()[1]
             assert time.monotonic() < limit, "the job did not come so far"
             time.sleep(0.01)
 
@@ -132,7 +134,7 @@ class Job:
         """kill -9 of all processes of the job; torchrun's workers are not in its process group."""
         for pid in [self.process.pid, *self.workers()]:
             os.kill(pid, signal.SIGKILL)
-        self.process.communicate()
+        self.finish()
 
     def workers(self) -> list[int]:
         """Process ids of torchrun's workers."""
@@ -142,6 +144,28 @@ class Job:
     def finish(self) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=TIMEOUT)
         return self.process.returncode, output
+
+
+class WarmJob(Job):
+    """A job whose processes begin with their imports done; several meet as torchrun's workers do."""
+
+    def __init__(self, folder: Path, module: str, *arguments: object, processes: int = 0) -> None:
+        self.folder = folder
+        self._output = folder.with_name(f"{folder.name}.output")
+        call = ["-m", module, *map(str, arguments)]
+        with self._output.open("w") as file:
+            self.process = start_warm(call, environment(), processes, file.fileno(), file.fileno())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.finish()
+
+    def workers(self) -> list[int]:
+        assert isinstance(self.process, WarmWorkers)
+        return [process.pid for process in self.process.running]
+
+    def finish(self) -> tuple[int, str]:
+        return wait_warm(self.process, TIMEOUT), self._output.read_text()
 
 
 def environment() -> dict[str, str]:

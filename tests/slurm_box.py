@@ -94,7 +94,7 @@ class QueuedJob:
             assert time.monotonic() < limit, f"{self.state}, restarts {self.restarts}: {self.output[-3000:]}"
             over = self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
             assert not over or condition(), f"{self.state}: {self.output[-3000:]}"
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_until(lambda: self.step >= step)

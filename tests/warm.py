@@ -10,6 +10,7 @@ and exit code. A test of torchrun, or of what is answered before torch is import
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -31,14 +32,10 @@ IMPORTED = (
     *("data_tools.__main__", "data_tools.verify", "data_tools.packing.pack", "data_tools.bench"),
     *("data_tools.preview",),
     *("pretrain.job", "pretrain.train", "pretrain.checkpoints.__main__", "pretrain.checkpoints.foreign"),
-    *(
-        "finetune.__main__",
-        "finetune.predict",
-        "finetune.evaluate",
-        "finetune.export",
-        "finetune.formats.folder",
-    ),
-    *("deepspeed", "torch._dynamo", "torch.distributed.fsdp", "webdataset"),
+    *("finetune.__main__", "finetune.predict", "finetune.evaluate", "finetune.export"),
+    "finetune.formats.folder",
+    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # the latter is imported by initialize()
+    *("torch._dynamo", "torch.distributed.fsdp", "webdataset"),
     *("numpy.random", "PIL.PngImagePlugin", "PIL.JpegImagePlugin"),
 )
 
@@ -84,21 +81,64 @@ class WarmProcess:
         return received
 
 
+class WarmWorkers:
+    """Processes that meet as torchrun's workers do, used like one.
+
+    When one fails the others are ended, and the exit code is 1, as torchrun's is.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], env: dict[str, str], processes: int, stdout: int, stderr: int
+    ) -> None:
+        self._store, environments = _workers(env, processes)
+        self.running = [WarmProcess(arguments, e, stdout, stderr) for e in environments]
+        self._ending = False
+
+    def poll(self) -> int | None:
+        """The exit code, or None while one runs."""
+        codes = [process.poll() for process in self.running]
+        if any(codes) and not self._ending:
+            self._ending = True
+            self.send_signal(signal.SIGTERM)
+        return None if None in codes else int(any(codes))
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to those that run."""
+        for process in self.running:
+            process.send_signal(number)
+
+
+def start_warm(
+    arguments: Sequence[str], env: dict[str, str], processes: int, stdout: int, stderr: int
+) -> WarmProcess | WarmWorkers:
+    """One process, or with `processes` so many workers. stdout, stderr: file descriptors."""
+    if processes:
+        return WarmWorkers(arguments, env, processes, stdout, stderr)
+    return WarmProcess(arguments, env, stdout, stderr)
+
+
+def wait_warm(process: WarmProcess | WarmWorkers, timeout: float) -> int:
+    """The exit code. What still runs after `timeout` is killed."""
+    limit = time.monotonic() + timeout
+    try:
+        while (code := process.poll()) is None:
+            if time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("warm processes", timeout)
+            time.sleep(0.005)
+        return code
+    finally:
+        process.send_signal(signal.SIGKILL)
+
+
 def run_warm(
     arguments: Sequence[str], env: dict[str, str], timeout: float, processes: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end. With `processes`, so many of them meet as torchrun's workers do.
-
-    When one of several fails the others are ended, and the exit code is 1, as torchrun's is.
-    """
+    """Run to the end."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        store, environments = _workers(env, processes) if processes else (None, [env])
-        running = [WarmProcess(arguments, e, stdout.fileno(), stderr.fileno()) for e in environments]
-        codes = _wait_for_all(running, timeout)
-        del store
+        process = start_warm(arguments, env, processes, stdout.fileno(), stderr.fileno())
+        code = wait_warm(process, timeout)
         stdout.seek(0)
         stderr.seek(0)
-        code = codes[0] if not processes else int(any(codes))
         return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
 
 
@@ -118,23 +158,6 @@ def _workers(env: dict[str, str], processes: int) -> tuple[Any, list[dict[str, s
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     return store, [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-
-
-def _wait_for_all(running: list[WarmProcess], timeout: float) -> list[int]:
-    limit = time.monotonic() + timeout
-    try:
-        while any(process.poll() is None for process in running):
-            if any(process.returncode for process in running):
-                for process in running:
-                    process.send_signal(signal.SIGTERM)
-                return [process.wait(30) for process in running]
-            if time.monotonic() > limit:
-                raise subprocess.TimeoutExpired("warm processes", timeout)
-            time.sleep(0.005)
-        return [process.wait(0) for process in running]
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGKILL)
 
 
 _started: list[str] = []
@@ -240,6 +263,8 @@ def main() -> None:
         if module.endswith("__main__"):
             del sys.modules[module]  # only what it imports: the command itself is run anew
     assert threading.active_count() == 1, "a thread would not live on in a forked process"
+    gc.collect()
+    gc.freeze()  # no forked process goes through what was imported, or copies it to do so
     request = serve(sys.argv[1])
     if request is None:
         return

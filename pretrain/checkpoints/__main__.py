@@ -170,10 +170,10 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
     from ..config.schema import Config
     from ..model.build import build_model
     from .facts import model_facts
-    from .foreign import kind_of, read_foreign
+    from .foreign import format_of, read_foreign
 
     config: Config = load(recipe, settings)
-    kind = kind_of(Path(source))
+    kind = format_of(Path(source))
     if not trusted:
         raise UsageError(
             f"{source}: {kind} checkpoints hold pickles, which can run any code when they are read: if you "

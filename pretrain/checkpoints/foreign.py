@@ -24,7 +24,7 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     "model.". Raises UsageError if the folder is neither, or if a tensor is missing or has another shape;
     DataError if it cannot be read.
     """
-    kind = kind_of(folder)
+    kind = format_of(folder)
     try:
         saved = _deepspeed(folder) if kind == "deepspeed" else _dcp(folder, shapes)
     except UsageError:
@@ -39,7 +39,7 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     return {name: _fitting(folder, saved, prefix + name, shape) for name, shape in shapes.items()}
 
 
-def kind_of(folder: Path) -> str:
+def format_of(folder: Path) -> str:
     """The format of `folder`, "deepspeed" or "dcp", by its files. Raises UsageError if it is neither."""
     if (folder / ".metadata").is_file():
         return "dcp"

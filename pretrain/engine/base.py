@@ -93,7 +93,7 @@ class Engine(ABC):
         `loss(logits, batch).sum() / global batch size`, summed over all processes and micro-batches.
         """
         self.model.train()
-        torch.manual_seed(int(hash64(self.config.run.seed, step, micro, self.world.rank)) >> 1)
+        self._seed_noise(int(hash64(self.config.run.seed, step, micro, self.world.rank)) >> 1)
         batch = batch.to(self.world.device)
         with self.synchronize(last), self.autocast():
             total = loss(self.forward_module(batch), batch).sum()
@@ -102,6 +102,12 @@ class Engine(ABC):
             scale = self.world.size / self.config.train.batch_size
             self.backward(total * (scale + 0.0 * total.detach()))
         return total.detach()
+
+    def _seed_noise(self, seed: int) -> None:
+        # torch.manual_seed writes down the call's stack for every kind of device that is not in use.
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def update(self, learning_rate: float, step: int) -> Tensor:
         """Optimizer step `step` (from 0). Returns the norm of the whole gradient before clipping, a scalar.

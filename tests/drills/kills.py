@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import Data, Job, losses, metrics, succeed, write_recipe
+from jobs import Data, WarmJob, losses, metrics, succeed, write_recipe
 from pictures import write_pictures
 
 from pretrain.checkpoints.checkpoint import Checkpoint, complete
@@ -40,7 +40,7 @@ def drill(folder: Path, kills: int, seed: int) -> None:
     published = 0
     for number in range(1, kills + 1):
         engine = ENGINES[number % len(ENGINES)]
-        job = Job(run, "pretrain", recipe, *settings, engine, f"train.steps={FAR}", processes=2)
+        job = WarmJob(run, "pretrain", recipe, *settings, engine, f"train.steps={FAR}", processes=2)
         before = last_step(run)
         while last_step(run) <= before and job.process.poll() is None:
             time.sleep(0.01)

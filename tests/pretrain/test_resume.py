@@ -14,7 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import TIMEOUT, Data, Job, losses, metrics, rows, run, status, succeed, trace, write_recipe
+from jobs import (
+    TIMEOUT,
+    Data,
+    Job,
+    WarmJob,
+    losses,
+    metrics,
+    rows,
+    run,
+    status,
+    succeed,
+    trace,
+    write_recipe,
+)
 
 from data_tools.errors import UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete
@@ -22,7 +35,7 @@ from pretrain.config.batch_split import BatchSplit
 from pretrain.config.loading import load
 from pretrain.resume import check_model, warn_of_other_noise
 
-STEPS = 40
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +63,8 @@ def uninterrupted(recipe: Path) -> Path:
 def killed(recipe: Path, uninterrupted: Path) -> Path:
     """The folder of the same run after kill -9 at a random step."""
     folder = recipe.parent / "killed"
-    job = Job(folder, "pretrain", *arguments(recipe, "killed", "engine.kind=fsdp"), processes=2)
-    job.wait_for_step(random.randint(7, 33))
+    job = WarmJob(folder, "pretrain", *arguments(recipe, "killed", "engine.kind=fsdp"), processes=2)
+    job.wait_for_step(random.randint(7, 23))
     job.kill()
     return folder
 
@@ -98,13 +111,13 @@ def test_continued_at_another_size_under_another_engine(
     assert losses(folder) == pytest.approx(losses(uninterrupted), abs=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "start"), [(signal.SIGTERM, WarmJob), (signal.SIGUSR1, Job)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    recipe: Path, uninterrupted: Path, number: signal.Signals
+    recipe: Path, uninterrupted: Path, number: signal.Signals, start: type[Job]
 ) -> None:
     folder = recipe.parent / number.name
     call = arguments(recipe, number.name, "engine.kind=fsdp")
-    job = Job(folder, "pretrain", *call, processes=2)
+    job = start(folder, "pretrain", *call, processes=2)
     job.wait_for_step(9)
     os.kill(job.workers()[1], number)
     _, output = job.finish()
@@ -119,7 +132,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 def test_a_single_process_exits_with_75(recipe: Path) -> None:
     folder = recipe.parent / "alone"
-    job = Job(folder, "pretrain", *arguments(recipe, "alone"))
+    job = WarmJob(folder, "pretrain", *arguments(recipe, "alone"))
     job.wait_for_step(3)
     os.kill(job.process.pid, signal.SIGTERM)
     code, output = job.finish()
@@ -175,15 +188,15 @@ def test_a_finished_run_says_so_and_goes_on_when_asked_for_more(recipe: Path, un
     name = continued(uninterrupted, "longer")
     kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
     output = succeed("pretrain", *arguments(recipe, name))
-    assert "is finished: step 40 of 40" in output
+    assert "is finished: step 30 of 30" in output
     assert {file: file.read_bytes() for file in kept} == kept
-    output = succeed("pretrain", *arguments(recipe, name), "train.steps=42", "optim.lr=1e-3")
+    output = succeed("pretrain", *arguments(recipe, name), "train.steps=32", "optim.lr=1e-3")
     assert "changed since the last start: optim.lr 0.003 → 0.001" in output
-    assert max(losses(recipe.parent / name)) == 42
-    settings = ("train.steps=43", "train.batch_size=24", "run.accept_new_order=true")
+    assert max(losses(recipe.parent / name)) == 32
+    settings = ("train.steps=33", "train.batch_size=24", "run.accept_new_order=true")
     output = succeed("pretrain", *arguments(recipe, name), *settings)
-    assert "new order of images from step 42 on: batch_size 12 → 24" in output
-    assert [row["images"] for row in metrics(recipe.parent / name)[-2:-1]] == [42 * 12 + 24]
+    assert "new order of images from step 32 on: batch_size 12 → 24" in output
+    assert [row["images"] for row in metrics(recipe.parent / name)[-2:-1]] == [32 * 12 + 24]
 
 
 def test_other_classes_are_refused_by_the_first_that_differs(
@@ -193,7 +206,7 @@ def test_other_classes_are_refused_by_the_first_that_differs(
     shutil.copytree(data.train, tmp_path / "renamed")
     classes = json.loads((data.train / "classes.json").read_bytes())
     (tmp_path / "renamed/classes.json").write_text(json.dumps([classes[0], "other", *classes[2:]]))
-    call = arguments(recipe, name, "train.steps=41", f"data.train={tmp_path}/renamed", "data.val=")
+    call = arguments(recipe, name, "train.steps=31", f"data.train={tmp_path}/renamed", "data.val=")
     done = run("pretrain", *call)
     assert done.returncode == 2
     assert f"class 1 {classes[1]!r}, the data has 'other'" in done.stderr
@@ -241,7 +254,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 ) -> None:
     name = continued(uninterrupted, f"other_{setting}")
     kept = {file: file.read_bytes() for file in (recipe.parent / name).glob("[!.]*.*") if file.is_file()}
-    done = run("pretrain", *arguments(recipe, name, "train.steps=41"), setting)
+    done = run("pretrain", *arguments(recipe, name, "train.steps=31"), setting)
     assert done.returncode == 2
     assert named in done.stderr
     assert {file: file.read_bytes() for file in kept} == kept
@@ -297,11 +310,11 @@ def test_an_average_that_is_asked_for_later_begins_at_the_loaded_weights(
     recipe: Path, uninterrupted: Path
 ) -> None:
     folder = recipe.parent / continued(uninterrupted, "averaged")
-    settings = ("train.steps=41", "optim.ema=0.75", "optim.schedule=constant", "data.val=")
+    settings = ("train.steps=31", "optim.ema=0.75", "optim.schedule=constant", "data.val=")
     output = succeed("pretrain", *arguments(recipe, folder.name), *settings)
-    assert "step-00000040 has no averaged weights: the average begins at its weights" in output
+    assert "step-00000030 has no averaged weights: the average begins at its weights" in output
     after, before = (Checkpoint(path) for path in complete(folder / "checkpoints")[:2])
-    assert (before.step, after.step) == (40, 41)
+    assert (before.step, after.step) == (30, 31)
     for key, name in after.weights("ema").items():
         old, new = before.whole(f"model/{key}"), after.whole(f"model/{key}")
         assert torch.allclose(after.whole(name), 0.75 * old + 0.25 * new, rtol=0, atol=3e-7)
@@ -325,7 +338,7 @@ def test_what_an_interrupted_save_left_is_removed_and_said(recipe: Path, uninter
 
 def test_only_the_newest_checkpoints_are_kept(uninterrupted: Path) -> None:
     names = [path.name for path in complete(uninterrupted / "checkpoints")]
-    assert names == ["step-00000040", "step-00000035", "step-00000030"]
+    assert names == ["step-00000030", "step-00000025", "step-00000020"]
 
 
 def test_no_process_reads_or_writes_the_whole_state(uninterrupted: Path) -> None:

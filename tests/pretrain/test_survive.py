@@ -105,7 +105,7 @@ def test_no_fault_unless_asked() -> None:
 
 def test_a_rank_that_raises_ends_the_job_with_its_traceback_and_name(recipe: Path) -> None:
     call = (recipe, f"run.dir={recipe.parent}", "engine.kind=fsdp", "fault=raise:rank=1:step=3")
-    done = run("pretrain", *call, processes=2)
+    done = run("pretrain", *call, processes=2, cold=True)
     found = status(recipe.parent / "tiny")
     assert (found["state"], found["exit_code"], found["rank"]) == ("failed", 1, 1)
     assert "InjectedFault: fault=raise in step 3" in found["traceback"]
@@ -118,7 +118,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback_and_name(recipe: Pat
 
 
 def test_a_rank_that_hangs_is_named_and_every_stack_is_kept(recipe: Path) -> None:
-    limit = 40  # three quarters of it must be enough for the start, on a slow machine too
+    limit = 20  # three quarters of it must be enough for the start, on a slow machine too
     done = run(
         "pretrain",
         recipe,
