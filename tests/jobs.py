@@ -81,21 +81,9 @@ def succeed(module: str, *arguments: object, processes: int = 0) -> str:
     return _succeed(["-m", module, *map(str, arguments)], processes)
 
 
-def script(name: str, *arguments: object, processes: int = 0, cold: bool = False) -> str:
-    """Run a script of tests/, as `succeed` does; or `cold`, by torchrun."""
-    path = str(ROOT / "tests" / name)
-    if not cold:
-        return _succeed([path, *map(str, arguments)], processes)
-    done = subprocess.run(
-        [*TORCHRUN, f"--nproc-per-node={processes}", path, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def script(name: str, *arguments: object, processes: int = 0) -> str:
+    """Run a script of tests/, as `succeed` does."""
+    return _succeed([str(ROOT / "tests" / name), *map(str, arguments)], processes)
 
 
 def _succeed(arguments: list[str], processes: int) -> str:

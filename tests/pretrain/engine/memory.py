@@ -6,6 +6,7 @@ memory.py CONFIG OUTPUT RUNS [key=value ...]; RUNS: JSON, {run name: [key=value,
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import re
@@ -29,6 +30,8 @@ def resident(key: str) -> int:
     return 1024 * int(found[1])
 
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h: what is larger goes back when it is freed, so it can be measured
+assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 100_000)
 recipe, output, runs, *common = sys.argv[1:]
 world = processes.start(100)
 rises = {}
