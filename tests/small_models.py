@@ -39,10 +39,15 @@ def small(small_config) -> Callable[..., Classifier]:
             **PIXELS,
         )
         initialize(model, seed=0)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        add_noise(model, noise)
         return model.eval()
 
     return build
+
+
+def add_noise(model: torch.nn.Module, noise: float) -> None:
+    """Add `noise` times the same normal numbers to all parameters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))

@@ -65,24 +65,9 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _bit_shapes(bit: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-
-    def add(conv: str, norm: str, *size: int) -> None:
-        found.update({f"{BIT}{conv}.weight": size})
-        found.update({f"{BIT}{norm}.{part}": size[:1] for part in ("weight", "bias")})
-
-    channels = bit["embedding_size"]
-    add("embedder.convolution", "embedder.norm", channels, 3, 7, 7)
-    for stage, (depth, out) in enumerate(zip(bit["depths"], bit["hidden_sizes"], strict=True)):
-        for index in range(depth):
-            unit, middle = f"encoder.stages.{stage}.layers.{index}.", resnet.middle_width(out)
-            if index == 0:
-                add(f"{unit}downsample.conv", f"{unit}downsample.norm", out, channels, 1, 1)
-            add(f"{unit}conv1", f"{unit}norm1", middle, channels, 1, 1)
-            add(f"{unit}conv2", f"{unit}norm2", middle, middle, 3, 3)
-            add(f"{unit}conv3", f"{unit}norm3", out, middle, 1, 1)
-            channels = out
-    return found
+    stages = zip(bit["depths"], bit["hidden_sizes"], strict=True)
+    names = ("embedder.convolution", "embedder.norm", "encoder.stages.{}.layers.{}.")
+    return resnet.shapes_as_named(BIT, *names, bit["embedding_size"], stages)
 
 
 def forward(

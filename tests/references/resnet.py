@@ -5,6 +5,7 @@ Convolutions with standardised weights and SAME padding, each with a GroupNorm (
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,33 @@ def middle_width(channels: int) -> int:
     """Channels between the 1x1 convolutions: a quarter, to the nearest multiple of 8."""
     nearest = max(8, (channels // 4 + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels / 4 else nearest
+
+
+def shapes_as_named(
+    prefix: str, conv: str, norm: str, unit: str, channels: int, stages: Iterable[tuple[int, int]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, as transformers and timm name them: everything behind `prefix`.
+
+    conv, norm: of the stem, with `channels` channels. unit: takes the numbers of stage and unit. stages: the
+    units and channels of each.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+
+    def add(conv: str, norm: str, *size: int) -> None:
+        found.update({f"{prefix}{conv}.weight": size})
+        found.update({f"{prefix}{norm}.{part}": size[:1] for part in ("weight", "bias")})
+
+    add(conv, norm, channels, 3, 7, 7)
+    for stage, (depth, out) in enumerate(stages):
+        for index in range(depth):
+            name, middle = unit.format(stage, index), middle_width(out)
+            if index == 0:
+                add(f"{name}downsample.conv", f"{name}downsample.norm", out, channels, 1, 1)
+            add(f"{name}conv1", f"{name}norm1", middle, channels, 1, 1)
+            add(f"{name}conv2", f"{name}norm2", middle, middle, 3, 3)
+            add(f"{name}conv3", f"{name}norm3", out, middle, 1, 1)
+            channels = out
+    return found
 
 
 def stem(images: Tensor, root: Conv, style: Style) -> Tensor:

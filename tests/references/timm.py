@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import google
 from .layers import ACTIVATIONS, Weights, attend, dense, norm, patches
-from .resnet import Conv, Style, Unit, features, middle_width
+from .resnet import Conv, Style, Unit, features, shapes_as_named
 
 BACKBONE = "patch_embed.backbone."
 
@@ -58,25 +58,10 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _resnet_shapes(resnet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-
-    def add(conv: str, norm: str, *size: int) -> None:
-        found.update({f"{BACKBONE}{conv}.weight": size})
-        found.update({f"{BACKBONE}{norm}.{part}": size[:1] for part in ("weight", "bias")})
-
-    channels = resnet["stem_chs"]
-    add("stem.conv", "stem.norm", channels, 3, 7, 7)
-    for stage, (depth, out) in enumerate(zip(resnet["layers"], resnet["channels"], strict=True)):
-        for index in range(depth):
-            unit, middle = f"stages.{stage}.blocks.{index}.", middle_width(out)
-            if index == 0:
-                add(f"{unit}downsample.conv", f"{unit}downsample.norm", out, channels, 1, 1)
-            add(f"{unit}conv1", f"{unit}norm1", middle, channels, 1, 1)
-            add(f"{unit}conv2", f"{unit}norm2", middle, middle, 3, 3)
-            add(f"{unit}conv3", f"{unit}norm3", out, middle, 1, 1)
-            channels = out
-    return found
+def _resnet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    stages = zip(config["layers"], config["channels"], strict=True)
+    names = ("stem.conv", "stem.norm", "stages.{}.blocks.{}.")
+    return shapes_as_named(BACKBONE, *names, config["stem_chs"], stages)
 
 
 def forward(config: Mapping[str, Any], w: Weights, images: Tensor) -> tuple[Tensor, Tensor]:

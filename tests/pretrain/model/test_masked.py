@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import add_noise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,10 +27,7 @@ def model(small_config: Callable[..., ModelConfig]) -> Callable[..., MaskedPatch
         sizes = {"tile_size": 32, "max_tiles": max_tiles, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         built = MaskedPatches(small_config(**fields), **sizes, seed=seed)
         initialize(built, seed=0)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in built.parameters():
-                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        add_noise(built, noise)
         return built.train()
 
     return build
