@@ -67,7 +67,7 @@ def test_first_logits_are_the_head_bias(small, tile_batch, head, pool):
 
 @pytest.mark.parametrize("fields", OPTIONS.values(), ids=OPTIONS)
 def test_an_image_does_not_depend_on_its_batch_mates(small, tile_batch, fields):
-    model = small(max_tiles=4, noise=0.1, **fields)
+    model = small(max_tiles=4, noise=0.1, **fields).double()
     together = model(tile_batch(*GRIDS))
     assert together.std(0).min() > 1e-3
     for index, grid in enumerate(GRIDS):

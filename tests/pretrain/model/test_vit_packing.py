@@ -19,6 +19,7 @@ GRIDS = ((1, 2), (1, 1), (2, 2), (3, 1), (1, 1), (2, 1))
 
 
 def vit(**changed: object) -> VisionTransformer:
+    """In double precision: equal numbers are then equal on every processor, however it rounds."""
     torch.manual_seed(0)
     arguments = {
         "patch_size": 8,
@@ -30,7 +31,7 @@ def vit(**changed: object) -> VisionTransformer:
         "pre_tile_pos_embed": TilePositionalEmbedding(3, 16),
         "post_tile_pos_embed": TilePositionalEmbedding(3, 16),
     }
-    model = VisionTransformer(**(arguments | changed)).eval()
+    model = VisionTransformer(**(arguments | changed)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -81,10 +82,10 @@ def test_attention_is_softmax_within_each_image():
 
 def padded(tiles: int, fill: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """The images of GRIDS as (2, 3, tiles, 3, 16, 16), and their grid."""
-    images = torch.full((6, tiles, 3, 16, 16), fill)
+    images = torch.full((6, tiles, 3, 16, 16), fill, dtype=torch.float64)
     for index, (rows, columns) in enumerate(GRIDS):
         generator = torch.Generator().manual_seed(index)
-        real = torch.randn(rows * columns, 3, 16, 16, generator=generator)
+        real = torch.randn(rows * columns, 3, 16, 16, generator=generator, dtype=torch.float64)
         images[index, : rows * columns] = real
     return images.unflatten(0, (2, 3)), torch.tensor(GRIDS).unflatten(0, (2, 3))
 
@@ -94,8 +95,8 @@ def test_padding_tiles_change_nothing():
     x, (hidden,) = model(*padded(4))
     wider, (wider_hidden,) = model(*padded(7, fill=float("nan")))
     assert wider.shape == (2, 3, 7, 5, 16)
-    torch.testing.assert_close(wider[:, :, :4], x, atol=1e-6, rtol=0)
-    torch.testing.assert_close(wider_hidden[:, :, :4], hidden, atol=1e-6, rtol=0)
+    torch.testing.assert_close(wider[:, :, :4], x, atol=1e-12, rtol=0)
+    torch.testing.assert_close(wider_hidden[:, :, :4], hidden, atol=1e-12, rtol=0)
     assert not wider[:, :, 4:].any()
 
 
@@ -105,7 +106,7 @@ def test_an_image_does_not_depend_on_its_batch_mates():
     together, _ = model(images, grid)
     for i, j in [(0, 0), (0, 2), (1, 0), (1, 2)]:
         alone, _ = model(images[i : i + 1, j : j + 1], grid[i : i + 1, j : j + 1])
-        torch.testing.assert_close(alone[0, 0], together[i, j], atol=1e-6, rtol=0)
+        torch.testing.assert_close(alone[0, 0], together[i, j], atol=1e-12, rtol=0)
 
 
 def test_no_padding_tile_is_computed():
@@ -193,12 +194,12 @@ def test_drop_path_keeps_or_drops_whole_images_and_grows_with_depth():
 
 def test_padding_images_have_no_tile_and_change_nothing():
     model = vit(num_layers=2)
-    images = torch.randn(2, 3, 4, 3, 16, 16)
+    images = torch.randn(2, 3, 4, 3, 16, 16, dtype=torch.float64)
     grid = torch.tensor([[(1, 2), (0, 0), (2, 2)], [(1, 1), (2, 1), (0, 0)]])
     x, _ = model(images, grid)
     assert (x[0, 1] == 0).all() and (x[1, 2] == 0).all()
     alone, _ = model(images[1:, :2], grid[1:, :2])
-    assert torch.allclose(x[1, :2], alone[0], atol=1e-6)
+    torch.testing.assert_close(x[1, :2], alone[0], atol=1e-12, rtol=0)
 
 
 def test_attention_dropout_leaves_out_weights_in_training_alone():
