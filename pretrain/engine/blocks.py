@@ -4,6 +4,7 @@ compilation, each block by itself. Both leave the parameters and their names as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,9 @@ def _compiled(forward: Forward) -> Forward:
         if not packing.single:
             for tensor in (x, packing.image, packing.host_offsets):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return compiled(x, packing)
+        # What no block reads is the same for all batches: torch 2.11 compiles anew where it differs.
+        same: dict[str, Any] = {"order": None, "inverse": None, "image_inverse": None, "groups": ()}
+        image = packing.image
+        return compiled(x, replace(packing, row=image, column=image, uniform=False, **same))
 
     return call
