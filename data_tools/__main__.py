@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data_tools.errors import UsageError, UserError
+from data_tools.packing.label_arguments import (
+    add_csv_arguments,
+    add_label_arguments,
+    csv_options,
+    label_rules,
+)
 from data_tools.packing.pack import Packed, pack
 from data_tools.packing.recode import Recode
 from data_tools.shards.index import build_index
@@ -50,11 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "src", metavar="SRC", help="class/.../image folders, a .zip or .tar of them, or a folder of shards"
     )
     command.add_argument("dst", metavar="DST", help="a new or empty folder, or that of an interrupted pack")
-    command.add_argument(
-        "--csv",
-        metavar="FILE",
-        help="labels: columns file (path inside SRC), label (a|b for two); SRC may be flat",
-    )
+    add_csv_arguments(command)
+    add_label_arguments(command)
     command.add_argument(
         "--shard-size", type=_size, default="1GB", metavar="BYTES", help="e.g. 100MB (default: 1GB)"
     )
@@ -87,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="DIR", help="the folder for the index of URLs; a classes.json there is used"
     )
+    add_label_arguments(command)
     command.set_defaults(run=_index)
 
     command = commands.add_parser("verify", help="list what is wrong in shards; exit code 3 if anything is")
@@ -123,7 +127,8 @@ def _pack(options: argparse.Namespace) -> int:
         parts = pack(
             options.src,
             options.dst,
-            csv=options.csv,
+            csv=csv_options(options),
+            rules=label_rules(options),
             shard_size=options.shard_size,
             shuffle=not options.no_shuffle,
             seed=options.seed,
@@ -139,6 +144,9 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _report(parts: list[Packed]) -> None:
+    print(f"labels: {parts[0].labels}", file=sys.stderr)
+    for image in parts[0].no_class:
+        print(f"left out {image}", file=sys.stderr)
     if ignored := parts[0].ignored:
         what = "not jpg, jpeg, png or webp, empty, a link in an archive, or without a label"
         print(f"ignored {len(ignored)} files ({what}), first {ignored[0]!r}", file=sys.stderr)
@@ -158,11 +166,12 @@ def _index(options: argparse.Namespace) -> int:
         folder, urls = options.out, expand(urls)
     elif len(options.shards) > 1 or options.out:
         raise UsageError("Give one folder of shards, in which the index is written, or URLs and --out DIR.")
-    summary = build_index(folder, urls)
+    summary = build_index(folder, urls, rules=label_rules(options))
+    print(f"labels: {summary.labels}", file=sys.stderr)
     for problem in summary.problems:
         print(f"left out {problem}", file=sys.stderr)
     if summary.ignored:
-        print(f"ignored {summary.ignored} members that are neither image, cls nor json", file=sys.stderr)
+        print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
     print(
         f"indexed {summary.samples} samples, {summary.shards} shards, {summary.bytes / 1e6:.1f} MB, "
         f"{len(summary.problems)} left out -> {folder}"

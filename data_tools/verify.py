@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError, decode
-from data_tools.shards.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, load_classes, merge, scan_shards
+from data_tools.shards.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, rules_of, scan_shards
+from data_tools.shards.labels import LabelRules
 from data_tools.shards.samples import Problem, Scan
 from data_tools.shards.shard_set import ShardSet, load_index, size_problem
 from data_tools.shards.storage import Storage
+from data_tools.shards.tables import merge, settle
 
 _DECODE_AHEAD = 1024
 _READ_BYTES = 8 << 20  # in a shorter read by range, waiting takes longer than the transfer
@@ -30,7 +32,9 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
     """
     folder, index, _ = load_index(path)
     storage, listed = Storage(folder), index["shardlist"]
-    found = scan_shards(storage, [entry["url"] for entry in listed], load_classes(folder), threads)
+    rules = LabelRules(index.get("label_key"), numbers="numbers" in index, allow_unlabelled=True)
+    rules, names_from = rules_of(folder, rules)
+    found = scan_shards(storage, [entry["url"] for entry in listed], rules.key, threads)
     scans: list[Scan] = []
     damaged = False
     for entry, scan in zip(listed, found, strict=True):
@@ -46,6 +50,7 @@ def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: i
             yield Problem(entry["url"], "", reason)
     if damaged:
         return
+    settle(scans, rules, names_from, storage)
     tables = merge(scans)
     for scan in scans:
         yield from scan.problems

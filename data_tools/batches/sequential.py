@@ -28,8 +28,9 @@ from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
+from data_tools.shards.label_meaning import Meaning, known_classes
 from data_tools.shards.remote import expand, patiently, shown
-from data_tools.shards.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
+from data_tools.shards.samples import IMAGE_EXTENSIONS, LabelMembers, split_name, unusable
 from data_tools.shards.tar import scan
 from data_tools.tile_batch import BadSample, TileBatch
 
@@ -44,21 +45,21 @@ class _Sample:
     key: str
     shard: str
     images: list[bytes] = field(default_factory=list)
-    labels: dict[str, tuple[int, ...] | tuple[float, ...] | str | None] = field(default_factory=dict)
+    labels: LabelMembers = field(default_factory=LabelMembers)
     problem: str = ""
 
-    def label(self, num_classes: int) -> int:
+    def label(self, meaning: Meaning) -> int:
         """The only label; DecodeError if the sample cannot be used."""
-        found = self.labels["cls"] if "cls" in self.labels else self.labels.get("json")
         if self.problem or len(self.images) != 1:
             raise DecodeError(self.problem or f"{len(self.images)} images under one key")
-        if found is None or isinstance(found, str) or len(found) != 1:
-            raise DecodeError(found if isinstance(found, str) else "not one label")
-        if isinstance(found[0], float):
-            raise DecodeError(f"label {found[0]} is not a class")
-        if found[0] >= num_classes:
-            raise DecodeError(f"label {found[0]}, but there are {num_classes} classes")
-        return found[0]
+        try:
+            found = self.labels.labels()
+            classes = meaning.resolve(next(iter(found.values()))) if len(found) == 1 else ()
+        except ValueError as error:
+            raise DecodeError(str(error)) from error
+        if len(classes) != 1:
+            raise DecodeError("not one label")
+        return int(classes[0])
 
 
 class SequentialShards:
@@ -79,6 +80,7 @@ class SequentialShards:
             )
         self.folder, self.urls = shown(pattern), expand([pattern])
         self.num_classes, self.classes = num_classes, classes
+        self.meaning = known_classes(num_classes, classes)
 
     def constants(self) -> dict[str, Any]:
         """As Mixture.constants(); it says only that there is no order to keep."""
@@ -164,7 +166,7 @@ class SequentialStream(BatchStream):
     def _load(self, numbered: tuple[int, _Sample]) -> Item | BadSample:
         position, sample = numbered
         try:
-            label = sample.label(self._shards.num_classes)
+            label = sample.label(self._shards.meaning)
             picture = open_image(sample.images[0], self._decoding.max_pixels)
             tiles, rows, columns = self._transform(picture, position)
         except DecodeError as error:
@@ -225,10 +227,11 @@ def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
     """The samples of a shard: neighbouring members with one key. A key that comes again is a problem."""
     seen: set[str] = set()
     sample: _Sample | None = None
+    labels = LabelMembers.extensions(None)
     for member in scan(file, shown(url), file.size):
         key, extension = split_name(member.name)
         problem = None if member.folder else unusable(member, extension)
-        if not problem and extension not in IMAGE_EXTENSIONS and extension not in LABEL_EXTENSIONS:
+        if not problem and extension not in IMAGE_EXTENSIONS and extension not in labels:
             continue
         if sample is None or key != sample.key:
             if sample:
@@ -240,9 +243,7 @@ def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
         elif extension in IMAGE_EXTENSIONS:
             file.seek(member.offset)
             sample.images.append(file.read(member.size))
-        elif extension in sample.labels:
-            sample.problem = f"several {extension} members under one key"
         else:
-            sample.labels[extension] = parse_label(file, member, extension)
+            sample.labels.read(file, member, extension)
     if sample:
         yield sample

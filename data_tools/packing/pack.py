@@ -24,6 +24,7 @@ import numpy as np
 
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError
+from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
 from data_tools.packing.recode import AS_IT_IS, Recode
 from data_tools.packing.shard_writer import PackedImage, metadata, write_shards
@@ -37,6 +38,7 @@ from data_tools.shards.index import (
     build_index,
     write_json,
 )
+from data_tools.shards.labels import NO_RULES, LabelRules
 
 PLAN_NAME = "pack.json"
 _NAMES = "|".join((CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, LABELS_NAME, PLAN_NAME))
@@ -49,7 +51,8 @@ class Packed:
     """One folder of shards that pack() wrote.
 
     bytes: of all shards. ignored: files of the source that were left out. unreadable: images that recode
-    should have written anew but could not decode; they are packed as they were.
+    should have written anew but could not decode; they are packed as they were. labels: what was taken for
+    the label, and why. no_class: images that are left out because their label is no class.
     """
 
     folder: Path
@@ -59,6 +62,8 @@ class Packed:
     bytes: int
     ignored: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
+    labels: str = ""
+    no_class: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -84,7 +89,8 @@ def pack(
     src: str | Path,
     dst: str | Path,
     *,
-    csv: str | Path | None = None,
+    csv: CsvOptions | str | Path | None = None,
+    rules: LabelRules = NO_RULES,
     shard_size: int = 10**9,
     shuffle: bool = True,
     seed: int = 0,
@@ -96,16 +102,16 @@ def pack(
 ) -> list[Packed]:
     """Pack the images of `src` into shards of at most about `shard_size` bytes in `dst`.
 
-    csv: a file with the labels, see label_by_csv(). shuffle: in an order drawn from `seed`, else in that
-    of the paths. split: (name, share) writes that share of the images to dst/name and the rest to
-    dst/train. recode: which images to write anew; one of more than max_pixels counts as unreadable.
-    workers: threads; their number changes no byte. on_images(more, total) is called whenever `more` of
-    `total` images have been written. Returns one Packed for each folder.
+    csv: a file with the labels, see label_by_csv(). rules: what the labels are. shuffle: in an order drawn
+    from `seed`, else in that of the paths. split: (name, share) writes that share of the images to dst/name
+    and the rest to dst/train. recode: which images to write anew; one of more than max_pixels counts as
+    unreadable. workers: threads; their number changes no byte. on_images(more, total) is called whenever
+    `more` of `total` images have been written. Returns one Packed for each folder.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
-    source, dst = open_source(src), Path(dst)
-    labelled = _label(source, csv)
+    source, dst = open_source(src, rules), Path(dst)
+    labelled = _label(source, csv, rules)
     parts = {dst: labelled.entries}
     if split:
         name, share = split
@@ -133,12 +139,23 @@ def pack(
     return packed
 
 
-def _label(source: Source, csv: str | Path | None) -> Labelled:
+def _label(source: Source, csv: CsvOptions | str | Path | None, rules: LabelRules) -> Labelled:
     if isinstance(source, ShardSource):
         if csv:
             raise UsageError(f"{source.name} holds shards, which have labels of their own: leave out --csv.")
-        return label_by_shards(source)
-    return label_by_csv(source, csv) if csv else label_by_folder(source)
+        if (rules.key or (rules.numbers and not source.shards.numeric)) and source.shards.index_sha256:
+            raise UsageError(
+                f"{source.name} has an index, which says what its labels are: give --label-key and --numbers "
+                "to python -m data_tools index, and then pack the shards without them."
+            )
+        return label_by_shards(source, rules)
+    if rules.key:
+        raise UsageError("--label-key is for shards: with --csv give --columns label=NAME.")
+    if csv:
+        return label_by_csv(source, csv if isinstance(csv, CsvOptions) else CsvOptions(Path(csv)), rules)
+    if rules.numbers:
+        raise UsageError("--numbers is for labels of a csv or of shards: the names of folders are classes.")
+    return label_by_folder(source, rules)
 
 
 def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
@@ -202,7 +219,7 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
 def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]) -> Packed:
     for left in folder.glob("*.tmp"):
         left.unlink()
-    summary = build_index(folder)
+    summary = build_index(folder, rules=LabelRules(numbers=labelled.numeric))
     if summary.samples != images:
         raise DataError(
             f"{folder} has {summary.samples} readable samples for {images} images, first "
@@ -216,6 +233,8 @@ def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]
         summary.bytes,
         tuple(labelled.ignored),
         tuple(unreadable),
+        labelled.said,
+        tuple(labelled.no_class),
     )
 
 

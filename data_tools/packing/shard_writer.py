@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.packing.labelling import Entry
+from data_tools.shards.names import escaped
 from data_tools.shards.tar import BLOCK, scan
 
 _AHEAD = 4  # images prepared ahead for each worker
@@ -36,7 +37,7 @@ class PackedImage:
 def metadata(entry: Entry) -> bytes:
     """The content of KEY.json: the label of an entry, if it has one, and its path in the source."""
     label = {} if entry.label is None else {"label": entry.label}
-    return json.dumps(label | {"path": entry.path}).encode()
+    return json.dumps(label | {"path": escaped(entry.path)}).encode()
 
 
 def write_shards(

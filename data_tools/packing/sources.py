@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.index import rules_without_names
+from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.samples import IMAGE_EXTENSIONS
 from data_tools.shards.shard_set import ShardSet
 from data_tools.shards.storage import is_url
@@ -143,8 +145,11 @@ class ShardSource:
         return self.shards.read(self._number[path])
 
 
-def open_source(path: str | Path) -> Source:
-    """The folder, zip, tar or shards at `path`; UsageError if it is none of these."""
+def open_source(path: str | Path, rules: LabelRules = NO_RULES) -> Source:
+    """The folder, zip, tar or shards at `path`; UsageError if it is none of these.
+
+    rules: for the labels of shards without an index.
+    """
     if is_url(path):
         ShardSet.open(path)  # raises the UsageError that says how to read shards behind URLs
     path = Path(path)
@@ -159,7 +164,7 @@ def open_source(path: str | Path) -> Source:
                 f"{path} holds images ({image}) and a tar ({tar.name}), which would be packed as a shard: "
                 "move one of them away."
             )
-        return ShardSource(ShardSet.scan(path), str(path))
+        return ShardSource(ShardSet.scan(path, rules_without_names(path, rules)), str(path))
     if path.is_file() and path.suffix.lower() == ".zip":
         return ZipSource(path)
     if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):

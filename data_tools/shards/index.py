@@ -5,7 +5,8 @@ shardindex.offsets.npy   one ROW for each sample; can be memory-mapped
 shardindex.labels.npy    only where samples have several labels: int64, samples + 1 offsets, then the labels
                          of all samples; those of sample i are offsets[i] to offsets[i + 1] of them
 shardindex.numbers.npy   only where labels are fractions: float32 (samples, numbers of a sample)
-classes.json             class names in the order of the labels; written by pack, or by hand
+classes.json             class names in the order of the labels; written by pack, by hand, or by index, if the
+                         labels of the shards are names
 
 If no sample of a set has a label, all labels are -1. The shards lie in the folder of the index, or the
 index has their URLs.
@@ -19,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,9 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.labels import NO_LABEL, parse_classes
+from data_tools.shards.label_meaning import Meaning
+from data_tools.shards.labels import NO_RULES, LabelRules
+from data_tools.shards.names import parse_classes
 from data_tools.shards.samples import Problem, Scan, scan_shard
 from data_tools.shards.storage import Storage
+from data_tools.shards.tables import Tables, count_classes, merge, settle
 
 INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
@@ -41,25 +45,11 @@ _SHOWN_DAMAGES = 10
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The tables of an index.
-
-    rows: ROW (N,). labels: int64 as in shardindex.labels.npy, or None where each sample has one label.
-    numbers: float32 (N, n), or None where labels are classes.
-    """
-
-    rows: NDArray[np.void]
-    labels: NDArray[np.int64] | None = None
-    max_labels: int = 1  # the most that a sample has
-    numbers: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
 class Summary:
     """What build_index() wrote.
 
     bytes: of all shards; problems: the samples that are left out; ignored: how many members are neither
-    image, cls nor json.
+    image nor label; labels: what was taken for the label, and why; num_classes: see count_classes().
     """
 
     samples: int
@@ -67,25 +57,41 @@ class Summary:
     bytes: int
     problems: tuple[Problem, ...]
     ignored: int
+    labels: str
+    num_classes: int
 
 
-def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | None = None) -> Summary:
+@dataclass(frozen=True)
+class ScannedShards:
+    """The samples of all shards of a set, and what their labels mean."""
+
+    scans: list[Scan]
+    tables: Tables
+    meaning: Meaning
+    num_classes: int
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The samples that are left out."""
+        return tuple(problem for scan in self.scans for problem in scan.problems)
+
+
+def build_index(
+    folder: str | Path, urls: Sequence[str] = (), threads: int | None = None, rules: LabelRules = NO_RULES
+) -> Summary:
     """Write into `folder` the index of its *.tar files, or of the shards at `urls`.
 
-    Each shard is read once, `threads` shards at a time. Where shards are damaged or without a sample, a
-    DataError names all of them. A sample that cannot be used (no image, two images, no label or one that
-    is not a number) is left out and reported.
+    Each shard is read once, `threads` shards at a time. A sample that cannot be used (no image, two images,
+    no label) is left out and reported. Where classes.json does not say them, the classes are those of the
+    labels; if these are names, classes.json is written. Errors as read_shards().
     """
     folder = Path(folder)
     names = list(urls) if urls else shard_names(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    classes = load_classes(folder)
-    storage = Storage(folder)
-    found = list(scan_shards(storage, names, classes, threads))
-    if damages := [str(error) for error in found if isinstance(error, DataError)]:
-        raise DataError(_all_of(damages, len(names)))
-    scans = [scan for scan in found if isinstance(scan, Scan)]
-    tables = merge(scans)
+    found = read_shards(folder, names, rules, threads)
+    scans, tables = found.scans, found.tables
+    if found.meaning.classes and not load_classes(folder):
+        write_json(folder / CLASSES_NAME, found.meaning.classes)
     _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, tables.rows, allow_pickle=False))
     index = {
         "__kind__": "wids-shard-index-v1",
@@ -95,19 +101,63 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
             for scan, count in zip(scans, _counts(tables, scans), strict=True)
         ],
         "samples": len(tables.rows),
-        "num_classes": count_classes(tables, classes),
+        "num_classes": found.num_classes,
         "left_out": sum(len(scan.problems) for scan in scans),
         "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
     }
+    if found.meaning.place is not None:
+        index["label_key"] = found.meaning.place
     if _write_table(folder / LABELS_NAME, tables.labels):
         sha256 = _sha256_of(folder / LABELS_NAME)
         index["labels"] = {"file": LABELS_NAME, "sha256": sha256, "max": tables.max_labels}
     if _write_table(folder / NUMBERS_NAME, tables.numbers):
         index["numbers"] = {"file": NUMBERS_NAME, "sha256": _sha256_of(folder / NUMBERS_NAME)}
     write_json(folder / INDEX_NAME, index)
-    problems = tuple(problem for scan in scans for problem in scan.problems)
     ignored = sum(scan.ignored for scan in scans)
-    return Summary(len(tables.rows), len(names), sum(scan.size for scan in scans), problems, ignored)
+    return Summary(
+        *(len(tables.rows), len(names), sum(scan.size for scan in scans), found.problems, ignored),
+        *(found.meaning.said, found.num_classes),
+    )
+
+
+def read_shards(
+    folder: Path, names: Sequence[str], rules: LabelRules = NO_RULES, threads: int | None = None
+) -> ScannedShards:
+    """The samples of some shards of a folder, or at URLs, with the classes of its classes.json.
+
+    DataError that names all shards that are damaged or without a sample, or all labels that are no class (see
+    LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
+    """
+    storage = Storage(folder)
+    rules, names_from = rules_of(folder, rules)
+    found = list(scan_shards(storage, names, rules.key, threads))
+    if damages := [str(error) for error in found if isinstance(error, DataError)]:
+        raise DataError(_all_of(damages, len(names)))
+    scans = [scan for scan in found if isinstance(scan, Scan)]
+    meaning = settle(scans, rules, names_from, storage)
+    tables = merge(scans)
+    return ScannedShards(scans, tables, meaning, count_classes(tables, meaning.classes))
+
+
+def rules_without_names(folder: Path, rules: LabelRules) -> LabelRules:
+    """The rules without their classes, if a classes.json in the folder says what its labels mean."""
+    return replace(rules, classes=None) if load_classes(folder) else rules
+
+
+def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
+    """The rules with the classes of the folder's classes.json, and where the classes come from."""
+    classes = load_classes(folder)
+    if not classes:
+        return rules, "--classes"
+    if rules.classes is not None and list(rules.classes) != classes:
+        raise UsageError(
+            f"{folder / CLASSES_NAME} has other classes than --classes: take one of the two away."
+        )
+    if rules.numbers:
+        raise UsageError(
+            f"{folder / CLASSES_NAME} names classes, but --numbers says that there are none: take it away."
+        )
+    return replace(rules, classes=tuple(classes)), CLASSES_NAME
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -138,13 +188,13 @@ def load_classes(folder: Path) -> list[str] | None:
 
 
 def scan_shards(
-    storage: Storage, names: Sequence[str], classes: list[str] | None, threads: int | None = None
+    storage: Storage, names: Sequence[str], label_key: str | None = None, threads: int | None = None
 ) -> Iterator[Scan | DataError]:
     """The samples of each shard, or why it cannot be read, in order; `threads` shards at a time."""
 
     def scan(number: int) -> Scan | DataError:
         try:
-            return scan_shard(storage, names[number], number, classes)
+            return scan_shard(storage, names[number], number, label_key)
         except DataError as error:
             return error
         except OSError as error:
@@ -152,76 +202,6 @@ def scan_shards(
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "shard-scan") as pool:
         yield from pool.map(scan, range(len(names)))
-
-
-def merge(scans: list[Scan]) -> Tables:
-    """The tables of all shards. If any sample has a label, those without one are left out as problems.
-
-    DataError for a shard in which none is left, and for samples with different counts of numbers.
-    """
-    if any((scan.rows["label"] != NO_LABEL).any() or scan.several or scan.numbers for scan in scans):
-        for scan in scans:
-            _leave_out_unlabelled(scan)
-    if any(scan.numbers for scan in scans):
-        return _merge_numbers(scans)
-    rows = np.concatenate([scan.rows for scan in scans])
-    if not any(scan.several for scan in scans):
-        return Tables(rows)
-    counts = np.ones(len(rows), np.int64)
-    several: dict[int, tuple[int, ...]] = {}
-    start = 0
-    for scan in scans:
-        several |= {start + row: labels for row, labels in scan.several.items()}
-        start += len(scan.rows)
-    for row, labels in several.items():
-        counts[row] = len(labels)
-    starts = np.concatenate([[0], counts.cumsum()])
-    values = np.repeat(rows["label"], counts)
-    for row, labels in several.items():
-        values[starts[row] : starts[row + 1]] = labels
-    return Tables(rows, np.concatenate([starts, values]), int(counts.max()))
-
-
-def _merge_numbers(scans: list[Scan]) -> Tables:
-    """The tables of a set in which labels are numbers; whole labels become numbers too."""
-    numbers: list[tuple[float, ...]] = []
-    width = None
-    for scan in scans:
-        for row, label in enumerate(scan.rows["label"].tolist()):
-            values = scan.numbers.get(row) or scan.several.get(row, (label,))
-            width = len(values) if width is None else width
-            if len(values) != width or not values:
-                raise DataError(
-                    f"{scan.name} has a sample with {len(values)} numbers as its label where others have "
-                    f"{width}: give every sample the same number of them."
-                )
-            numbers.append(values)
-    rows = np.concatenate([scan.rows for scan in scans])
-    rows["label"] = NO_LABEL
-    return Tables(rows, numbers=np.array(numbers, np.float32))
-
-
-def count_classes(tables: Tables, classes: list[str] | None) -> int:
-    """The number of class names, or else the highest label + 1; for numbers, how many each sample has."""
-    if tables.numbers is not None:
-        return tables.numbers.shape[1]
-    if classes:
-        return len(classes)
-    values = tables.rows["label"] if tables.labels is None else tables.labels[len(tables.rows) + 1 :]
-    return int(values.max(initial=NO_LABEL)) + 1
-
-
-def _leave_out_unlabelled(scan: Scan) -> None:
-    reason = "no label (KEY.cls, or KEY.json with a label)"
-    scan.problems += [Problem(scan.name, key, reason) for key in scan.unlabelled.values()]
-    kept = np.ones(len(scan.rows), bool)
-    kept[list(scan.unlabelled)] = False
-    moved = kept.cumsum() - 1
-    scan.several = {int(moved[row]): labels for row, labels in scan.several.items()}
-    scan.numbers = {int(moved[row]): labels for row, labels in scan.numbers.items()}
-    scan.rows, scan.unlabelled = scan.rows[kept], {}
-    if not len(scan.rows):
-        raise DataError(f"{scan.name} holds no labelled sample while other shards do.")
 
 
 def _counts(tables: Tables, scans: list[Scan]) -> NDArray[np.int64]:

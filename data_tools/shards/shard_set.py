@@ -18,20 +18,17 @@ from data_tools.shards.index import (
     LABELS_NAME,
     NUMBERS_NAME,
     OFFSETS_NAME,
-    Tables,
-    count_classes,
     load_classes,
-    merge,
-    scan_shards,
+    read_shards,
 )
 from data_tools.shards.index import shard_names as names_in
-from data_tools.shards.labels import NO_LABEL
+from data_tools.shards.labels import NO_LABEL, NO_RULES, LabelRules
 from data_tools.shards.remote import check_scheme
 from data_tools.shards.samples import ROW, Problem
 from data_tools.shards.storage import Storage, is_url
+from data_tools.shards.tables import HEADER_PIECE, Tables
 from data_tools.shards.tar import member_name
 
-_HEADER_PIECE = 2048
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 
 
@@ -42,7 +39,8 @@ class ShardSet:
     highest label + 1; multilabel: whether samples have lists of labels, of up to max_labels;
     numeric: whether labels are numbers to predict, num_classes of them for each sample;
     remote: whether any shard is read by URL; index_sha256: changes with any change of the shards or
-    the tables; left_out: how many samples cannot be used; problems: which ones, known only after scan().
+    the tables; left_out: how many samples cannot be used; problems: which ones, and said: what was taken for
+    the labels, both known only after scan().
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class ShardSet:
     ) -> None:
         self.folder, self.classes, self.num_classes = folder, load_classes(folder), num_classes
         self.index_sha256, self.problems = index_sha256, problems
-        self.left_out = len(problems)
+        self.left_out, self.said = len(problems), "those of the index"
         self.table, self.label_table = tables.rows, tables.labels
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
@@ -84,21 +82,16 @@ class ShardSet:
         return shards
 
     @classmethod
-    def scan(cls, folder: Path) -> ShardSet:
+    def scan(cls, folder: Path, rules: LabelRules = NO_RULES) -> ShardSet:
         """The *.tar shards of a folder without an index; reads each of them once.
 
-        UsageError if there are none, DataError for the first one that is damaged.
+        Errors as build_index().
         """
-        names, classes, storage = names_in(folder), load_classes(folder), Storage(folder)
-        scans = []
-        for scan in scan_shards(storage, names, classes):
-            if isinstance(scan, DataError):
-                raise scan
-            scans.append(scan)
-        tables = merge(scans)
-        problems = tuple(problem for scan in scans for problem in scan.problems)
-        listed = [(scan.name, scan.size) for scan in scans]
-        return cls(folder, listed, tables, count_classes(tables, classes), problems=problems)
+        found = read_shards(folder, names_in(folder), rules)
+        listed = [(scan.name, scan.size) for scan in found.scans]
+        shards = cls(folder, listed, found.tables, found.num_classes, problems=found.problems)
+        shards.classes, shards.said = found.meaning.classes or shards.classes, found.meaning.said
+        return shards
 
     def __len__(self) -> int:
         return len(self.table)
@@ -179,7 +172,7 @@ class ShardSet:
         name, size = self._shards[int(row["shard"])]
         header = int(row["header"])
         file = ForwardFile(
-            lambda start, length: self._storage.read(name, start, length), size, _HEADER_PIECE, header
+            lambda start, length: self._storage.read(name, start, length), size, HEADER_PIECE, header
         )
         return member_name(file, self._storage.shown(name), size, header)
 
@@ -202,7 +195,7 @@ class ShardSet:
         offsets, sizes = rows["offset"].tolist(), rows["size"].tolist()
         start = min(offsets)
         length = max(map(sum, zip(offsets, sizes, strict=True))) - start
-        if length > _MAX_WASTE * (sum(sizes) + len(rows) * _HEADER_PIECE):
+        if length > _MAX_WASTE * (sum(sizes) + len(rows) * HEADER_PIECE):
             return [self._storage.read(name, *part) for part in zip(offsets, sizes, strict=True)]
         data = self._storage.read(name, start, length)
         return [data[o - start : o - start + size] for o, size in zip(offsets, sizes, strict=True)]

@@ -99,7 +99,16 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         extra = "|dark" if int(path.stem) % 2 else ""
         lines.append(f"{path.relative_to(folder / 'images')},{path.parent.name}{extra}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    succeed("data_tools", "pack", folder / "images", folder / "shards", "--csv", folder / "labels.csv")
+    succeed(
+        "data_tools",
+        "pack",
+        folder / "images",
+        folder / "shards",
+        "--csv",
+        folder / "labels.csv",
+        "--label-separator",
+        "|",
+    )
     return folder / "shards"
 
 

@@ -11,6 +11,7 @@ from jobs import Data, losses, metrics, run, status, succeed, write_recipe
 from PIL import Image
 
 from data_tools.packing.pack import pack
+from data_tools.shards.labels import LabelRules
 from data_tools.tile_batch import TileBatch
 from finetune.adapt import adapt
 from finetune.source import open_source
@@ -71,7 +72,7 @@ def test_brightness_is_learned_as_a_number(tmp_path: Path) -> None:
         Image.new("RGB", (16, 16), (5 * number,) * 3).save(images / f"{number}.png")
         rows.append(f"{number}.png,{number / 24 - 1:.4f}")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    pack(images, tmp_path / "shards", csv=tmp_path / "labels.csv")
+    pack(images, tmp_path / "shards", csv=tmp_path / "labels.csv", rules=LabelRules(numbers=True))
     shards = tmp_path / "shards"
     recipe = write_recipe(tmp_path, Data(shards, shards, images))
     settings = [

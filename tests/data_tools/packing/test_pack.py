@@ -143,7 +143,7 @@ def test_labels_come_from_a_csv(tmp_path) -> None:
         ("file,label\n9.jpg,1\n", r"labels\.csv:2: .* has no image '9\.jpg'"),
         ("file,label\n0.jpg,\n", "has no label"),
         ("file,label\n0.jpg,1\n0.jpg,1\n", "listed twice"),
-        ("name,label\n0.jpg,1\n", "columns file and label"),
+        ("one,two,label\n0.jpg,0.jpg,1\n", "columns file and label"),
         ("file,label\n", "lists no images"),
     ):
         with pytest.raises((UsageError, DataError), match=reason):
@@ -202,10 +202,12 @@ def test_verify_names_what_is_wrong(make_shards, capsys) -> None:
 def test_verify_names_samples_that_the_index_left_out(tmp_path, capsys) -> None:
     members = [("a.jpg", picture(1)), ("a.cls", b"0"), ("b.jpg", picture(2)), ("b.cls", b"+1")]
     write_tar(tmp_path / "x.tar", members)
-    assert cli.main(["index", str(tmp_path)]) == 0
-    assert "left out x.tar:b: label b'+1'" in capsys.readouterr().err
+    assert cli.main(["index", str(tmp_path)]) == 3
+    assert "x.tar:b: label '+1'" in capsys.readouterr().err
+    assert cli.main(["index", str(tmp_path), "--allow-unlabelled"]) == 0
+    assert "left out x.tar:b: label '+1'" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path)]) == 3
-    assert capsys.readouterr().out.startswith("x.tar:b: label b'+1'")
+    assert capsys.readouterr().out.startswith("x.tar:b: label '+1'")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ from sample_files import files, originals, picture, write_tar
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import decode
+from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.pack import pack
 from data_tools.packing.recode import Recode
 from data_tools.packing.sources import FolderSource
 from data_tools.shards.index import build_index
+from data_tools.shards.labels import LabelRules
 from data_tools.shards.shard_set import ShardSet
 
 
@@ -159,8 +161,9 @@ def test_several_labels_come_through_a_csv_and_through_shards(tmp_path) -> None:
     for n in range(3):
         (flat / f"{n}.jpg").write_bytes(picture(n))
     table = tmp_path / "labels.csv"
-    table.write_text("file,label\n0.jpg,dog|cat\n1.jpg,cat\n2.jpg,cat; bird ;dog\n")
-    pack(flat, tmp_path / "out", csv=table, shuffle=False)
+    table.write_text("file,label\n0.jpg,dog|cat\n1.jpg,cat\n2.jpg,cat| bird |dog\n")
+    several = CsvOptions(table, separator="|")
+    pack(flat, tmp_path / "out", csv=several, shuffle=False)
     pack(tmp_path / "out", tmp_path / "again", shuffle=False)
     for folder in ("out", "again"):
         shards = ShardSet.open(tmp_path / folder)
@@ -171,10 +174,10 @@ def test_several_labels_come_through_a_csv_and_through_shards(tmp_path) -> None:
         assert rows.tolist() == [[2, 1, -1], [1, -1, -1], [1, 0, 2]]
         assert shards.labels(range(3)).tolist() == [2, 1, 1]  # the first of each
         assert cli.main(["verify", str(tmp_path / folder)]) == 0
-    for text, reason in (("a|", "empty label"), ("a|a", "a label twice"), ("", "no label")):
+    for text, reason in (("a|", "empty label"), ("a|a", "listed twice"), ("", "no label")):
         table.write_text(f"file,label\n0.jpg,{text}\n")
         with pytest.raises(DataError, match=reason):
-            pack(flat, tmp_path / "never", csv=table)
+            pack(flat, tmp_path / "never", csv=several)
 
 
 def test_lists_of_labels_in_shards_are_indexed_strictly(tmp_path) -> None:
@@ -183,7 +186,10 @@ def test_lists_of_labels_in_shards_are_indexed_strictly(tmp_path) -> None:
     for key, label in labels.items():
         members += [(f"{key}.jpg", picture(1)), (f"{key}.json", json.dumps({"label": label}).encode())]
     write_tar(tmp_path / "x.tar", [*members, ("i.jpg", picture(2))])
-    problems = {problem.key: problem.reason for problem in build_index(tmp_path).problems}
+    with pytest.raises(DataError, match=r"3 labels are no class(.*\n)+.*x\.tar:f: label 'x'"):
+        build_index(tmp_path)
+    summary = build_index(tmp_path, rules=LabelRules(allow_unlabelled=True))
+    problems = {problem.key: problem.reason for problem in summary.problems}
     assert problems.keys() == {"d", "e", "f", "g", "i"} and "twice" in problems["d"]
     shards = ShardSet.open(tmp_path)
     assert [shards.key(i) for i in range(4)] == ["a", "b", "c", "h"]

@@ -21,10 +21,12 @@ from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream
 from data_tools.errors import DataError
 from data_tools.shards.index import build_index
+from data_tools.shards.labels import LabelRules
 from data_tools.shards.shard_set import ShardSet
 from data_tools.verify import verify
 
 MAX_PIXELS = 67_108_864
+LENIENT = LabelRules(allow_unlabelled=True)
 
 SAMPLES = {
     "symlink_dir_then_file": 1,
@@ -66,7 +68,7 @@ def test_the_made_shards_end_as_those_of_the_reference_data(
     def outcome(source: Path, name: str) -> object:
         folder = lay_out(source, name, tmp_path / f"{source.name}-{name}")
         try:
-            summary = build_index(folder)
+            summary = build_index(folder, rules=LENIENT)
         except DataError as error:
             return re.sub(r"\d+", "N", str(error).replace(str(folder), ""))
         shards = ShardSet.open(folder)
@@ -91,7 +93,7 @@ def test_good_samples_are_read_and_bad_ones_named_and_counted(
 ) -> None:
     wanted, reasons, ignored = READ[name]
     folder = lay_out(hostile, name, tmp_path / "x")
-    summary = build_index(folder)
+    summary = build_index(folder, rules=LENIENT)
     shards = ShardSet.open(folder)
     found = [str(problem) for problem in summary.problems]
     assert all(any(reason in text for text in found) for reason in reasons), found
@@ -104,6 +106,14 @@ def test_good_samples_are_read_and_bad_ones_named_and_counted(
     assert all(0 <= shards.label(i) < 4 for i in range(len(shards)))
     problems = verify(folder, decode_images=False, max_pixels=MAX_PIXELS, threads=1)
     assert [str(problem) for problem in problems] == found
+
+
+@pytest.mark.parametrize("name", ["labels_not_integer_or_out_of_range", "label_out_of_range"])
+def test_a_label_that_is_no_class_is_an_error_that_names_it(name: str, hostile: Path, tmp_path: Path) -> None:
+    folder = lay_out(hostile, name, tmp_path / "x")
+    with pytest.raises(DataError, match=rf"{name}\.tar:\w+: label .*(\n.*)*--allow-unlabelled|--allow-unl"):
+        build_index(folder)
+    assert not (folder / "shardindex.json").exists()
 
 
 @pytest.mark.parametrize("name", ["directories_and_pax", "gnu_long_name", "same_name_in_two_dirs", "control"])
@@ -206,6 +216,8 @@ def test_an_impossible_size_in_an_extended_header_is_refused(tmp_path: Path, siz
 def test_a_label_beyond_all_classes_is_left_out(tmp_path: Path) -> None:
     members = [("a.jpg", picture(1)), ("a.cls", b"0"), ("b.jpg", picture(2)), ("b.cls", b"999999999")]
     write_tar(tmp_path / "x.tar", [*members, ("c.jpg", picture(3)), ("c.json", b'{"label": 1000000}')])
-    summary = build_index(tmp_path)
+    with pytest.raises(DataError, match=r"2 labels are no class: .*\n.*x\.tar:b: label 999999999"):
+        build_index(tmp_path)
+    summary = build_index(tmp_path, rules=LENIENT)
     assert summary.samples == 1 and [problem.key for problem in summary.problems] == ["b", "c"]
     assert "is more than 1,000,000 classes" in summary.problems[0].reason

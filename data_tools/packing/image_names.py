@@ -1,0 +1,66 @@
+"""Which image of a source a cell of a csv names: other separators, case, no extension, absolute paths."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.shards.names import plain_name
+
+
+class ImageNames:
+    """Finds images by what a csv calls them. An exact path inside the source always comes first.
+
+    paths: of the images; source: the folder, zip or tar that holds them; table: the csv.
+    """
+
+    def __init__(self, paths: Iterable[str], source: Path, table: Path) -> None:
+        self._paths = set(paths)
+        self._roots = [os.path.abspath(source), os.path.realpath(source)] if source.is_dir() else []
+        self._folder = os.path.dirname(os.path.abspath(table))
+        self._folded: dict[str, list[str]] = {}
+        self._stems: dict[str, list[str]] = {}
+        for path in self._paths:
+            self._folded.setdefault(_folded(path), []).append(path)
+            self._stems.setdefault(_folded(posixpath.splitext(path)[0]), []).append(path)
+
+    def find(self, name: str) -> str | None:
+        """The path of the image that is called `name`, or None. DataError if two images could be meant."""
+        candidates = self._candidates(name)
+        if exact := next((path for path in candidates if path in self._paths), None):
+            return exact
+        for known in (self._folded, self._stems):
+            for path in candidates:
+                found = known.get(_folded(path), [])
+                if len(found) > 1:
+                    raise DataError(f"{name!r} could be {' or '.join(map(repr, sorted(found)))}.")
+                if found:
+                    return found[0]
+        return None
+
+    def names_one(self, name: str) -> bool:
+        """Whether `name` names an image, or several."""
+        try:
+            return self.find(name) is not None
+        except DataError:
+            return True
+
+    def _candidates(self, name: str) -> list[str]:
+        """The paths inside the source that `name` may stand for."""
+        found = []
+        for written in (name, name.replace("\\", "/")):
+            if not written:
+                continue
+            inside = posixpath.normpath(written)
+            beside = os.path.normpath(os.path.join(self._folder, written))
+            found.append(inside)
+            for root in self._roots:
+                found += [path[len(root) + 1 :] for path in (inside, beside) if path.startswith(f"{root}/")]
+        return list(dict.fromkeys(found))
+
+
+def _folded(path: str) -> str:
+    return plain_name(path).casefold()

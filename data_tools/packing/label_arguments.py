@@ -1,0 +1,94 @@
+"""The options of pack and index that say what the labels are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_tools.errors import UsageError
+from data_tools.packing.csv_table import FILE, LABEL, CsvOptions
+from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, load_classes
+from data_tools.shards.labels import MAX_CLASSES, LabelRules
+from data_tools.shards.names import parse_classes
+from data_tools.shards.shard_set import load_index
+
+
+def add_label_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of label_rules()."""
+    command.add_argument(
+        "--label-key", metavar="NAME", help="the label of shards is in KEY.NAME, or at NAME in KEY.json"
+    )
+    command.add_argument(
+        "--classes",
+        metavar="FROM",
+        help="the classes of a classes.json or of other shards, or how many there are; a class that "
+        "is missing here keeps its number",
+    )
+    command.add_argument(
+        "--numbers", action="store_true", help="the labels are numbers to predict, not classes"
+    )
+    command.add_argument(
+        "--allow-unlabelled", action="store_true", help="leave out and list samples whose label is no class"
+    )
+
+
+def add_csv_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of csv_options()."""
+    command.add_argument("--csv", metavar="FILE", help="a table of the images in SRC, which may be flat")
+    command.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="file=A,label=B",
+        help="the columns of the csv, by name or number from 1",
+    )
+    command.add_argument(
+        "--label-separator", metavar="MARK", help="what separates several labels of an image in the csv"
+    )
+
+
+def label_rules(options: argparse.Namespace) -> LabelRules:
+    """The rules that were given. UsageError for classes that cannot be read, or beside --numbers."""
+    classes = tuple(read_classes(options.classes)) if options.classes else None
+    if classes and options.numbers:
+        raise UsageError("--classes and --numbers cannot both be: labels are classes or numbers to predict.")
+    return LabelRules(options.label_key, classes, options.numbers, options.allow_unlabelled)
+
+
+def csv_options(options: argparse.Namespace) -> CsvOptions | None:
+    """The csv that was given, or None."""
+    if options.csv is None:
+        if options.columns or options.label_separator:
+            raise UsageError("--columns and --label-separator describe a csv: give it with --csv FILE.")
+        return None
+    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None)
+
+
+def read_classes(given: str) -> list[str]:
+    """The class names that --classes names, in the order of their labels. UsageError if there are none."""
+    path = Path(given)
+    if given.isascii() and given.isdigit() and not path.exists():
+        if not 1 <= int(given) <= MAX_CLASSES:
+            raise UsageError(f"--classes {given}: classes are 1 to {MAX_CLASSES:,}.")
+        return [str(label) for label in range(int(given))]
+    if path.is_file() and path.name != INDEX_NAME:
+        classes: list[str] | None = parse_classes(path.read_bytes(), str(path))
+    elif (path / CLASSES_NAME).is_file() and not (path / INDEX_NAME).is_file():
+        classes = load_classes(path)
+    elif not path.exists():
+        raise UsageError(f"--classes {given}: it does not exist: give a classes.json, shards, or a number.")
+    else:
+        folder, index, _ = load_index(path)
+        unnamed = [] if "numbers" in index else [str(label) for label in range(int(index["num_classes"]))]
+        classes = load_classes(folder) or unnamed
+    if not classes:
+        raise UsageError(f"--classes {given}: it has no classes.")
+    return classes
+
+
+def _columns(text: str) -> dict[str, str]:
+    found = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    columns = {what.strip(): name.strip() for what, name in found.items()}
+    if len(found) < len(text.split(",")) or not columns.keys() <= {FILE, LABEL} or not all(columns.values()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not file=NAME,label=NAME")
+    return columns
