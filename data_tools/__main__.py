@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, escape_output
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -32,6 +32,7 @@ _CPUS = os.cpu_count() or 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
+    escape_output()
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)

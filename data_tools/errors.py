@@ -1,6 +1,19 @@
-"""Errors that a user can correct, and the exit code of the program for each of them."""
+"""Errors that a user can correct, the exit code of each of them, and output that cannot fail."""
 
 from __future__ import annotations
+
+import io
+import sys
+
+
+def escape_output() -> None:
+    """Let stdout and stderr show escaped what their encoding does not have, instead of ending the program.
+
+    Such as a name of a file that is not UTF-8, or any other than English letters where the locale is C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class UserError(Exception):

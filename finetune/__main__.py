@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError
+from data_tools.errors import DataError, UsageError, UserError, escape_output
 from pretrain.run.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.job import fail
     from pretrain.run.rendezvous import adopt_slurm
 
+    escape_output()
     adopt_slurm()
     rank = int(os.environ.get("RANK", 0))
     try:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.names import plain_names
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
 from pretrain.checkpoints.foreign import format_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
@@ -34,6 +35,10 @@ class TrainedWeights:
     facts: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+
+    def __post_init__(self) -> None:
+        # Earlier versions saved names as they found them.
+        self.facts["classes"] = plain_names(self.facts["classes"])
 
     @property
     def data(self) -> DataConfig:

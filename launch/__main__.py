@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, escape_output
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -16,6 +16,7 @@ USAGE = """usage: python -m launch COMMAND ...
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, that of a UserError, 130 for Ctrl-C or 2 for wrong usage."""
+    escape_output()
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     rest = rest[:-1] if rest else []
     try:

@@ -83,7 +83,7 @@ def stop_half_way(command: list[str]) -> None:
     console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     # torchrun prints a long report of a failure even for a stop; status.json has how the job really ended.
     messages = DATA / "torchrun.log"
-    with messages.open("w") as errors:
+    with messages.open("w", encoding="utf-8") as errors:
         job = subprocess.Popen([sys.executable, *command], env=environment(), stderr=errors)
     while job.poll() is None:
         now = status(PRETRAIN)
@@ -146,7 +146,9 @@ def status(run_folder: Path) -> dict[str, Any]:
 
 def rows(run_folder: Path) -> list[dict[str, Any]]:
     """The rows of the run's metrics.jsonl."""
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def summarise(accuracy: dict[str, Any], seconds: float) -> None:

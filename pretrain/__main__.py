@@ -16,13 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop = StopFlag()
     stop.install()  # first, as a signal may come during the imports below, which take seconds
 
-    from data_tools.errors import UsageError
+    from data_tools.errors import UsageError, escape_output
 
     from .config.loading import load
     from .config.schema import Config
     from .job import fail, run_job
     from .run.rendezvous import adopt_slurm
 
+    escape_output()
     adopt_slurm()
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.names import plain_names
 
 from .checkpoints.checkpoint import Checkpoint, newest
 from .checkpoints.facts import difference, model_facts
@@ -124,7 +125,7 @@ def check_model(found: Checkpoint, config: Config, num_classes: int) -> None:
 
 
 def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
-    saved, wanted = found.state["classes"], inputs.classes
+    saved, wanted = plain_names(found.state["classes"]), inputs.classes
     if saved == wanted or saved is None or wanted is None:
         return
     if len(saved) != len(wanted):

@@ -204,7 +204,7 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN_NAME
     if path.exists():
-        if json.loads(path.read_text()) != asdict(plan):
+        if json.loads(path.read_bytes()) != asdict(plan):
             raise UsageError(
                 f"{folder} holds shards of another source or other options ({PLAN_NAME}): "
                 "give a new folder, or delete this one."

@@ -110,7 +110,7 @@ def write_folder(
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     write_tensors(temporary / WEIGHTS, shapes, weights.__getitem__, {"format": "pt"})
     for file, content in files.items():
-        (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+        (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, destination)
     return weights
 

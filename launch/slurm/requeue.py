@@ -70,7 +70,7 @@ def main() -> int:
     code, sentence = decide([*earlier, asdict(life)], given.max_restarts, action)
     requeued = code == STOPPED or action.requeues
     (given.run / "slurm").mkdir(parents=True, exist_ok=True)
-    with (given.run / "slurm/lives.jsonl").open("a") as stream:
+    with (given.run / "slurm/lives.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(life) | {"time": time.time(), "requeued": requeued}) + "\n")
     print(f"job {job}, life {restart + 1}: {life.reason}; {sentence}", flush=True)
     if status.get("traceback") and life.state == "failed":

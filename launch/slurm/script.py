@@ -32,7 +32,7 @@ def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: 
         "command": " \\\n        ".join(_command(given, config, recipe)),
         "max_restarts": str(config.launch.max_restarts),
     }
-    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text())
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]:

@@ -31,9 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     folder = config.folder.resolve() / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "job.sh"
-    script.write_text(batch_script(given, site, config, copy_recipe(Path(given.config), folder)))
+    text = batch_script(given, site, config, copy_recipe(Path(given.config), folder))
+    script.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths keep their bytes
     if given.print:
-        print(script.read_text(), end="")
+        print(text, end="")
         return 0
     job = submit(script, given.after)
     (config.folder / QUEUED).write_text(f"{job}\n")

@@ -12,7 +12,7 @@ from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError
+from data_tools.errors import DataError, UsageError, UserError, escape_output
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             given.source, given.destination, given.config, given.settings, given.trust_pickle
         )
     )
+    escape_output()
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(given.action(given))

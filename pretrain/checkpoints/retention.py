@@ -127,7 +127,7 @@ def read_best(root: Path) -> dict[str, Any]:
 def write_pointer(pointer: Path, text: str) -> None:
     """Replace the file `pointer` (`latest` or `best`) at once, so that no reader sees a part of it."""
     temporary = pointer.with_name(pointer.name + ".tmp")
-    temporary.write_text(text + "\n")
+    temporary.write_text(text + "\n", encoding="utf-8")
     flush_to_disk(temporary)
     os.replace(temporary, pointer)
     flush_to_disk(pointer.parent)

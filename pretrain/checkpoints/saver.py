@@ -255,7 +255,7 @@ def _manifest(folder: Path, step: int, size: int) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for rank in range(size):
         sidecar = folder / f"rank-{rank:05d}.json"
-        part = json.loads(sidecar.read_text())
+        part = json.loads(sidecar.read_bytes())
         name = f"rank-{rank:05d}.safetensors"
         files[name], files[sidecar.name] = part["file"], size_and_sha256(sidecar)
         for key, entry in part["ranges"].items():
@@ -270,5 +270,5 @@ def _manifest(folder: Path, step: int, size: int) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1, sort_keys=True))
+    file.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
     flush_to_disk(file)

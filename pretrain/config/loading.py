@@ -37,6 +37,11 @@ def load(
     defaults: values that replace the schema's own defaults; the recipe replaces both. Raises UsageError that
     names the wrong key or value, and the nearest right one.
     """
+    for text in (path, *overrides):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{text!r}: it is not UTF-8: give the file or folder another name") from None
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
     check(config)
@@ -45,7 +50,7 @@ def load(
 
 def save(config: Config, path: Path) -> None:
     """Write `config` to the file `path` as YAML, for `read`."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
 def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]  # as in load

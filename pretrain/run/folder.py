@@ -67,7 +67,7 @@ class RunFolder:
         job from before it was restarted.
         """
         try:
-            self._lock = (self.path / ".lock").open("a+")
+            self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self.path / ".lock", error) from None
         limit = time.monotonic() + patience
@@ -103,7 +103,8 @@ class RunFolder:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.handlers.clear()
-        file = _LogFile(self.path / "logs" / f"rank-{self.rank}.log")
+        path = self.path / "logs" / f"rank-{self.rank}.log"
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(file)
         if self.rank == 0:
@@ -147,7 +148,7 @@ class RunFolder:
         try:
             write_json(self.status_file, status)
         except OSError:
-            with suppress(OSError), self.status_file.open("r+") as stream:
+            with suppress(OSError), self.status_file.open("r+", encoding="utf-8") as stream:
                 brief = {key: value for key, value in status.items() if key != "traceback"}
                 stream.write(json.dumps(brief) + "\n")
                 stream.truncate()
@@ -253,7 +254,7 @@ class _Printer(logging.Handler):
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSON-lines file; none if there is no file. Lines that a crash cut short are skipped."""
     if file.exists():
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:
@@ -264,7 +265,7 @@ def _append(file: Path, rows: list[dict[str, Any]]) -> None:
     """Append `rows` to a JSON-lines file. Raises UserError if that fails."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     try:
-        with file.open("a") as stream:
+        with file.open("a", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
         raise UserError(
@@ -285,10 +286,13 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Write `file` so that a reader sees the old content or the new, never a part. Raises OSError."""
+    """Write `file` so that a reader sees the old content or the new, never a part. Raises OSError.
+
+    In UTF-8 on any machine; what is no valid Unicode, as in the name of a file, is shown escaped.
+    """
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, file)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -69,5 +69,5 @@ class Injector:
         note = self.done.with_name(f"{self.done.name}-{self.rank}")
         if note.exists():
             return True
-        note.write_text(f"{self.fault}\n")
+        note.write_text(f"{self.fault}\n", encoding="utf-8")
         return False

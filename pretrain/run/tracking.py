@@ -64,7 +64,7 @@ class WandbTracker(Tracker):
                 return
             except Exception as error:
                 self._give_up(error)
-        with self._missed.open("a") as stream:
+        with self._missed.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def _log(self, row: dict[str, Any]) -> None:
