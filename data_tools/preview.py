@@ -12,6 +12,7 @@ from data_tools.augment.transforms import EvalTransform
 from data_tools.errors import UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
+from data_tools.shards.names import escaped
 from data_tools.shards.shard_set import ShardSet
 
 _CELL, _GAP, _TEXT_LINES, _FONT = 240, 14, 3, 13  # pixels, pixels, lines, pixels
@@ -101,7 +102,7 @@ def _sheet(cells: list[_Cell]) -> Image.Image:
 
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text on one line, cut where the cell ends."""
-    text = " ".join(text.split())
+    text = " ".join(escaped(text).split())
     if font.getlength(text) <= _CELL:
         return text
     while font.getlength(text + "...") > _CELL:

@@ -177,7 +177,9 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
         return Labelled(entries, [], ignored, shards.said, True, no_class)
     classes = list(rules.classes or ()) or shards.classes
     classes = classes or [str(label) for label in range(shards.num_classes)]
-    said = f"{shards.said}; the classes are the {len(classes)} of --classes" if rules.classes else shards.said
+    said = (
+        shards.said if number is None else f"{shards.said}; the classes are the {len(classes)} of --classes"
+    )
     return Labelled(entries, classes, ignored, said, no_class=no_class)
 
 

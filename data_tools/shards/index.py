@@ -88,10 +88,12 @@ def build_index(
     folder = Path(folder)
     names = list(urls) if urls else shard_names(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = read_shards(folder, names, rules, threads)
+    made_here = _made_here(folder)
+    found = read_shards(folder, names, rules, threads, named=not made_here)
     scans, tables = found.scans, found.tables
-    if found.meaning.classes and not load_classes(folder):
-        write_json(folder / CLASSES_NAME, found.meaning.classes)
+    made_here = rules.classes is None and (made_here or not load_classes(folder))
+    if made_here or rules.classes is not None:
+        _write_classes(folder, found.meaning.classes)
     _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, tables.rows, allow_pickle=False))
     index = {
         "__kind__": "wids-shard-index-v1",
@@ -105,6 +107,8 @@ def build_index(
         "left_out": sum(len(scan.problems) for scan in scans),
         "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
     }
+    if made_here and found.meaning.classes:
+        index["classes"] = {"file": CLASSES_NAME, "sha256": _sha256_of(folder / CLASSES_NAME)}
     if found.meaning.place is not None:
         index["label_key"] = found.meaning.place
     if _write_table(folder / LABELS_NAME, tables.labels):
@@ -121,15 +125,19 @@ def build_index(
 
 
 def read_shards(
-    folder: Path, names: Sequence[str], rules: LabelRules = NO_RULES, threads: int | None = None
+    folder: Path,
+    names: Sequence[str],
+    rules: LabelRules = NO_RULES,
+    threads: int | None = None,
+    named: bool = True,
 ) -> ScannedShards:
-    """The samples of some shards of a folder, or at URLs, with the classes of its classes.json.
+    """The samples of some shards of a folder, or at URLs; named: with the classes of its classes.json.
 
     DataError that names all shards that are damaged or without a sample, or all labels that are no class (see
     LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
     """
     storage = Storage(folder)
-    rules, names_from = rules_of(folder, rules)
+    rules, names_from = rules_of(folder, rules) if named else (rules, "--classes")
     found = list(scan_shards(storage, names, rules.key, threads))
     if damages := [str(error) for error in found if isinstance(error, DataError)]:
         raise DataError(_all_of(damages, len(names)))
@@ -137,6 +145,22 @@ def read_shards(
     meaning = settle(scans, rules, names_from, storage)
     tables = merge(scans)
     return ScannedShards(scans, tables, meaning, count_classes(tables, meaning.classes))
+
+
+def _made_here(folder: Path) -> bool:
+    """Whether index made classes.json of the labels, to be made anew with them; False if it was edited."""
+    try:
+        known = json.loads((folder / INDEX_NAME).read_bytes())["classes"]["sha256"]
+        return known == _sha256_of(folder / CLASSES_NAME)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_classes(folder: Path, classes: list[str] | None) -> None:
+    if classes:
+        write_json(folder / CLASSES_NAME, classes)
+    elif load_classes(folder):
+        (folder / CLASSES_NAME).unlink()
 
 
 def rules_without_names(folder: Path, rules: LabelRules) -> LabelRules:

@@ -74,7 +74,8 @@ class Meaning:
             return known
         if not isinstance(label, int) or label < 0:
             nor = f", nor the name of one class in {self.names_from}" if self.names_from else ""
-            raise LabelError(f"label {label!r} is not an integer of 0 or more{nor}")
+            advice = " (--numbers, if all are numbers to predict)" if _is_fraction(label) else ""
+            raise LabelError(f"label {label!r} is not an integer of 0 or more{nor}{advice}")
         if label >= MAX_CLASSES:
             raise LabelError(f"label {label} is more than {MAX_CLASSES:,} classes: labels count them from 0")
         if label >= self.limit and self.names_from:
@@ -162,6 +163,8 @@ class Survey:
         classes = sorted(names, key=str.encode)
         kind = "padded" if self._samples["padded"] else "text"
         said = f"text such as {self._example[kind]}, so class names in byte order: {len(classes)} classes"
+        if kind == "text" and self._numbers:
+            said += f", {len(self._numbers)} of which are numbers"
         if kind == "padded":
             same = Counter(int(name) for name in names if name.isascii() and name.isdigit())
             twice = [number for number, times in same.items() if times > 1]
@@ -174,8 +177,13 @@ class Survey:
         numbers = sorted(self._numbers)
         if not numbers:
             return Meaning(Kind.number_of_class, "lists without any class")
-        limit = _limit(numbers)
-        numbers = [number for number in numbers if number < limit]
+        far = _far_above(numbers)
+        limit = MAX_CLASSES if far is None else far
+        if not from_table or numbers[0] == 0:
+            far = limit
+        numbers = [number for number in numbers if far is None or number < far]
+        if not numbers:
+            return Meaning(Kind.number_of_class, "whole numbers that are too large for classes")
         low, high = numbers[0], numbers[-1]
         if from_table and low > 0:
             classes = [str(number) for number in numbers]
@@ -224,8 +232,8 @@ def _by_classes(classes: tuple[str, ...], names_from: str, from_table: bool) -> 
     return Meaning(Kind.number_of_class, said, list(classes), numbers, len(classes), names_from)
 
 
-def _limit(numbers: list[int]) -> int:
-    """Where a few numbers begin that lie far above all others, as 1000 does beside 0 to 3; else no limit.
+def _far_above(numbers: list[int]) -> int | None:
+    """Where a few numbers begin that lie far above all others, as 1000 does beside 0 to 3; else None.
 
     That is behind a hole larger than everything below it, if at least half of the numbers below occur and
     at most half as many lie above.
@@ -234,7 +242,7 @@ def _limit(numbers: list[int]) -> int:
         filled, hole = below * 2 > number, following - number - 1
         if filled and hole > max(10, number + 1) and (len(numbers) - below) * 2 <= below:
             return number + 1
-    return MAX_CLASSES
+    return None
 
 
 def _kind(label: Value) -> str:
@@ -254,6 +262,10 @@ def _number(label: Value) -> float:
     if abs(float(label)) > MAX_NUMBER:
         raise LabelError(f"label {label!r} is not a finite number of 32 bits")
     return float(label)
+
+
+def _is_fraction(label: Value) -> bool:
+    return _kind(label) == "number" and not _NEGATIVE.fullmatch(str(label))
 
 
 def _is_bit(label: Value) -> bool:

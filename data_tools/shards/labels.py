@@ -19,7 +19,7 @@ MAX_CLASSES = 1_000_000
 _MAX_LABELS = 1024  # of one sample: the rows of all samples are as wide as the longest
 MAX_NUMBER = 3e38  # numbers are stored as float32
 _MAX_NAME = 256
-_WHOLE = re.compile("0|[1-9][0-9]{0,17}")
+_WHOLE = re.compile("0|[1-9][0-9]{0,99}")
 _DIGITS = re.compile("[0-9]{1,18}")
 
 # A whole number, a number with a fraction, or text.

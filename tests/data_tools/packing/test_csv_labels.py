@@ -1,0 +1,206 @@
+"""Tables of labels as people have them: what is understood, and what is refused and how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sample_files import originals, picture
+
+from data_tools import __main__ as cli
+
+LABELS = ["cat", "dog", "cat", "bird", "dog", "bird"]
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Six images, of which two lie in a folder and one has an extension in capitals."""
+    folder = tmp_path / "flat"
+    (folder / "in").mkdir(parents=True)
+    for n in range(6):
+        (folder / image(n)).write_bytes(picture(n))
+    return folder
+
+
+def image(n: int) -> str:
+    return f"in/im{n}.jpg" if n < 2 else f"im{n}.JPG" if n == 5 else f"im{n}.jpg"
+
+
+def rows(labels: list, name: str = "{}", separator: str = ",") -> str:
+    return "".join(f"{name.format(image(n))}{separator}{label}\n" for n, label in enumerate(labels))
+
+
+def pack(flat: Path, table: str | bytes, *options: str) -> int:
+    path = flat.parent / "labels.csv"
+    path.write_bytes(table if isinstance(table, bytes) else table.encode())
+    return cli.main(["pack", str(flat), str(flat.parent / "out"), "--csv", str(path), *options])
+
+
+def packed(flat: Path) -> tuple[list[str], dict[str, object]]:
+    out = flat.parent / "out"
+    return json.loads((out / "classes.json").read_bytes()), {
+        path: label for path, (_, label) in originals(out).items()
+    }
+
+
+HEAD = "file,label\n"
+FORMS: dict[str, tuple[str | bytes, list[str]]] = {
+    "semicolons and other names": ("image_id;breed\n" + rows(LABELS, separator=";"), []),
+    "tabs": ("filename\tclass\n" + rows(LABELS, separator="\t"), []),
+    "bars": ("path|category\n" + rows(LABELS, separator="|"), []),
+    "spaces, no header": (rows(LABELS, separator=" "), []),
+    "no header": (rows(LABELS), []),
+    "Excel's line": ("sep=;\nfile;label\n" + rows(LABELS, separator=";"), []),
+    "capitals": ("File,Label\n" + rows(LABELS), []),
+    "blanks": ("file, label\n" + rows(LABELS, separator=", "), []),
+    "lines of an old Mac": ((HEAD + rows(LABELS)).replace("\n", "\r"), []),
+    "empty rows": (HEAD + "\n" + rows(LABELS) + ",\n\n", []),
+    "UTF-8 with a mark": ((HEAD + rows(LABELS)).encode("utf-8-sig"), []),
+    "UTF-16": ((HEAD + rows(LABELS)).encode("utf-16"), []),
+    "UTF-16 without a mark": ((HEAD + rows(LABELS)).encode("utf-16-be"), []),
+    "backslashes": (HEAD + rows(LABELS, ".\\{}").replace("/", "\\"), []),
+    "other case": ((HEAD + rows(LABELS)).replace(".jpg", ".JPEG").replace(".JPEG", ".JpG"), []),
+    "no extension": ((HEAD + rows(LABELS)).replace(".jpg", "").replace(".JPG", ""), []),
+    "beside the table": (HEAD + rows(LABELS, "flat/{}"), []),
+    "absolute": (HEAD + rows(LABELS, "SOURCE/{}"), []),
+    "told by name": (
+        "id,age,race\n" + rows([f"1,{label}" for label in LABELS]),
+        ["--columns", "file=id,label=race"],
+    ),
+    "told by number": (
+        rows([f"1,{label}" for label in LABELS]),
+        ["--columns", "file=1,label=3"],
+    ),
+    "two names of columns, one of which names images": (
+        "image,path,label\n" + "".join(f"9{n},{image(n)},{label}\n" for n, label in enumerate(LABELS)),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat: Path, capsys) -> None:
+    table, options = FORMS[form]
+    if isinstance(table, str):
+        table = table.replace("SOURCE", str(flat))
+    assert pack(flat, table, *options) == 0
+    classes, labels = packed(flat)
+    assert classes == ["bird", "cat", "dog"]
+    assert labels == {image(n): classes.index(label) for n, label in enumerate(LABELS)}
+    said = capsys.readouterr().err
+    assert said.startswith("labels: ") and "class names in byte order: 3 classes" in said.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "code", "says"),
+    [
+        ("id,age,race\nim2,1,x\n", [], 2, "'id', 'age', 'race'"),
+        ("a;b;c\n1;2;3\n", [], 2, "'a', 'b', 'c'"),
+        ("file\nim2.jpg\n", [], 2, "which has 'file'"),
+        ("file,label_a,class\nim2.jpg,1,2\n", ["--columns", "label=race"], 2, "'file', 'label_a', 'class'"),
+        (
+            "file,label\nim2.jpg,caf\xe9\n".encode("latin-1"),
+            [],
+            3,
+            "labels.csv:2: this is not a csv in UTF-8",
+        ),
+        ('file,label\nim2.jpg,"cat\nim3.jpg,dog\n', [], 3, "check its quotes"),
+        ("im9.jpg,cat\nim2.jpg,dog\nim3.jpg,dog\n", [], 3, "labels.csv:1: "),
+        ("file,label\nim2.jpg,cat\nIM2.jpg,dog\n", [], 3, "'im2.jpg' is listed twice"),
+        ("file,label\nim2.jpg,\n", [], 3, "has no label"),
+    ],
+)
+def test_a_table_that_cannot_be_understood_is_refused_in_one_sentence(
+    table: str | bytes, options: list[str], code: int, says: str, flat: Path, capsys
+) -> None:
+    assert pack(flat, table, *options) == code
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not (flat.parent / "out").exists()
+
+
+def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> None:
+    (flat / "im2.png").write_bytes(picture(9, kind="PNG"))
+    assert pack(flat, HEAD + "im2,cat\n") == 3
+    assert "'im2' could be 'im2.jpg' or 'im2.png'" in capsys.readouterr().err
+    assert pack(flat, HEAD + "im2.png,cat\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "classes", "numbers", "says"),
+    [
+        ([0, 1, 2, 0, 1, 4], [], list("01234"), [0, 1, 2, 0, 1, 4], "1 of them without an image"),
+        ([1, 2, 3, 1, 2, 3], [], ["1", "2", "3"], [0, 1, 2, 0, 1, 2], "class '1' is label 0"),
+        ([10**7, 9, 10**20, 9, 9, 9], [], ["9", f"{10**7}", f"{10**20}"], [1, 0, 2, 0, 0, 0], "3 classes"),
+        ([10, 9, 90, 9, 9, 9], [], ["9", "10", "90"], [1, 0, 2, 0, 0, 0], "3 classes"),
+        (
+            ["001", "01", "1", "1", "2", "2"],
+            [],
+            ["001", "01", "1", "2"],
+            [0, 1, 2, 2, 3, 3],
+            "different classes",
+        ),
+        (
+            ["a|b", "a;c", "x", "x", "x", "x"],
+            [],
+            ["a;c", "a|b", "x"],
+            [1, 0, 2, 2, 2, 2],
+            "--label-separator",
+        ),
+        (["a b", "b", "a", "a", "a", "a"], ["--label-separator", " "], ["a", "b"], None, "2 classes"),
+        (["café", "cafe\u0301", "x", "x", "x", "x"], [], ["café", "x"], [0, 0, 1, 1, 1, 1], "2 classes"),
+        ([1, 2, 3, -4, 0.5, 6], ["--numbers"], [], [1.0, 2.0, 3.0, -4.0, 0.5, 6.0], "as --numbers asks"),
+    ],
+)
+def test_what_labels_mean_is_said(
+    labels: list, options: list[str], classes: list[str], numbers: list | None, says: str, flat: Path, capsys
+) -> None:
+    assert pack(flat, HEAD + rows(labels), *options) == 0
+    assert says in capsys.readouterr().err.splitlines()[0]
+    found, by_path = packed(flat)
+    assert found == classes
+    assert numbers is None or by_path == {image(n): label for n, label in enumerate(numbers)}
+
+
+@pytest.mark.parametrize("odd", ["-1", "0.5", "1e2", "+1", "cat", "", "1000", "9" * 30])
+def test_one_odd_label_never_changes_what_the_others_mean(odd: str, flat: Path, capsys) -> None:
+    table = HEAD + rows([0, 1, 2, odd, 1, 2])
+    assert pack(flat, table) == 3
+    said = capsys.readouterr().err
+    assert "labels.csv:5: 'im3.jpg'" in said and "--allow-unlabelled" in said and said.count("\n") == 1
+    assert pack(flat, table, "--allow-unlabelled") == 0
+    assert "left out" in capsys.readouterr().err
+    classes, labels = packed(flat)
+    assert classes == ["0", "1", "2"] and image(3) not in labels and len(labels) == 5
+
+
+def test_fractions_are_numbers_only_when_somebody_says_so(flat: Path, capsys) -> None:
+    table = HEAD + rows([0.5, 1.5, 2, 0.25, -1, 3])
+    assert pack(flat, table) == 2 and "give --numbers" in capsys.readouterr().err
+    assert pack(flat, table.replace("-1", "x"), "--numbers") == 3
+    assert "label 'x' is not a number" in capsys.readouterr().err
+    assert pack(flat, table, "--numbers") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "numbers"),
+    [
+        (["a", "bird", "cat", "dog", "e"], LABELS, [2, 3, 2, 1, 3, 1]),
+        (["a", "bird", "cat", "dog", "e"], [2, 3, 2, 1, 3, 1], [2, 3, 2, 1, 3, 1]),
+        (["0", "1", "2", "3"], [1, 3, 1, 3, 1, 3], [1, 3, 1, 3, 1, 3]),
+        (["1", "2", "3"], [1, 3, 1, 3, 1, 3], [0, 2, 0, 2, 0, 2]),
+    ],
+)
+def test_a_table_takes_the_numbers_of_given_classes(
+    given: list[str], labels: list, numbers: list[int], flat: Path, capsys
+) -> None:
+    names = flat.parent / "classes.json"
+    names.write_text(json.dumps(given))
+    assert pack(flat, HEAD + rows(labels), "--classes", str(names)) == 0
+    classes, by_path = packed(flat)
+    assert classes == given and by_path == {image(n): label for n, label in enumerate(numbers)}
+    capsys.readouterr()
+    odd = [*labels[:-1], "zebra"]
+    assert pack(flat, HEAD + rows(odd), "--classes", str(names)) == 3
+    assert "labels.csv:7: 'im5.JPG': label 'zebra'" in capsys.readouterr().err
