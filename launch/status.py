@@ -75,7 +75,7 @@ def look(folder: RunFolder) -> Standing:
     status = folder.status()
     life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
     queued = folder.path / QUEUED
-    job = queued.read_text().strip() if queued.exists() else None
+    job = queued.read_text(encoding="utf-8").strip() if queued.exists() else None
     waiting = "" if job in (None, status.get("job"), life.get("job")) else queued_text(str(job))
     same = all(life.get(key) == status.get(key) for key in ("job", "restart"))
     if not life or (not same and life["time"] < status.get("time", 0.0)):
@@ -138,7 +138,7 @@ def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]
 
 def _checkpoint(folder: RunFolder, now: float) -> str:
     try:
-        name = (folder.checkpoints / "latest").read_text().strip()
+        name = (folder.checkpoints / "latest").read_text(encoding="utf-8").strip()
         age = now - (folder.checkpoints / name).stat().st_mtime
     except (OSError, ValueError):
         return "no checkpoint yet"

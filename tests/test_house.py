@@ -147,6 +147,29 @@ def test_files_and_folders_stay_small() -> None:
         assert len(below) <= SUB_PACKAGES, below
 
 
+def is_text_without_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes a text file in whatever encoding the machine has."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    known = any(keyword.arg == "encoding" for keyword in call.keywords)
+    if name in ("read_text", "write_text"):
+        return not known and len(call.args) < (1 if name == "read_text" else 2)
+    if name != "open":
+        return False
+    builtin = isinstance(call.func, ast.Name)
+    given = call.args[builtin : builtin + 1]
+    mode = given[0].value if given and isinstance(given[0], ast.Constant) else "r" if builtin else "b"
+    return not known and bool(re.fullmatch(r"[rwax]\+?", str(mode)))
+
+
+def test_every_text_file_has_a_fixed_encoding() -> None:
+    assert {
+        f"{path}:{node.lineno}"
+        for module, path in files().items()
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and is_text_without_encoding(node)
+    } == set()
+
+
 def public(module: str) -> Iterator[tuple[str, ast.AST]]:
     """Functions, classes and their methods whose names do not begin with an underscore."""
     for node in tree(module).body:

@@ -186,7 +186,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
 def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
     """Locks `folder`, with its plan, for this process. If a DataError comes before any shard, empties it."""
     _begin(folder, plan, classes)
-    with open(folder / PLAN_NAME) as file:
+    with open(folder / PLAN_NAME, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from data_tools.errors import DataError
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte
 
 
 def plain_name(name: str) -> str:
@@ -21,8 +21,10 @@ def escaped(text: str) -> str:
     """`text` with what is no valid Unicode shown escaped, so that it can be written to every file.
 
     A byte of a file name that is not UTF-8, which Python holds as a surrogate, becomes \\xe9 or the like.
+    Bytes that are UTF-8 become letters, also where Python held them as surrogates because the locale is C.
     """
-    return _SURROGATE.sub(_escape, text)
+    text = _OTHER_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def plain_names(names: Iterable[str] | None) -> list[str] | None:
@@ -39,8 +41,3 @@ def parse_classes(data: bytes, path: str) -> list[str]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise DataError(f"{path} must be a JSON list of class names in the order of the labels.")
     return [plain_name(name) for name in classes]
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

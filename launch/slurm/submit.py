@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         print(text, end="")
         return 0
     job = submit(script, given.after)
-    (config.folder / QUEUED).write_text(f"{job}\n")
+    (config.folder / QUEUED).write_text(f"{job}\n", encoding="utf-8")
     print(f"job {job} is queued")
     print(f"script  {script}")
     print(f"log     {folder}/{job}.out")

@@ -168,7 +168,7 @@ class RunFolder:
 
     @contextmanager
     def _status_lock(self) -> Iterator[None]:
-        with (self.path / ".status.lock").open("a") as stream:
+        with (self.path / ".status.lock").open("a", encoding="utf-8") as stream:
             # Without file locks two writers may overwrite each other; the later one stays.
             with suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX)

@@ -68,7 +68,7 @@ class Watchdog:
         self.step, self.phase, self.since = step, phase, time.monotonic()
 
     def _run(self) -> None:
-        log_file = (self.folder.path / "logs" / f"rank-{self.rank}.log").open("a")
+        log_file = (self.folder.path / "logs" / f"rank-{self.rank}.log").open("ab")
         while not self._closed.wait(TICK):
             # For a hang that blocks Python, and with it this thread, but not the thread of faulthandler.
             faulthandler.dump_traceback_later(self.timeout, exit=True, file=log_file)
@@ -119,7 +119,7 @@ class Watchdog:
         log.error("no progress: %s", json.dumps(report))
         for handler in log.handlers:
             handler.flush()
-        with (self.folder.path / "logs" / f"rank-{self.rank}.log").open("a") as stream:
+        with (self.folder.path / "logs" / f"rank-{self.rank}.log").open("ab") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
         write_json(self.reports / f"rank-{self.rank}.json", report)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,16 +101,8 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         extra = "|dark" if int(path.stem) % 2 else ""
         lines.append(f"{path.relative_to(folder / 'images')},{path.parent.name}{extra}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    succeed(
-        "data_tools",
-        "pack",
-        folder / "images",
-        folder / "shards",
-        "--csv",
-        folder / "labels.csv",
-        "--label-separator",
-        "|",
-    )
+    table = ("--csv", folder / "labels.csv", "--label-separator", "|")
+    succeed("data_tools", "pack", folder / "images", folder / "shards", *table)
     return folder / "shards"
 
 
@@ -129,3 +123,23 @@ def test_several_labels_are_refused_by_softmax(several_labels: Path, data: Data,
     done = run("pretrain", recipe, f"run.dir={tmp_path}")
     assert done.returncode == 2
     assert "objective.name=sigmoid" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_that_are_no_utf8_or_in_two_forms_of_unicode_train_to_the_report(
+    data: Data, tmp_path: Path
+) -> None:
+    names = {"train": ["caf\\udce9", "th\u00e9", "日本"], "val": ["caf\\udce9", "the\u0301", "日本"]}
+    for split, source in (("train", data.train), ("val", data.val)):
+        shutil.copytree(source, tmp_path / split)
+        text = json.dumps(names[split], ensure_ascii=False).replace("\\\\", "\\")
+        (tmp_path / split / "classes.json").write_text(text, encoding="utf-8")
+    recipe = write_recipe(tmp_path, Data(tmp_path / "train", tmp_path / "val", data.images))
+    succeed("pretrain", recipe, f"run.dir={tmp_path}", "train.steps=2", "train.eval_every=1")
+    run_folder = tmp_path / "tiny"
+    wanted = ["caf\\xe9", "th\u00e9", "日本"]
+    assert json.loads((run_folder / "classes.json").read_bytes()) == wanted
+    assert any(name in (run_folder / "report.html").read_text("utf-8") for name in wanted)
+    evaluated = json.loads(succeed("finetune", "evaluate", run_folder, tmp_path / "val"))
+    assert evaluated["n"] == metrics(run_folder)[-1]["n"]
+    image = next(data.images.rglob("*.png"))
+    assert any(name in succeed("finetune", "predict", run_folder, image) for name in wanted)
