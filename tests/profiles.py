@@ -1,4 +1,4 @@
-"""Colour profiles that the tests make for themselves: ICC version 2, a matrix and curves, grey, or a table."""
+"""Colour profiles that the tests make for themselves: a matrix and curves, grey, or a table."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def is_converted(profile: bytes | None, mode: str) -> bool:
-    """Whether to_srgb() changes images of this mode (L, RGB or CMYK) and profile."""
+    """Whether to_srgb() changes images of this mode and profile; False for modes other than L, RGB, CMYK."""
     modes = ("RGB", "L") if mode == "L" else (mode,)
     return bool(profile) and any(_conversion(profile or b"", mode) for mode in modes)
 
@@ -49,7 +49,7 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     """What takes pixels of `mode` to sRGB; None if the profile changes nothing or cannot be used."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space.strip() != _SPACES[mode]:
+        if opened.profile.xcolor_space.strip() != _SPACES.get(mode):
             return None
         transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):

@@ -5,21 +5,21 @@ The content decides, not a file's name. Extensions are in lower case, without th
 
 from __future__ import annotations
 
-# Of Pillow. "JPEG" includes MPO, a JPEG of a phone with a second picture inside.
+# Pillow's names. "JPEG" includes MPO, a JPEG of a phone with a second picture inside.
 READ = ("JPEG", "PNG", "WEBP")
 CONVERTED = ("GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+CONVERTED_NAMES = frozenset(("GIF", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM"))  # of other_format()
 
 # What shards call the formats that training reads.
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 READ_AS = {"jpg": "jpg", "jpeg": "jpeg", "png": "png", "webp": "webp", "jfif": "jpg", "jpe": "jpg"}
-CONVERTED_EXTENSIONS = frozenset(
-    ("gif", "bmp", "dib", "tif", "tiff", "avif", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx")
-    + ("pbm", "pgm", "ppm", "pnm")
-)
-UNREAD_EXTENSIONS = frozenset(
-    ("heic", "heif", "avifs", "jxl", "jxr", "svg", "svgz", "psd", "xcf", "ico", "tga", "pcx", "exr", "hdr")
-    + ("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw", "dcm", "eps", "wmf", "emf")
-)
+_OTHERS = {
+    "converted": "gif bmp dib tif tiff avif jp2 j2k j2c jpc jpf jpx pbm pgm ppm pnm",
+    "unread": "heic heif avifs jxl jxr svg svgz psd xcf ico tga pcx exr hdr eps wmf emf dcm "
+    "dng cr2 cr3 nef arw orf rw2 raf raw",
+}
+CONVERTED_EXTENSIONS = frozenset(_OTHERS["converted"].split())
+UNREAD_EXTENSIONS = frozenset(_OTHERS["unread"].split())
 
 _FIRST_BYTES = (
     (b"GIF87a", "GIF"),

@@ -108,6 +108,9 @@ def png(width: int, bits: int, colour: int, row: bytes, trns: bytes, profile: by
     return b"\x89PNG\r\n\x1a\n" + chunks + _chunk(b"IDAT", zlib.compress(b"\0" + row)) + _chunk(b"IEND", b"")
 
 
+WIDE = 0x1234, 0x5678, 0x9ABC
+
+
 @pytest.mark.parametrize(
     ("bits", "colour", "row", "trns", "second"),
     [

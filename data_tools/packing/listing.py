@@ -1,0 +1,161 @@
+"""What a source holds: its images, and what is passed over and why. Nothing is left out unnamed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+from data_tools.errors import DataError
+from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS, UNREAD_EXTENSIONS
+
+
+class Reason(Enum):
+    """Why a file is passed over. The text is the end of a sentence that begins with their number."""
+
+    SIDE = "hidden, or left by a file manager, a NAS or a system"
+    CONVERTIBLE = "images of formats that --convert takes"
+    UNREAD = "images of formats that pack does not read"
+    COMPANION = "second images of a sample, such as masks"
+    NO_IMAGE = "no images by their names"
+    EMPTY = "empty"
+    SPECIAL = "neither files nor folders"
+    BROKEN_LINK = "links that lead nowhere"
+    OUTSIDE_LINK = "links that lead out of the source: --follow-links takes them"
+    LOOP = "links to a folder that they lie in"
+    ARCHIVED_LINK = "links inside an archive"
+    UNCONVERTED = "images that could not be converted"
+
+
+_KINDS_SHOWN = (Reason.CONVERTIBLE, Reason.UNREAD, Reason.NO_IMAGE)  # those whose extensions are counted
+_MANY = 4  # extensions that are shown
+_ARCHIVES = frozenset(("tar", "zip", "gz", "tgz", "7z", "rar", "bz2", "xz"))
+_COMPANION_WORDS = (
+    "mask|seg|segmentation|labels?|gt|groundtruth|depth|edges?|alpha|matte|trimap|normals|instances?|"
+    "semantic|panoptic|heatmap|annotation|annotated|overlay"
+)
+_COMPANION = re.compile(rf"(.+)[ _-](?:{_COMPANION_WORDS})(?:[ _-]?[0-9]+)?", re.IGNORECASE)
+
+
+@dataclass
+class Listing:
+    """The files of one source.
+
+    name: of the source. convert: images of other formats count. images: size in bytes by path, with
+    slashes, in byte order once ordered() is called. passed: paths by the reason why they are passed over.
+    folders: the first part of every path that has several, and folders without files. prefix: the folders
+    that all paths of an archive begin with; they are left out of the paths. links: how many links were
+    followed. notes: sentences on how the source was understood.
+    """
+
+    name: str
+    convert: bool = False
+    images: dict[str, int] = field(default_factory=dict)
+    passed: dict[Reason, list[str]] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    prefix: str = ""
+    links: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, path: str, size: int) -> None:
+        """Sort in a regular file of `size` bytes. DataError for an image that is there already."""
+        first, slash, _ = path.partition("/")
+        if slash:
+            self.folders.add(first)
+        kind = extension(path)
+        if kind in READ_AS or (self.convert and kind in CONVERTED_EXTENSIONS):
+            if path in self.images:
+                raise DataError(f"{self.name} holds {path!r} twice: only one of them can be meant.")
+            if size:
+                self.images[path] = size
+            else:
+                self.pass_over(Reason.EMPTY, path)
+        elif kind in CONVERTED_EXTENSIONS:
+            self.pass_over(Reason.CONVERTIBLE, path)
+        else:
+            self.pass_over(Reason.UNREAD if kind in UNREAD_EXTENSIONS else Reason.NO_IMAGE, path)
+
+    def pass_over(self, reason: Reason, path: str) -> None:
+        """Count a file, or a folder with all that is in it, as left out."""
+        self.passed.setdefault(reason, []).append(path)
+
+    def ordered(self) -> Listing:
+        """Order images and paths by their bytes, without masks and the like. DataError without images."""
+        self.images = dict(sorted(self.images.items(), key=lambda item: os.fsencode(item[0])))
+        for path in _companions(self.images):
+            del self.images[path]
+            self.pass_over(Reason.COMPANION, path)
+        for paths in self.passed.values():
+            paths.sort(key=os.fsencode)
+        if not self.images:
+            raise DataError(f"{self.name} holds no image (jpg, jpeg, png or webp){self._instead()}.")
+        if self.links:
+            self.notes.append(f"{self.links} links to files and folders were followed")
+        if pairs := _pairs(self.images):
+            self.notes.append(
+                f"{len(pairs)} images have the name of another one but for the extension (first "
+                f"{pairs[0]!r}): both are taken"
+            )
+        return self
+
+    def _instead(self) -> str:
+        """What an error about a source without images adds."""
+        if not self.passed:
+            return ""
+        archives = [path for path in self.passed.get(Reason.NO_IMAGE, []) if extension(path) in _ARCHIVES]
+        advice = f": unpack {archives[0]!r} first" if archives else ""
+        return f", but {', '.join(rows(self.passed))}{advice}"
+
+
+def extension(path: str) -> str:
+    """The extension of a path in lower case, without the dot; "" if it has none."""
+    stem, _, found = path.rpartition("/")[2].rpartition(".")
+    return found.lower() if stem else ""
+
+
+def rows(passed: dict[Reason, list[str]]) -> list[str]:
+    """For each reason: how many files, why, their extensions where these tell something, and the first."""
+    found = []
+    for reason in Reason:
+        if paths := passed.get(reason):
+            counts = Counter(f".{extension(path)}" for path in paths if extension(path)).most_common()
+            kinds = ", ".join(f"{count} {kind}" for kind, count in counts[:_MANY])
+            kinds += ", ..." if len(counts) > _MANY else ""
+            shown = f" ({kinds})" if kinds and reason in _KINDS_SHOWN else ""
+            found.append(f"{len(paths)} {reason.value}{shown}, first {paths[0]!r}")
+    return found
+
+
+def _companions(images: dict[str, int]) -> list[str]:
+    """Images that belong to another one: x.seg.png, x.input.jpg and x_mask.png beside x.jpg.
+
+    As webdataset groups them, all up to the first dot of a base name is the sample. Numbers behind it
+    (x.1.jpg) make an image of their own.
+    """
+    plain = {path.rpartition(".")[0] for path in images}
+    found = []
+    for path in images:
+        folder, slash, base = path.rpartition("/")
+        key, _, rest = base.partition(".")
+        middle = rest.rpartition(".")[0]
+        own = all(part.isdigit() for part in middle.split("."))
+        match = _COMPANION.fullmatch(base.rpartition(".")[0])
+        if (middle and not own and folder + slash + key in plain) or (
+            match and folder + slash + match[1] in plain
+        ):
+            found.append(path)
+    return found
+
+
+def _pairs(images: dict[str, int]) -> list[str]:
+    """Images for which there is another one before them with the same path but for the extension."""
+    seen: set[str] = set()
+    found = []
+    for path in images:
+        stem = path.rpartition(".")[0]
+        if stem in seen:
+            found.append(path)
+        seen.add(stem)
+    return found

@@ -1,0 +1,105 @@
+"""Reads the images that are packed, writes some of them anew, and keeps account of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from data_tools.errors import DataError
+from data_tools.images.decode import DecodeError
+from data_tools.images.formats import CONVERTED_NAMES, READ_AS, other_format
+from data_tools.packing.labelling import Entry
+from data_tools.packing.listing import extension
+from data_tools.packing.recode import Recode, Written, file_extension
+from data_tools.packing.shard_writer import PackedImage, metadata
+from data_tools.packing.sources import ShardSource, Source
+
+
+@dataclass
+class Prepare:
+    """Makes of an entry what is written for it. Any thread may call it.
+
+    unreadable: images that could not be written anew and are packed as they are, and why; unconverted:
+    those of other formats, which are left out then. converted: the formats of those that were converted.
+    misnamed: the formats of images that are named .jpg or the like, and which training cannot read.
+    several: images of which only the first picture was taken. recoloured: paths of those now in sRGB.
+    """
+
+    source: Source | ShardSource
+    recode: Recode
+    max_pixels: int
+    unreadable: list[str] = field(default_factory=list)
+    unconverted: list[str] = field(default_factory=list)
+    converted: list[str] = field(default_factory=list)
+    misnamed: list[tuple[str, str]] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+    recoloured: list[str] = field(default_factory=list)
+
+    def __call__(self, entry: Entry) -> PackedImage | None:
+        """The image of an entry; None if it is of another format and cannot be converted.
+
+        DataError if the file is no longer of the size that it had.
+        """
+        data = self.source.read(entry.path)
+        if len(data) != entry.size:
+            raise DataError(f"{entry.path!r} in {self.source.name} changed while it was packed: start again.")
+        named = READ_AS.get(extension(entry.path))
+        try:
+            written = self.recode(data, self.max_pixels) if self.recode else Written(data)
+            found = written.extension or named or file_extension(data)
+        except DecodeError as error:
+            if named is None:
+                self.unconverted.append(f"{entry.path}: {error}")
+                return None
+            if not other_format(data):
+                self.unreadable.append(f"{entry.path}: {error}")
+            written, found = Written(data), named
+        self._count(entry.path, written)
+        return PackedImage(written.data, found, metadata(entry))
+
+    def _count(self, path: str, written: Written) -> None:
+        if written.converted:
+            self.converted.append(written.converted)
+            if written.pictures > 1:
+                self.several.append(path)
+        elif other := other_format(written.data):
+            self.misnamed.append((path, other))
+        if written.recoloured:
+            self.recoloured.append(path)
+
+    def unusable(self) -> set[str]:
+        """Paths of the images in shards that training cannot read."""
+        return {path for path, _ in self.misnamed} | {text.partition(": ")[0] for text in self.unreadable}
+
+    def notes(self) -> list[str]:
+        """What happened, a sentence each."""
+        found = []
+        if self.recoloured:
+            found.append(f"{_many(self.recoloured)} converted to sRGB from the colours of their profile")
+        if self.converted:
+            found.append(f"{len(self.converted)} images converted ({_counted(self.converted)})")
+        if self.several:
+            found.append(f"{_many(self.several)} have several pictures, of which the first was taken")
+        if self.misnamed:
+            paths, formats = zip(*self.misnamed, strict=True)
+            advice = "--convert writes them anew"
+            if not CONVERTED_NAMES.issuperset(formats) or self.recode.convert:
+                advice = "convert them with another program"
+            found.append(
+                f"warning: {_many(paths)} have the content of other formats ({_counted(formats)}), which "
+                f"training cannot read: {advice}"
+            )
+        if self.unreadable:
+            found.append(
+                f"packed {len(self.unreadable)} unreadable images as they are, first {min(self.unreadable)!r}"
+            )
+        return found
+
+
+def _many(paths: Sequence[str]) -> str:
+    return f"{len(paths)} images (first {min(paths)!r})"
+
+
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
