@@ -15,7 +15,6 @@ from typing import BinaryIO, TypeVar
 from data_tools.errors import DataError, UsageError
 from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS
 from data_tools.packing.listing import Listing, Reason, extension
-from data_tools.shards.samples import LABEL_EXTENSIONS
 from data_tools.shards.side_files import side_part
 from data_tools.shards.tar import Member, scan
 
@@ -44,7 +43,9 @@ class ZipSource:
             if "\\" in name and (item.create_system == _DOS or not slashes):
                 name, self._windows = name.replace("\\", "/"), True
             self._members.append((name, item))
-        self._prefix = _common_folders([name for name, _ in self._members], self.name)
+        names = [name for name, _ in self._members]
+        _refuse_outside(names, self.name)
+        self._prefix = _common_folders(names)
         self._at = {name.removeprefix(self._prefix): item for name, item in self._members}
 
     def list_into(self, listing: Listing) -> None:
@@ -98,8 +99,8 @@ class TarSource:
             raise UsageError(
                 f"{tars[0]} is a WebDataset shard (it holds {label!r}): give the folder that it lies in."
             )
-        self._prefix = "" if self._classes else _common_folders(names, self.name)
         _refuse_outside(names, self.name)
+        self._prefix = "" if self._classes else _common_folders(names)
         self._at = {name.removeprefix(self._prefix): place for name, place in self._members}
 
     def list_into(self, listing: Listing) -> None:
@@ -177,7 +178,7 @@ def _has_labels(path: Path) -> bool:
     images = 0
     with open(path, "rb") as file:
         for member in scan(file, str(path), path.stat().st_size):
-            if extension(member.name) in {*LABEL_EXTENSIONS, "txt", "tar"}:
+            if extension(member.name) in ("cls", "json", "txt", "tar"):
                 return True
             images += _is_image(member.name)
     return not images
@@ -212,19 +213,18 @@ def _say_prefix(listing: Listing, prefix: str) -> None:
 
 
 def _refuse_outside(names: Iterable[str], archive: str) -> None:
+    """DataError for names that lead out of the archive."""
     for name in names:
         drive = len(name) > 1 and name[1] == ":" and "\\" in name
         if name.startswith(("/", "\\")) or drive or ".." in re.split(r"[/\\]", name):
             raise DataError(f"{archive} holds {name!r}, which is not a path inside it: it is not packed.")
 
 
-def _common_folders(names: list[str], archive: str) -> str:
+def _common_folders(names: list[str]) -> str:
     """`data/train/` if all images are inside it: data/train/cat/1.jpg, data/train/dog/1.jpg; else "".
 
     If all images are in one folder with others in between, only the first is common: x/cat/1.jpg is a cat.
-    DataError for names that lead out of the archive.
     """
-    _refuse_outside(names, archive)
     folders = [name.split("/")[:-1] for name in names if _is_image(name) and not side_part(name)]
     if not folders or any(len(parts) < 2 for parts in folders):
         return ""
