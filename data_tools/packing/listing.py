@@ -13,7 +13,7 @@ from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS, UNREAD_EXTE
 
 
 class Reason(Enum):
-    """Why a file is passed over. The text is the end of a sentence that begins with their number."""
+    """Why files are passed over. The text stands before their number."""
 
     SIDE = "hidden, or left by a file manager, a NAS or a system"
     CONVERTIBLE = "images of formats that --convert takes"
@@ -23,7 +23,7 @@ class Reason(Enum):
     EMPTY = "empty"
     SPECIAL = "neither files nor folders"
     BROKEN_LINK = "links that lead nowhere"
-    OUTSIDE_LINK = "links that lead out of the source: --follow-links takes them"
+    OUTSIDE_LINK = "links that lead out of the source (--follow-links takes them)"
     LOOP = "links to a folder that they lie in"
     ARCHIVED_LINK = "links inside an archive"
     UNCONVERTED = "images that could not be converted"
@@ -92,11 +92,11 @@ class Listing:
         if not self.images:
             raise DataError(f"{self.name} holds no image (jpg, jpeg, png or webp){self._instead()}.")
         if self.links:
-            self.notes.append(f"{self.links} links to files and folders were followed")
+            self.notes.append(f"links to files and folders that were followed: {self.links}")
         if pairs := _pairs(self.images):
             self.notes.append(
-                f"{len(pairs)} images have the name of another one but for the extension (first "
-                f"{pairs[0]!r}): both are taken"
+                f"images with the name of another one but for the extension, both taken: {len(pairs)}, "
+                f"first {pairs[0]!r}"
             )
         return self
 
@@ -104,9 +104,10 @@ class Listing:
         """What an error about a source without images adds."""
         if not self.passed:
             return ""
-        archives = [path for path in self.passed.get(Reason.NO_IMAGE, []) if extension(path) in _ARCHIVES]
-        advice = f": unpack {archives[0]!r} first" if archives else ""
-        return f", but {', '.join(rows(self.passed))}{advice}"
+        others = self.passed.get(Reason.NO_IMAGE, [])
+        archives = [path for path in others if extension(path) in _ARCHIVES]
+        advice = f": unpack {archives[0]!r}" if archives else ""
+        return f"; passed over: {'; '.join(rows(self.passed))}{advice}"
 
 
 def extension(path: str) -> str:
@@ -116,7 +117,7 @@ def extension(path: str) -> str:
 
 
 def rows(passed: dict[Reason, list[str]]) -> list[str]:
-    """For each reason: how many files, why, their extensions where these tell something, and the first."""
+    """For each reason: how many files, their extensions where these tell something, and the first."""
     found = []
     for reason in Reason:
         if paths := passed.get(reason):
@@ -124,7 +125,7 @@ def rows(passed: dict[Reason, list[str]]) -> list[str]:
             kinds = ", ".join(f"{count} {kind}" for kind, count in counts[:_MANY])
             kinds += ", ..." if len(counts) > _MANY else ""
             shown = f" ({kinds})" if kinds and reason in _KINDS_SHOWN else ""
-            found.append(f"{len(paths)} {reason.value}{shown}, first {paths[0]!r}")
+            found.append(f"{reason.value}: {len(paths)}{shown}, first {paths[0]!r}")
     return found
 
 

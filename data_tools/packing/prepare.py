@@ -76,30 +76,28 @@ class Prepare:
         """What happened, a sentence each."""
         found = []
         if self.recoloured:
-            found.append(f"{_many(self.recoloured)} converted to sRGB from the colours of their profile")
+            found.append(f"images converted to sRGB from another colour profile: {_many(self.recoloured)}")
         if self.converted:
-            found.append(f"{len(self.converted)} images converted ({_counted(self.converted)})")
+            found.append(f"images converted from other formats: {_counted(self.converted)}")
         if self.several:
-            found.append(f"{_many(self.several)} have several pictures, of which the first was taken")
+            found.append(f"images of which only the first picture was taken: {_many(self.several)}")
         if self.misnamed:
             paths, formats = zip(*self.misnamed, strict=True)
             advice = "--convert writes them anew"
             if not CONVERTED_NAMES.issuperset(formats) or self.recode.convert:
                 advice = "convert them with another program"
             found.append(
-                f"warning: {_many(paths)} have the content of other formats ({_counted(formats)}), which "
-                f"training cannot read: {advice}"
+                f"warning: images that training cannot read, of other formats than their names say: "
+                f"{_many(paths)} ({_counted(formats)}): {advice}"
             )
         if self.unreadable:
-            found.append(
-                f"packed {len(self.unreadable)} unreadable images as they are, first {min(self.unreadable)!r}"
-            )
+            found.append(f"unreadable images, packed as they are: {_many(self.unreadable)}")
         return found
 
 
 def _many(paths: Sequence[str]) -> str:
-    return f"{len(paths)} images (first {min(paths)!r})"
+    return f"{len(paths)}, first {min(paths)!r}"
 
 
 def _counted(names: Sequence[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(names).items()))

@@ -89,5 +89,5 @@ def _empty(name: str, listing: Listing, folders: bool) -> str:
         reason: [path for path in paths if path == name or path.startswith(f"{name}/")]
         for reason, paths in listing.passed.items()
     }
-    found = ", ".join(f"{len(paths)} {reason.value}" for reason, paths in below.items() if paths)
+    found = "; ".join(f"{reason.value}: {len(paths)}" for reason, paths in below.items() if paths)
     return f"{name!r} ({found})" if found else repr(name)
