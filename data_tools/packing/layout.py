@@ -159,11 +159,9 @@ def _named_splits(below: dict[str, set[str]]) -> list[str]:
     if splits and (len(splits) == len(below) or len({roles[name] for name in splits}) > 1):
         return splits
     loose = {name: _loose_role(name) for name in below}
-    if all(loose.values()) and (
-        len(set(loose.values())) > 1 or all(len(subs) > 1 for subs in below.values())
-    ):
-        return list(below)
-    return []
+    alone = len(below) == 1 and all(len(subs) > 1 for subs in below.values())
+    several = len(set(loose.values())) > 1 or alone
+    return list(below) if all(loose.values()) and several else []
 
 
 def _splits_within(below: dict[str, set[str]]) -> list[str]:
