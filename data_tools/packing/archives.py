@@ -215,8 +215,7 @@ def _say_prefix(listing: Listing, prefix: str) -> None:
 def _refuse_outside(names: Iterable[str], archive: str) -> None:
     """DataError for names that lead out of the archive."""
     for name in names:
-        drive = len(name) > 1 and name[1] == ":" and "\\" in name
-        if name.startswith(("/", "\\")) or drive or ".." in re.split(r"[/\\]", name):
+        if re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name):
             raise DataError(f"{archive} holds {name!r}, which is not a path inside it: it is not packed.")
 
 

@@ -28,36 +28,35 @@ class FolderSource:
         """As Source.read()."""
         return (self._folder / path).read_bytes()
 
-    def _walk(self, prefix: str, above: tuple[str, ...], listing: Listing) -> None:
-        """above: the real paths of this folder and of those that it was reached through."""
+    def _walk(self, prefix: str, above: tuple[str, ...], listing: Listing, linked: bool = False) -> None:
+        """above: the real paths of this folder and of those that lead to it; linked: by way of a link."""
         with os.scandir(self._folder / prefix) as found:
             for item in found:
                 path = prefix + item.name
                 if is_side_file(item.name):
                     listing.pass_over(Reason.SIDE, path)
                     continue
-                real = os.path.join(above[-1], item.name)
-                if item.is_symlink():
+                real, link = os.path.join(above[-1], item.name), item.is_symlink()
+                if link:
                     real = os.path.realpath(item.path)
-                    if reason := self._refused(real, above):
-                        listing.pass_over(reason, path)
-                        if reason is Reason.OUTSIDE_LINK and not prefix and os.path.isdir(real):
-                            listing.folders.add(item.name)
-                        continue
-                    listing.links += 1
+                if not prefix and os.path.isdir(item.path):
+                    listing.folders.add(item.name)
+                if link and (reason := self._refused(real, above, linked)):
+                    listing.pass_over(reason, path)
+                    continue
+                listing.links += link
                 if item.is_dir():
-                    if not prefix:
-                        listing.folders.add(item.name)
-                    self._walk(f"{path}/", (*above, real), listing)
+                    self._walk(f"{path}/", (*above, real), listing, linked or link)
                 elif item.is_file():
                     listing.add(path, item.stat().st_size)
                 else:
                     listing.pass_over(Reason.SPECIAL, path)
 
-    def _refused(self, real: str, above: tuple[str, ...]) -> Reason | None:
+    def _refused(self, real: str, above: tuple[str, ...], linked: bool) -> Reason | None:
         """Why a link that leads to `real` is not followed."""
         if not os.path.exists(real):
             return Reason.BROKEN_LINK
         if not self._follow and not Path(real).is_relative_to(self._root):
             return Reason.OUTSIDE_LINK
-        return Reason.LOOP if real in above else None
+        # Links to folders in linked folders could make of few files endlessly many.
+        return Reason.LOOP if os.path.isdir(real) and (linked or real in above) else None

@@ -74,9 +74,14 @@ def label_by_csv(source: Listing, table: str | Path) -> Labelled:
                 path = (row["file"] or "").removeprefix("./")
                 labels = [label.strip() for label in _SEPARATORS.split(row["label"] or "")]
                 if path not in images:
+                    why = source.why_not(path)
                     raise DataError(
                         f"{table}:{reader.line_num}: {source.name} has no image {path!r}: "
-                        "files are named by their path inside of it."
+                        + (
+                            f"it is passed over ({why})."
+                            if why
+                            else "files are named by their path inside of it."
+                        )
                     )
                 if what := _wrong(path, labels, names):
                     raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")

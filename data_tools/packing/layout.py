@@ -185,6 +185,8 @@ def _pack_each(listing: Listing, folders: list[str]) -> str:
     """The command that packs the first of these folders of a source."""
     on_disk = Path(listing.name).is_dir()
     one = (Path(listing.name) if on_disk else Path("FOLDER")) / listing.prefix / folders[0]
+    if on_disk and not one.exists():  # the tars of a folder were taken for its folders
+        one = one.with_name(f"{one.name}.tar")
     what = "pack each alone" if len(folders) > 1 or _role(folders[0]) else "pack that"
     command = f"python -m data_tools pack {shlex.quote(str(one))} {shlex.quote(f'DST/{folders[0]}')}"
     return f"{'' if on_disk else 'unpack it into a FOLDER and '}{what}: {command}."

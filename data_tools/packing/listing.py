@@ -24,7 +24,7 @@ class Reason(Enum):
     SPECIAL = "neither files nor folders"
     BROKEN_LINK = "links that lead nowhere"
     OUTSIDE_LINK = "links that lead out of the source (--follow-links takes them)"
-    LOOP = "links to a folder that they lie in"
+    LOOP = "links to folders that lead back, or lie in a linked folder"
     ARCHIVED_LINK = "links inside an archive"
     UNCONVERTED = "images that could not be converted"
 
@@ -82,23 +82,30 @@ class Listing:
         self.passed.setdefault(reason, []).append(path)
 
     def ordered(self) -> Listing:
-        """Order images and paths by their bytes, without masks and the like. DataError without images."""
+        """Order images and paths by their bytes. DataError without images."""
         self.images = dict(sorted(self.images.items(), key=lambda item: os.fsencode(item[0])))
-        for path in _companions(self.images):
-            del self.images[path]
-            self.pass_over(Reason.COMPANION, path)
         for paths in self.passed.values():
             paths.sort(key=os.fsencode)
         if not self.images:
             raise DataError(f"{self.name} holds no image (jpg, jpeg, png or webp){self._instead()}.")
         if self.links:
             self.notes.append(f"links to files and folders that were followed: {self.links}")
+        return self
+
+    def pass_over_companions(self) -> None:
+        """Where folders are the classes: masks and the like are no images of a class."""
+        for path in _companions(self.images):
+            del self.images[path]
+            self.pass_over(Reason.COMPANION, path)
         if pairs := _pairs(self.images):
             self.notes.append(
                 f"images with the name of another one but for the extension, both taken: {len(pairs)}, "
                 f"first {pairs[0]!r}"
             )
-        return self
+
+    def why_not(self, path: str) -> str:
+        """Why a path is none of the images; "" if the source does not hold it."""
+        return next((reason.value for reason, paths in self.passed.items() if path in paths), "")
 
     def _instead(self) -> str:
         """What an error about a source without images adds."""

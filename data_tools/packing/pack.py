@@ -172,6 +172,7 @@ def _label(
         return label_by_csv(listing, csv), False
     if has_annotations(listing) and not class_folders:
         return label_by_annotations(listing, source.read(ANNOTATIONS)), False
+    listing.pass_over_companions()
     check_class_folders(listing, class_folders)
     return label_by_folder(listing), True
 
