@@ -59,4 +59,5 @@ class FolderSource:
         if not self._follow and not Path(real).is_relative_to(self._root):
             return Reason.OUTSIDE_LINK
         # Links to folders in linked folders could make of few files endlessly many.
-        return Reason.LOOP if os.path.isdir(real) and (linked or real in above) else None
+        back = linked or any(Path(folder).is_relative_to(real) for folder in above)
+        return Reason.LOOP if os.path.isdir(real) and back else None
