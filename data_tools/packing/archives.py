@@ -8,13 +8,12 @@ import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from data_tools.errors import DataError, UsageError
 from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS
-from data_tools.packing.listing import Listing, Reason, extension
+from data_tools.packing.listing import Listing, Reason, common_start, extension
 from data_tools.shards.side_files import side_part
 from data_tools.shards.tar import Member, scan
 
@@ -227,9 +226,7 @@ def _common_folders(names: list[str]) -> str:
     folders = [name.split("/")[:-1] for name in names if _is_image(name) and not side_part(name)]
     if not folders or any(len(parts) < 2 for parts in folders):
         return ""
-    common = [
-        parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    ]
+    common = common_start(folders)
     if any(len(parts) == len(common) for parts in folders):
         common = common[:1]
     return "".join(f"{part}/" for part in common)

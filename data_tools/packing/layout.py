@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
 from data_tools.packing.labelling import Entry, Labelled
-from data_tools.packing.listing import Listing, Reason, extension
+from data_tools.packing.listing import Listing, Reason, common_start, extension
 
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, with tabs between them
 _SPLITS = {
@@ -65,6 +65,12 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
             f"{name} holds the splits {_some(splits)}, not classes: {_pack_each(listing, splits)} {own}."
         )
     names = list(below)
+    if around := _folder_around(listing):
+        subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
+        raise UsageError(
+            f"{name} holds one folder, {'/'.join(around)!r}, with the folders {_some(subs)} in it: "
+            f"{_pack_each(listing, ['/'.join(around)])} {own}."
+        )
     if within := _splits_within(below):
         raise UsageError(
             f"{name} holds class folders ({_some(names)}) with the splits {_some(within)} in each, which "
@@ -75,11 +81,6 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         raise UsageError(
             f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
             f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
-        )
-    if len(names) == 1 and len(below[names[0]]) > 1:
-        raise UsageError(
-            f"{name} holds one folder, {names[0]!r}, with the folders {_some(sorted(below[names[0]]))} in "
-            f"it: {_pack_each(listing, names)} {own}."
         )
     if all(_squeezed(folder) in _NO_CLASS for folder in names):
         raise UsageError(
@@ -118,15 +119,21 @@ def label_by_annotations(listing: Listing, annotations: bytes) -> Labelled:
     return Labelled(entries, classes, [path for path in listing.images if path not in labels])
 
 
-def _sub_folders(listing: Listing) -> dict[str, set[str]]:
-    """For each first folder, in byte order, the sub-folders of it that hold images."""
+def _sub_folders(listing: Listing, depth: int = 1) -> dict[str, set[str]]:
+    """For each folder of this depth, in byte order, the sub-folders of it that hold images."""
     found: dict[str, set[str]] = {}
     for path in listing.images:
         parts = path.split("/")
-        subs = found.setdefault(parts[0], set())
-        if len(parts) > 2:
-            subs.add(parts[1])
+        subs = found.setdefault("/".join(parts[:depth]), set())
+        if len(parts) > depth + 1:
+            subs.add(parts[depth])
     return found
+
+
+def _folder_around(listing: Listing) -> list[str]:
+    """The one folder, perhaps with others around it, that holds several folders with all images."""
+    around = common_start([path.split("/")[:-1] for path in listing.images])
+    return around if around and len(_sub_folders(listing, len(around))["/".join(around)]) > 1 else []
 
 
 def _words(name: str) -> list[str]:
@@ -187,8 +194,9 @@ def _pack_each(listing: Listing, folders: list[str]) -> str:
     one = (Path(listing.name) if on_disk else Path("FOLDER")) / listing.prefix / folders[0]
     if on_disk and not one.exists():  # the tars of a folder were taken for its folders
         one = one.with_name(f"{one.name}.tar")
-    what = "pack each alone" if len(folders) > 1 or _role(folders[0]) else "pack that"
-    command = f"python -m data_tools pack {shlex.quote(str(one))} {shlex.quote(f'DST/{folders[0]}')}"
+    each = len(folders) > 1 or _role(folders[0]) is not None
+    what, into = ("pack each alone", f"DST/{folders[0]}") if each else ("pack that", "DST")
+    command = f"python -m data_tools pack {shlex.quote(str(one))} {shlex.quote(into)}"
     return f"{'' if on_disk else 'unpack it into a FOLDER and '}{what}: {command}."
 
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import takewhile
 
 from data_tools.errors import DataError
 from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS, UNREAD_EXTENSIONS
@@ -113,7 +114,7 @@ class Listing:
             return ""
         others = self.passed.get(Reason.NO_IMAGE, [])
         archives = [path for path in others if extension(path) in _ARCHIVES]
-        advice = f": unpack {archives[0]!r}" if archives else ""
+        advice = ": unpack the archives" if archives else ""
         return f"; passed over: {'; '.join(rows(self.passed))}{advice}"
 
 
@@ -121,6 +122,12 @@ def extension(path: str) -> str:
     """The extension of a path in lower case, without the dot; "" if it has none."""
     stem, _, found = path.rpartition("/")[2].rpartition(".")
     return found.lower() if stem else ""
+
+
+def common_start(paths: list[list[str]]) -> list[str]:
+    """The folders that all of these paths begin with; a path is a list of folders."""
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))
+    return [level[0] for level in levels]
 
 
 def rows(passed: dict[Reason, list[str]]) -> list[str]:

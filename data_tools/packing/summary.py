@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 
 from data_tools.packing.labelling import Entry, Labelled
@@ -66,13 +67,24 @@ def account_for(
     if not any(_labels(entry) for entry in written):
         warnings.append(
             "no image has a label, so that there are 0 classes: only masked patches can be trained on them. "
-            "If each tar holds class folders, or is one class, pack it alone or rename it to its class"
+            + _advice(written, listing.name)
         )
     elif len(names) == 1:
         warnings.append(f"all images are of one class, {names[0]!r}: a classifier needs two or more")
-    of = f"of {len(with_images)} classes" if names else "with numbers as labels"
+    of = f"of {len(with_images)} class{'es' * (len(with_images) != 1)}" if names else "with numbers as labels"
     of = of if any(_labels(entry) for entry in written) else "without labels (0 classes)"
     return Account(len(written), of, listing.passed, labelled.ignored, empty, notes, warnings)
+
+
+def _advice(written: list[Entry], name: str) -> str:
+    """What to do if shards without labels hold classes after all."""
+    tar, *folders = written[0].path.split("/")[:-1]
+    if folders:
+        return (
+            f"If their folders, such as {folders[0]!r}, are classes, pack each tar alone: "
+            f"python -m data_tools pack {shlex.quote(f'{name}/{tar}')} DST"
+        )
+    return "If each tar holds one class, give it the name of the class, without a number at its end"
 
 
 def _labels(entry: Entry) -> tuple[float, ...]:
