@@ -18,7 +18,7 @@ ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, 
 _SPLITS = {
     "train": "train training trn trainset traindata",
     "val": "val valid validation validate valset dev devel development eval evaluation holdout",
-    "test": "test testing tst testset testdata",
+    "test": "test testing tst testset testdata query gallery probe",
     "extra": "extra unlabeled unlabelled unsup unsupervised pred predict prediction",
 }
 _ROLE = {word: role for role, words in _SPLITS.items() for word in words.split()}
@@ -151,7 +151,8 @@ def _role(name: str) -> str | None:
     roles = {_ROLE[word] for word in words if word in _ROLE}
     if squeezed := _ROLE.get(_squeezed(name)):
         return squeezed
-    return roles.pop() if len(roles) == 1 and set(words) <= _NEUTRAL | _ROLE.keys() else None
+    known = _NEUTRAL | _NO_CLASS | _ROLE.keys()
+    return roles.pop() if len(roles) == 1 and known.issuperset(words) else None
 
 
 def _loose_role(name: str) -> str | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data_tools.errors import DataError
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
+from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
 
@@ -142,8 +143,11 @@ def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample."""
-    match = _NAME.fullmatch(name)
+    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample.
+
+    As in webdataset, .name has no key; what lies in a folder such as @eaDir is no sample either.
+    """
+    match = None if "/" in name and side_part(name) else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
 
 

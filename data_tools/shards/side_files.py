@@ -8,7 +8,7 @@ _NAMES = frozenset(
         *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
         *("thevolumesettingsfolder", "desktop db", "desktop df"),
         *("thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),  # Windows
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "msocache"),
+        *("$recycle.bin", "system volume information", "found.000", "msocache"),
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@recentlysnapshot", "@sharebin"),  # NAS
         *("@__thumb", "@synoresource", "@synoeastream", "@snapshot", "@transcode", "#recycle", "#snapshot"),
         *("~snapshot", "lost+found", "aquota.user", "aquota.group", "__pycache__"),  # Unix
@@ -21,7 +21,7 @@ _BEGINNINGS = (".", "~$", "synofile_thumb_", "synophoto_thumb_")
 def is_side_file(name: str) -> bool:
     """Whether a file or folder of this name is hidden (.name) or left by a system, such as Thumbs.db."""
     name = name.lower()
-    return name.startswith(_BEGINNINGS) or name in _NAMES
+    return (name.startswith(_BEGINNINGS) and name not in (".", "..")) or name in _NAMES
 
 
 def side_part(path: str) -> str | None:

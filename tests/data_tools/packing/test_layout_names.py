@@ -30,6 +30,7 @@ def below(names: list[str], subs: str = "ab") -> Listing:
         *(["train2017", "val2017"], ["trainSet", "testSet"], ["train-images", "validation images"]),
         *(["train", "val", "extra"], ["train", "test", "unlabeled"], ["train", "val", "annotations"]),
         *(["ILSVRC_train", "ILSVRC_val"], ["chest_xray_train", "chest_xray_test"], ["test"]),
+        *(["train", "train_masks"], ["PrivateTest", "PublicTest", "Training"], ["train", "test1"]),
     ],
 )
 def test_names_of_splits(names: list[str]) -> None:
