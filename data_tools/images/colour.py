@@ -44,7 +44,7 @@ def is_converted(profile: bytes | None, mode: str) -> bool:
     return bool(profile) and any(_conversion(profile or b"", mode) for mode in modes)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
     """What takes pixels of `mode` to sRGB; None if the profile changes nothing or cannot be used."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -152,3 +153,12 @@ def test_colours_are_converted_first_and_then_laid_on_white() -> None:
     ):
         wanted = as_srgb * 128 / 255 + 255 * 127 / 255
         assert np.abs(decode(data, MAX_PIXELS).astype(int) - wanted).max() <= 2
+
+
+def test_threads_convert_the_same_colours() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    files = [encoded(Image.fromarray(pixels + n), "PNG", rgb_profile(ADOBE_RGB, 2.2)) for n in range(8)]
+    wanted = [decode(data, MAX_PIXELS) for data in files]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: decode(files[n % 8], MAX_PIXELS), range(200)))
+    assert all(np.array_equal(image, wanted[n % 8]) for n, image in enumerate(found))
