@@ -153,7 +153,9 @@ def pack(
     if left_out := {entry.path for entry in labelled.entries} - {entry.path for entry in written}:
         listing.passed[Reason.UNCONVERTED] = sorted(left_out, key=os.fsencode)
     notes = [*listing.notes, *prepare.notes()]
-    account = account_for(labelled, listing, written, prepare.unusable(), notes, by_folder)
+    if earlier := len({entry.path for entry in written}.difference(prepare.prepared)):
+        notes.append(f"images that an earlier run had packed, and that were not looked at again: {earlier}")
+    account = account_for(labelled, listing, written, prepare.unusable, notes, by_folder)
     return [
         Packed(folder, part.samples, len(labelled.classes), part.shards, part.bytes, account, unreadable)
         for folder, part, unreadable in parted

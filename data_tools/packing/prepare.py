@@ -24,6 +24,7 @@ class Prepare:
     those of other formats, which are left out then. converted: the formats of those that were converted.
     misnamed: the formats of images that are named .jpg or the like, and which training cannot read.
     several: images of which only the first picture was taken. recoloured: paths of those now in sRGB.
+    prepared: paths of all images that it was called for; an earlier run may have packed others.
     """
 
     source: Source | ShardSource
@@ -35,12 +36,15 @@ class Prepare:
     misnamed: list[tuple[str, str]] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
     recoloured: list[str] = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
+    unusable: set[str] = field(default_factory=set)  # paths of images in shards that training cannot read
 
     def __call__(self, entry: Entry) -> PackedImage | None:
         """The image of an entry; None if it is of another format and cannot be converted.
 
         DataError if the file is no longer of the size that it had.
         """
+        self.prepared.append(entry.path)
         data = self.source.read(entry.path)
         if len(data) != entry.size:
             raise DataError(f"{entry.path!r} in {self.source.name} changed while it was packed: start again.")
@@ -54,6 +58,7 @@ class Prepare:
                 return None
             if not other_format(data):
                 self.unreadable.append(f"{entry.path}: {error}")
+            self.unusable.add(entry.path)
             written, found = Written(data), named
         self._count(entry.path, written)
         return PackedImage(written.data, found, metadata(entry))
@@ -65,12 +70,9 @@ class Prepare:
                 self.several.append(path)
         elif other := other_format(written.data):
             self.misnamed.append((path, other))
+            self.unusable.add(path)
         if written.recoloured:
             self.recoloured.append(path)
-
-    def unusable(self) -> set[str]:
-        """Paths of the images in shards that training cannot read."""
-        return {path for path, _ in self.misnamed} | {text.partition(": ")[0] for text in self.unreadable}
 
     def notes(self) -> list[str]:
         """What happened, a sentence each."""

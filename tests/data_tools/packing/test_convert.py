@@ -116,6 +116,7 @@ def test_what_cannot_be_converted_is_left_out_and_named_also_after_an_interrupti
     (again,) = pack(source, tmp_path / "stopped", **options)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole") and again.images == 8
     assert again.account.passed == packed.account.passed
+    assert "an earlier run had packed, and that were not looked at again: " in str(again.account)
     (nothing,) = [source_of(tmp_path / "nothing", {"cat/1.tif": fractions})]
     with pytest.raises(
         DataError, match=r"no image that could be converted, first 'cat/1\.tif: pixels of mode F"
