@@ -30,7 +30,7 @@ from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.label_meaning import Meaning, known_classes
 from data_tools.shards.remote import expand, patiently, shown
-from data_tools.shards.samples import IMAGE_EXTENSIONS, LabelMembers, split_name, unusable
+from data_tools.shards.samples import IMAGE_EXTENSIONS, LabelMembers, is_companion, split_name, unusable
 from data_tools.shards.tar import scan
 from data_tools.tile_batch import BadSample, TileBatch
 
@@ -47,11 +47,12 @@ class _Sample:
     images: list[bytes] = field(default_factory=list)
     labels: LabelMembers = field(default_factory=LabelMembers)
     problem: str = ""
+    companion: str = ""  # what is wrong with an image of another name, if there is no other image
 
     def label(self, meaning: Meaning) -> int:
         """The only label; DecodeError if the sample cannot be used."""
         if self.problem or len(self.images) != 1:
-            raise DecodeError(self.problem or f"{len(self.images)} images under one key")
+            raise DecodeError(self.problem or self.companion or f"{len(self.images)} images under one key")
         try:
             found = self.labels.labels()
             classes = meaning.resolve(next(iter(found.values()))) if len(found) == 1 else ()
@@ -238,7 +239,9 @@ def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
                 yield sample
             sample = _Sample(key, url, problem="this key again, further on" if key in seen else "")
             seen.add(key)
-        if problem:
+        if problem and member.regular and is_companion(extension):
+            sample.companion = problem
+        elif problem:
             sample.problem = problem
         elif extension in IMAGE_EXTENSIONS:
             file.seek(member.offset)

@@ -11,13 +11,12 @@ from pathlib import Path
 from data_tools.errors import DataError, UsageError
 from data_tools.packing.csv_table import CsvOptions, read_csv
 from data_tools.packing.image_names import ImageNames
-from data_tools.packing.sources import ShardSource, Source, extension
+from data_tools.packing.listing import Listing
+from data_tools.packing.sources import ShardSource
 from data_tools.shards.label_meaning import Kind, LabelError, Survey, refuse
 from data_tools.shards.labels import NO_RULES, LabelRules, Labels, parse_text
 from data_tools.shards.names import plain_name
 from data_tools.shards.shard_set import ShardSet
-
-_SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True)
@@ -42,57 +41,56 @@ class Labelled:
 
     entries: list[Entry]
     classes: list[str]
-    ignored: list[str] = field(default_factory=list)  # files and samples that are left out
+    ignored: list[str] = field(default_factory=list)  # images and samples left out for want of a label
     said: str = ""
     numeric: bool = False
     no_class: list[str] = field(default_factory=list)
 
 
-def label_by_folder(source: Source, rules: LabelRules = NO_RULES) -> Labelled:
+def label_by_folder(source: Listing, rules: LabelRules = NO_RULES) -> Labelled:
     """Labels from the first folder of each path, as in torchvision's ImageFolder.
 
-    Class names are in byte order, or those of rules.classes. UsageError for an image outside of any class
-    folder, and for folders that are all called train, val, test or the like. DataError for a source without
-    images, and for a folder that is none of rules.classes.
+    check_class_folders() says whether these folders are classes. Otherwise as label_by_names().
     """
-    images, ignored = _images(source)
-    if loose := next((path for path in images if "/" not in path), None):
-        raise UsageError(
-            f"{source.name} holds {loose!r} outside of any class folder: put every image in the "
-            "folder of its class, or give the labels with --csv FILE."
-        )
-    folders = {path.partition("/")[0] for path in images}
-    if folders <= _SPLITS:
-        raise UsageError(
-            f"{source.name} holds the splits {', '.join(sorted(folders))}, not classes: pack each alone."
-        )
-    names = {plain_name(folder) for folder in folders}
-    known = rules.classes is not None
-    classes = list(rules.classes or ()) if known else sorted(names, key=str.encode)
+    folders = {path: path.partition("/")[0] for path in source.images}
+    return label_by_names(source, folders, rules, "the first folder of each path")
+
+
+def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, said: str) -> Labelled:
+    """Labels from the name of the class of each path.
+
+    Classes are in byte order, or those of rules.classes; then DataError for a name that is none of them.
+    said: where the names are from.
+    """
+    plain = {name: plain_name(name) for name in names.values()}
+    found = set(plain.values())
+    classes = list(rules.classes or ()) or sorted(found, key=str.encode)
     number = _numbered(classes)
     entries, no_class = [], []
-    for path in images:
-        name = plain_name(path.partition("/")[0])
-        if name in number:
-            entries.append(Entry(path, images[path], number[name]))
+    for path, name in names.items():
+        if (label := number.get(plain[name])) is not None:
+            entries.append(Entry(path, source.images[path], label))
         else:
-            no_class.append(f"{path!r}: its folder is no class of --classes")
+            no_class.append(f"{path!r}: {plain[name]!r} is no class of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
-    said = f"the first folder of each path: {len(names)} class folders"
-    if len(names) < len(folders):
-        said += f" ({len(folders)} with those that have one name in two forms of Unicode)"
-    said += f", of the {len(classes)} classes of --classes" if known else ""
-    return Labelled(entries, classes, ignored, said, no_class=no_class)
+    if not entries:
+        raise DataError(f"{source.name} has no image of a class of --classes.")
+    said += f": {len(found)} classes"
+    if len(found) < len(plain):
+        said += f" ({len(plain)} with those that have one name in two forms of Unicode)"
+    said += f", of the {len(classes)} of --classes" if rules.classes is not None else ""
+    left = [path for path in source.images if path not in names]
+    return Labelled(entries, classes, left, said, no_class=no_class)
 
 
-def label_by_csv(source: Source, options: CsvOptions, rules: LabelRules = NO_RULES) -> Labelled:
+def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RULES) -> Labelled:
     """Labels from a csv; images that it does not list are ignored.
 
     What the labels mean: see data_tools/shards/label_meaning.py. UsageError for a csv that is missing, or
     whose columns cannot be told apart; DataError, with the line, for a bad row.
     """
-    images, ignored = _images(source)
+    images = source.images
     finder = ImageNames(images, Path(source.name), options.path)
     table = read_csv(options, finder.names_one)
     labels: dict[str, Labels] = {}
@@ -100,7 +98,7 @@ def label_by_csv(source: Source, options: CsvOptions, rules: LabelRules = NO_RUL
     no_class: list[str] = []
     for row in table.rows:
         place = f"{options.path}:{row.line}"
-        path = _find(finder, row.file, place, source, images)
+        path = _find(finder, row.file, place, source)
         if path in lines:
             raise DataError(f"{place}: {path!r} is listed twice.")
         lines[path] = row.line
@@ -140,7 +138,7 @@ def label_by_csv(source: Source, options: CsvOptions, rules: LabelRules = NO_RUL
     said = f"{options.path} ({table.understood}): {meaning.said}"
     if options.separator is None and (mark := _separator_inside(labels)):
         said += f"; {mark!r} is part of the names (--label-separator {mark!r} makes several labels)"
-    left = ignored + [path for path in images if path not in lines]
+    left = [path for path in images if path not in lines]
     return Labelled(entries, meaning.classes or [], left, said, meaning.kind is Kind.number, no_class)
 
 
@@ -206,15 +204,21 @@ def _numbered(classes: Sequence[str]) -> dict[str, int]:
     return {name: label for label, name in enumerate(classes) if times[name] == 1}
 
 
-def _find(finder: ImageNames, name: str, place: str, source: Source, images: dict[str, int]) -> str:
+def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
     try:
         path = finder.find(name)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
     if path is None:
+        why = source.why_not(name.replace("\\", "/").removeprefix("./"))
+        example = next(iter(source.images))
         raise DataError(
-            f"{place}: {source.name} has no image {name!r}: files are named by their path inside of it, as "
-            f"{next(iter(images))!r} is."
+            f"{place}: {source.name} has no image {name!r}: "
+            + (
+                f"it is passed over ({why})."
+                if why
+                else f"files are named by their path inside of it, as {example!r} is."
+            )
         )
     return path
 
@@ -233,18 +237,3 @@ def _separator_inside(labels: dict[str, Labels]) -> str | None:
     """A | or ; inside of a label."""
     names = {label for found in labels.values() for label in found if isinstance(label, str)}
     return next((mark for mark in "|;" if any(mark in name for name in names)), None)
-
-
-def _images(source: Source) -> tuple[dict[str, int], list[str]]:
-    images: dict[str, int] = {}
-    ignored: list[str] = []
-    for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
-        if path in images:
-            raise DataError(f"{source.name} holds {path!r} twice: only one of them can be meant.")
-        if extension(path) and size:
-            images[path] = size
-        else:
-            ignored.append(path)
-    if not images:
-        raise DataError(f"{source.name} holds no image (jpg, jpeg, png or webp).")
-    return images, ignored

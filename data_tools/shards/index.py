@@ -32,6 +32,7 @@ from data_tools.shards.label_meaning import Meaning
 from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.names import parse_classes
 from data_tools.shards.samples import Problem, Scan, scan_shard
+from data_tools.shards.side_files import is_side_file
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import Tables, count_classes, merge, settle
 
@@ -185,13 +186,14 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The *.tar files of a folder in order of their names.
+    """The *.tar files of a folder in order of their names, but no side files such as ._a.tar.
 
     UsageError if there are none, DataError for a compressed one.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = [name for name in found if not is_side_file(name)]
     if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
         raise DataError(
             f"{folder / compressed} is compressed, so no sample can be read from its middle: "

@@ -2,9 +2,9 @@
 
 A sample consists of all members of a shard that have the same key. The key is the path up to the first
 dot of the base name, as in the webdataset library; the rest, in lower case, is the extension. A sample has
-one image (jpg, jpeg, png, webp) and a label: KEY.cls; where there is none, the "label" of KEY.json; where no
-sample of the set has either, another key of KEY.json (see data_tools/shards/labels.py). Nothing is extracted
-and nothing unpickled.
+one image (jpg, jpeg, png, webp; KEY.seg.png beside it is passed over) and a label: KEY.cls; where there is
+none, the "label" of KEY.json; where no sample of the set has either, another key of KEY.json (see
+data_tools/shards/labels.py). Nothing is extracted and nothing unpickled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data_tools.errors import DataError
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import LABEL, MAX_CLASSES, NO_LABEL, Labels, parse_cls, parse_json
+from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
 
@@ -167,7 +168,7 @@ def scan_shard(storage: Storage, name: str, number: int, label_key: str | None =
     if not rows:
         raise no_sample(shown, problems)
     table = np.array(rows, ROW)
-    seen = set(list(ignored)[:_SEEN])
+    seen = set([extension for extension in ignored if extension][:_SEEN])
     return Scan(
         *(name, size, file.sha256(), table, {}, {}, unlabelled, unsettled, taken, problems),
         *(ignored.total(), seen),
@@ -195,6 +196,7 @@ def _group(
     """Samples by key in the order of their first members; problems; how many members are ignored."""
     samples: dict[str, _Sample] = {}
     problems: list[Problem] = []
+    companions: list[Problem] = []
     ignored: Counter[str] = Counter()
     wanted = LabelMembers.extensions(label_key)
     for member in scan(file, shown, file.size):
@@ -202,7 +204,8 @@ def _group(
             continue
         key, extension = split_name(member.name)
         if reason := unusable(member, extension):
-            problems.append(Problem(name, key, reason))
+            belongs = member.regular and is_companion(extension)
+            (companions if belongs else problems).append(Problem(name, key, reason))
             continue
         if extension not in IMAGE_EXTENSIONS and extension not in wanted:
             ignored[extension] += 1
@@ -212,13 +215,24 @@ def _group(
             sample.images.append(member)
         else:
             sample.labels.read(file, member, extension)
-    return samples, problems, ignored
+    alone = [one for one in companions if one.key not in samples or not samples[one.key].images]
+    ignored[""] += len(companions) - len(alone)
+    return samples, problems + alone, ignored
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample."""
-    match = _NAME.fullmatch(name)
+    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample.
+
+    As in webdataset, .name has no key; what lies in a folder such as @eaDir is no sample either.
+    """
+    match = None if "/" in name and side_part(name) else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
+
+
+def is_companion(extension: str) -> bool:
+    """Whether a member is a further image of a sample, such as a mask: seg.png, but not 2.png."""
+    words, _, kind = extension.rpartition(".")
+    return kind in IMAGE_EXTENSIONS and words != "" and not all(map(str.isdigit, words.split(".")))
 
 
 def unusable(member: Member, extension: str) -> str | None:

@@ -95,7 +95,7 @@ def test_a_second_set_gets_the_classes_of_the_first(kind: str, tmp_path: Path, c
     write(source, "eel")
     assert cli.main(["pack", str(source), str(tmp_path / "more"), *options]) == 3
     said = capsys.readouterr().err
-    assert "'eel/0.jpg': its folder is no class" in said and not (tmp_path / "more").exists()
+    assert "'eel/0.jpg': 'eel' is no class" in said and not (tmp_path / "more").exists()
     assert cli.main(["pack", str(source), str(tmp_path / "more"), *options, "--allow-unlabelled"]) == 0
     assert capsys.readouterr().err.count("left out 'eel/") == 2 and len(ShardSet.open(tmp_path / "more")) == 4
 
