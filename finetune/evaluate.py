@@ -45,7 +45,8 @@ def _check_labels(source: TrainedWeights, dataset: ShardSet, shards: str) -> Non
     classes = source.facts["classes"]
     if classes and dataset.classes and classes != dataset.classes:
         raise UsageError(
-            f"{shards}: its classes.json is not that of {source.name}; pack with the same classes"
+            f"{shards}: its classes.json is not that of {source.name}; pack with the same classes "
+            "(pack --classes)"
         )
     if dataset.num_classes > known:
         raise UsageError(f"{shards}: it has {dataset.num_classes} classes, {source.name} knows {known}")

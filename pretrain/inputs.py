@@ -252,7 +252,7 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
     label, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     raise UsageError(
         f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
-        f"{b!r} there and {a!r} in training; pack both with the same classes"
+        f"{b!r} there and {a!r} in training; pack both with the same classes (pack --classes)"
     )
 
 

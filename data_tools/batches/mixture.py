@@ -60,7 +60,7 @@ class Mixture:
             if shards.classes != first.classes:
                 raise UsageError(
                     f"{shards.folder} and {first.folder} have different class names (classes.json): "
-                    "the same label would mean two things; pack both with the same classes."
+                    "the same label would mean two things; pack both with the same classes (pack --classes)."
                 )
             numbers = [s.num_classes if s.numeric else 0 for s in (shards, first)]
             if numbers[0] != numbers[1]:

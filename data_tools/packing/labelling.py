@@ -13,7 +13,7 @@ from data_tools.packing.csv_table import CsvOptions, read_csv
 from data_tools.packing.image_names import ImageNames
 from data_tools.packing.listing import Listing
 from data_tools.packing.sources import ShardSource
-from data_tools.shards.label_meaning import Kind, LabelError, Survey, refuse
+from data_tools.shards.label_meaning import GIVEN, Kind, LabelError, Survey, check_numbers, refuse
 from data_tools.shards.labels import NO_RULES, LabelRules, Labels, parse_text
 from data_tools.shards.names import plain_name
 from data_tools.shards.shard_set import ShardSet
@@ -111,7 +111,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     survey = Survey()
     for path, found in labels.items():
         survey.add(found, f"{options.path}:{lines[path]}")
-    meaning = survey.decide(rules, "--classes", from_table=True)
+    meaning = survey.decide(rules, GIVEN, from_table=True)
     numbers: dict[str, tuple[float, ...]] = {}
     for path, found in labels.items():
         try:
@@ -193,6 +193,7 @@ def _by_name(shards: ShardSet, rules: LabelRules) -> dict[int, int] | None:
             f"{shards.folder} has numbers to predict, which --classes does not name: leave it out."
         )
     if not shards.classes:
+        check_numbers(rules.classes)
         return {label: label for label in range(len(rules.classes))}
     number = _numbered(rules.classes)
     return {label: number[name] for label, name in enumerate(shards.classes) if name in number}

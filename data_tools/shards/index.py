@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.label_meaning import Meaning
+from data_tools.shards.label_meaning import GIVEN, Meaning
 from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.names import parse_classes
 from data_tools.shards.samples import Problem, Scan, scan_shard
@@ -138,7 +138,7 @@ def read_shards(
     LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
     """
     storage = Storage(folder)
-    rules, names_from = rules_of(folder, rules) if named else (rules, "--classes")
+    rules, names_from = rules_of(folder, rules) if named else (rules, GIVEN)
     found = list(scan_shards(storage, names, rules.key, threads))
     if damages := [str(error) for error in found if isinstance(error, DataError)]:
         raise DataError(_all_of(damages, len(names)))
@@ -173,7 +173,7 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
     """The rules with the classes of the folder's classes.json, and where the classes come from."""
     classes = load_classes(folder)
     if not classes:
-        return rules, "--classes"
+        return rules, GIVEN
     if rules.classes is not None and list(rules.classes) != classes:
         raise UsageError(
             f"{folder / CLASSES_NAME} has other classes than --classes: take one of the two away."

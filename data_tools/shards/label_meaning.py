@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -20,6 +20,7 @@ from data_tools.shards.names import plain_name
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _NEGATIVE = re.compile("-[0-9]+")
 _SHOWN = 10
+GIVEN = "--classes"  # as the place that classes come from
 
 
 class Kind(Enum):
@@ -136,6 +137,8 @@ class Survey:
         if self._length:
             return self._one_hot(rules, names_from)
         if rules.classes is not None:
+            if self._numbers and not from_table and names_from == GIVEN:
+                check_numbers(rules.classes)
             return _by_classes(rules.classes, names_from, from_table)
         count = self._samples
         if count["number"] * 2 > sum(count.values()):
@@ -160,6 +163,11 @@ class Survey:
 
     def _by_name(self) -> Meaning:
         names = self._names | {str(number) for number in self._numbers}
+        if len(names) > MAX_CLASSES:
+            raise UsageError(
+                f"labels such as {self._example['text']} are {len(names):,} different texts, so no classes: say "
+                "with --label-key where the label is."
+            )
         classes = sorted(names, key=str.encode)
         kind = "padded" if self._samples["padded"] else "text"
         said = f"text such as {self._example[kind]}, so class names in byte order: {len(classes)} classes"
@@ -209,6 +217,16 @@ def refuse(problems: Iterable[object]) -> DataError:
         return DataError(f"{lines[0]}: {advice.replace('them', 'it')}.")
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return DataError("\n  ".join([f"{len(lines)} labels are no class: {advice}.", *lines[:_SHOWN], *more]))
+
+
+def check_numbers(classes: Sequence[str]) -> None:
+    """UsageError if a number in shards could mean two of these classes: by its place, and by its name."""
+    for label, name in enumerate(classes):
+        if name.isascii() and name.isdigit() and name != str(label):
+            raise UsageError(
+                f"class {label} of --classes is called {name!r}, so that a number in shards could mean its place "
+                "or its name: give a classes.json with other names."
+            )
 
 
 def known_classes(number: int, names: list[str] | None) -> Meaning:

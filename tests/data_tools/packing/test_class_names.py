@@ -122,6 +122,18 @@ def test_shards_get_the_classes_of_another_set_by_name_or_else_by_number(
         pack(source, tmp_path / "never", rules=LabelRules(classes=("dog", "ant")))
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_number_that_could_mean_two_of_the_classes_is_refused(indexed: bool, tmp_path: Path) -> None:
+    source = tmp_path / "shards"
+    source.mkdir()
+    write_tar(source / "x.tar", [("a.jpg", picture(1)), ("a.cls", b"1")])
+    if indexed:
+        assert cli.main(["index", str(source)]) == 0
+    with pytest.raises(UsageError, match="class 0 of --classes is called '1'"):
+        pack(source, tmp_path / "out", rules=LabelRules(classes=("1", "2", "3")))
+    pack(source, tmp_path / "out", rules=LabelRules(classes=("0", "1", "2")))
+
+
 def test_classes_that_cannot_be_used_are_refused(tmp_path: Path, capsys) -> None:
     source = write(tmp_path / "images", "dog")
     (tmp_path / "empty.json").write_text("[]")
