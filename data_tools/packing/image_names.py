@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from data_tools.errors import DataError
@@ -21,18 +22,15 @@ class ImageNames:
         self._paths = set(paths)
         self._roots = [os.path.abspath(source), os.path.realpath(source)] if source.is_dir() else []
         self._folder = os.path.dirname(os.path.abspath(table))
-        self._folded: dict[str, list[str]] = {}
-        self._stems: dict[str, list[str]] = {}
-        for path in self._paths:
-            self._folded.setdefault(_folded(path), []).append(path)
-            self._stems.setdefault(_folded(posixpath.splitext(path)[0]), []).append(path)
 
     def find(self, name: str) -> str | None:
         """The path of the image that is called `name`, or None. DataError if two images could be meant."""
+        if name in self._paths:
+            return name
         candidates = self._candidates(name)
         if exact := next((path for path in candidates if path in self._paths), None):
             return exact
-        for known in (self._folded, self._stems):
+        for known in (self._by_folded, self._by_stem):
             for path in candidates:
                 found = known.get(_folded(path), [])
                 if len(found) > 1:
@@ -40,6 +38,14 @@ class ImageNames:
                 if found:
                     return found[0]
         return None
+
+    @cached_property
+    def _by_folded(self) -> dict[str, list[str]]:
+        return _grouped((_folded(path), path) for path in self._paths)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped((_folded(posixpath.splitext(path)[0]), path) for path in self._paths)
 
     def names_one(self, name: str) -> bool:
         """Whether `name` names an image, or several."""
@@ -60,6 +66,13 @@ class ImageNames:
             for root in self._roots:
                 found += [path[len(root) + 1 :] for path in (inside, beside) if path.startswith(f"{root}/")]
         return list(dict.fromkeys(found))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, path in pairs:
+        found.setdefault(key, []).append(path)
+    return found
 
 
 def _folded(path: str) -> str:

@@ -13,7 +13,8 @@ from data_tools.packing.csv_table import CsvOptions, read_csv
 from data_tools.packing.image_names import ImageNames
 from data_tools.packing.listing import Listing
 from data_tools.packing.sources import ShardSource
-from data_tools.shards.label_meaning import GIVEN, Kind, LabelError, Survey, check_numbers, refuse
+from data_tools.shards.label_meaning import GIVEN, Kind, LabelError, check_numbers, refuse
+from data_tools.shards.label_survey import Survey
 from data_tools.shards.labels import NO_RULES, LabelRules, Labels, parse_text
 from data_tools.shards.names import plain_name
 from data_tools.shards.shard_set import ShardSet
@@ -94,6 +95,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     finder = ImageNames(images, Path(source.name), options.path)
     table = read_csv(options, finder.names_one)
     labels: dict[str, Labels] = {}
+    split: dict[str, Labels] = {}
     lines: dict[str, int] = {}
     no_class: list[str] = []
     for row in table.rows:
@@ -103,7 +105,9 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
             raise DataError(f"{place}: {path!r} is listed twice.")
         lines[path] = row.line
         try:
-            labels[path] = _split(row.label, options.separator)
+            if row.label not in split:
+                split[row.label] = _split(row.label, options.separator)
+            labels[path] = split[row.label]
         except ValueError as error:
             no_class.append(f"{place}: {path!r}: {error}")
     if not lines:

@@ -1,6 +1,6 @@
 """The label of one sample as it is written in a cls or json member, or in a cell of a csv.
 
-What it means is decided for a whole set: see data_tools/shards/label_meaning.py.
+What it means is decided for a whole set: see data_tools/shards/label_survey.py.
 """
 
 from __future__ import annotations

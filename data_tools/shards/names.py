@@ -14,7 +14,7 @@ _OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stan
 
 def plain_name(name: str) -> str:
     """escaped(`name`) in Unicode's form NFC; macOS writes NFD."""
-    return unicodedata.normalize("NFC", escaped(name))
+    return name if name.isascii() else unicodedata.normalize("NFC", escaped(name))
 
 
 def escaped(text: str) -> str:
@@ -23,6 +23,8 @@ def escaped(text: str) -> str:
     A byte of a file name that is not UTF-8, which Python holds as a surrogate, becomes \\xe9 or the like.
     Bytes that are UTF-8 become letters, also where Python held them as surrogates because the locale is C.
     """
+    if text.isascii():
+        return text
     text = _OTHER_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

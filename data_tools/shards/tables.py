@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.forward_file import ForwardFile
-from data_tools.shards.label_meaning import Kind, LabelError, Meaning, Survey, refuse
+from data_tools.shards.label_meaning import Kind, LabelError, Meaning, refuse
+from data_tools.shards.label_survey import Survey
 from data_tools.shards.labels import LABEL, NO_LABEL, LabelRules, Labels
 from data_tools.shards.samples import CLS, Problem, Scan, split_name
 from data_tools.shards.storage import Storage
