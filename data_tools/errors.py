@@ -1,4 +1,4 @@
-"""Errors that a user can correct, and the exit code of the program for each of them."""
+"""Errors that a user can correct, the exit code of the program for each of them, and names in messages."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ class DivergedError(UserError):
     """The loss is no longer a finite number."""
 
     exit_code = 4
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would not show as it is.
+
+    Names of files may hold line breaks, codes that change colours or the direction of reading, and bytes
+    that are not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

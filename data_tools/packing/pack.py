@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from data_tools.images.decode import DecodeError
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
 from data_tools.packing.recode import AS_IT_IS, Recode
 from data_tools.packing.shard_writer import PackedImage, metadata, write_shards
-from data_tools.packing.sources import ShardSource, Source, open_source
+from data_tools.packing.sources import FolderSource, ShardSource, Source, open_source
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.index import (
     CLASSES_NAME,
@@ -49,7 +49,8 @@ class Packed:
     """One folder of shards that pack() wrote.
 
     bytes: of all shards. ignored: files of the source that were left out. unreadable: images that recode
-    should have written anew but could not decode; they are packed as they were.
+    should have written anew but could not decode; they are packed as they were. added: images that came into
+    the source while it was packed; they are not in the shards.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Packed:
     bytes: int
     ignored: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -130,7 +132,8 @@ def pack(
         with _begun(folder, plan, labelled.classes):
             write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
             packed.append(_finish(folder, labelled, len(entries), sorted(unreadable)))
-    return packed
+    added = tuple(source.added()) if isinstance(source, FolderSource) else ()
+    return [replace(part, added=added) for part in packed]
 
 
 def _label(source: Source, csv: str | Path | None) -> Labelled:
@@ -202,7 +205,7 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
 def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]) -> Packed:
     for left in folder.glob("*.tmp"):
         left.unlink()
-    summary = build_index(folder)
+    summary = build_index(folder, with_times=False)
     if summary.samples != images:
         raise DataError(
             f"{folder} has {summary.samples} readable samples for {images} images, first "

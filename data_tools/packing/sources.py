@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, printable
 from data_tools.shards.samples import IMAGE_EXTENSIONS
 from data_tools.shards.shard_set import ShardSet
-from data_tools.shards.storage import is_url
 from data_tools.shards.tar import scan
+from data_tools.shards.urls import is_url
 
 
 class Source(Protocol):
@@ -35,10 +35,19 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
+        self._listed: set[str] = set()
 
     def files(self) -> Iterator[tuple[str, int]]:
         """As Source.files()."""
-        yield from self._walk("", follow_links=True)
+        for path, size in self._walk("", follow_links=True):
+            self._listed.add(path)
+            yield path, size
+
+    def added(self) -> list[str]:
+        """The paths of the images that have come since files() gave all of them."""
+        listed = frozenset(self._listed)
+        found = (path for path, _ in self._walk("", follow_links=True))
+        return sorted(path for path in found if path not in listed and extension(path))
 
     def read(self, path: str) -> bytes:
         """As Source.read()."""
@@ -164,6 +173,8 @@ def open_source(path: str | Path) -> Source:
         return ZipSource(path)
     if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
         return TarSource(path)
+    if not path.exists():
+        raise UsageError(f"{printable(str(path))} does not exist: check the path of the images.")
     raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")
 
 

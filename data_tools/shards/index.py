@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,17 +25,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError
 from data_tools.shards.labels import NO_LABEL, parse_classes
+from data_tools.shards.names import shards_in
 from data_tools.shards.samples import Problem, Scan, scan_shard
 from data_tools.shards.storage import Storage
+from data_tools.shards.urls import is_url
 
 INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
 LABELS_NAME = "shardindex.labels.npy"
 NUMBERS_NAME = "shardindex.numbers.npy"
 CLASSES_NAME = "classes.json"
-_COMPRESSED = re.compile(r".*\.(tar\.[a-z0-9]+|tgz|tbz2?|txz)", re.IGNORECASE)
 _SHOWN_DAMAGES = 10
 
 
@@ -69,15 +69,23 @@ class Summary:
     ignored: int
 
 
-def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | None = None) -> Summary:
-    """Write into `folder` the index of its *.tar files, or of the shards at `urls`.
+def build_index(
+    folder: str | Path,
+    names: Sequence[str] = (),
+    threads: int | None = None,
+    *,
+    stem: str = "shardindex",
+    with_times: bool = True,
+) -> Summary:
+    """Write into `folder` the index of its *.tar files, or of some shards: names inside the folder, or URLs.
 
-    Each shard is read once, `threads` shards at a time. Where shards are damaged or without a sample, a
-    DataError names all of them. A sample that cannot be used (no image, two images, no label or one that
-    is not a number) is left out and reported.
+    stem: of the names of the files that are written. with_times: note when each local shard was written;
+    without it the same shards give the same bytes. Each shard is read once, `threads` shards at a time.
+    Where shards are damaged or without a sample, a DataError names all of them. A sample that cannot be used
+    (no image, two images, no label or one that is not a number) is left out and reported.
     """
     folder = Path(folder)
-    names = list(urls) if urls else shard_names(folder)
+    names = list(names) or shards_in(folder)
     folder.mkdir(parents=True, exist_ok=True)
     classes = load_classes(folder)
     storage = Storage(folder)
@@ -86,46 +94,30 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
         raise DataError(_all_of(damages, len(names)))
     scans = [scan for scan in found if isinstance(scan, Scan)]
     tables = merge(scans)
-    _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, tables.rows, allow_pickle=False))
+    offsets, labels, numbers = (f"{stem}.{table}.npy" for table in ("offsets", "labels", "numbers"))
+    _write_atomically(folder / offsets, lambda file: np.save(file, tables.rows, allow_pickle=False))
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
         "shardlist": [
             {"url": scan.name, "nsamples": int(count), "filesize": scan.size, "sha256": scan.sha256}
+            | _details(storage, scan, with_times)
             for scan, count in zip(scans, _counts(tables, scans), strict=True)
         ],
         "samples": len(tables.rows),
         "num_classes": count_classes(tables, classes),
         "left_out": sum(len(scan.problems) for scan in scans),
-        "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
+        "offsets": {"file": offsets, "sha256": _sha256_of(folder / offsets)},
     }
-    if _write_table(folder / LABELS_NAME, tables.labels):
-        sha256 = _sha256_of(folder / LABELS_NAME)
-        index["labels"] = {"file": LABELS_NAME, "sha256": sha256, "max": tables.max_labels}
-    if _write_table(folder / NUMBERS_NAME, tables.numbers):
-        index["numbers"] = {"file": NUMBERS_NAME, "sha256": _sha256_of(folder / NUMBERS_NAME)}
-    write_json(folder / INDEX_NAME, index)
+    if _write_table(folder / labels, tables.labels):
+        sha256 = _sha256_of(folder / labels)
+        index["labels"] = {"file": labels, "sha256": sha256, "max": tables.max_labels}
+    if _write_table(folder / numbers, tables.numbers):
+        index["numbers"] = {"file": numbers, "sha256": _sha256_of(folder / numbers)}
+    write_json(folder / f"{stem}.json", index)
     problems = tuple(problem for scan in scans for problem in scan.problems)
     ignored = sum(scan.ignored for scan in scans)
     return Summary(len(tables.rows), len(names), sum(scan.size for scan in scans), problems, ignored)
-
-
-def shard_names(folder: Path) -> list[str]:
-    """The *.tar files of a folder in order of their names.
-
-    UsageError if there are none, DataError for a compressed one.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
-        raise DataError(
-            f"{folder / compressed} is compressed, so no sample can be read from its middle: "
-            "unpack it to a plain .tar, or move it away."
-        )
-    if shards := [name for name in names if name.endswith(".tar")]:
-        return shards
-    raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
 
 
 def load_classes(folder: Path) -> list[str] | None:
@@ -144,7 +136,10 @@ def scan_shards(
 
     def scan(number: int) -> Scan | DataError:
         try:
-            return scan_shard(storage, names[number], number, classes)
+            found = scan_shard(storage, names[number], number, classes)
+            if not is_url(names[number]):  # of a URL, every answer tells it
+                storage.size(names[number])  # DataError if it changed meanwhile
+            return found
         except DataError as error:
             return error
         except OSError as error:
@@ -222,6 +217,14 @@ def _leave_out_unlabelled(scan: Scan) -> None:
     scan.rows, scan.unlabelled = scan.rows[kept], {}
     if not len(scan.rows):
         raise DataError(f"{scan.name} holds no labelled sample while other shards do.")
+
+
+def _details(storage: Storage, scan: Scan, with_times: bool) -> dict[str, Any]:
+    """What an entry of the shardlist says of the state of a shard, beside its size and sha256."""
+    details: dict[str, Any] = {"left_out": len(scan.problems)} if scan.problems else {}
+    if with_times or is_url(scan.name):
+        details["version"] = storage.version(scan.name)
+    return details
 
 
 def _counts(tables: Tables, scans: list[Scan]) -> NDArray[np.int64]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, printable
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
+from data_tools.shards.urls import is_url, shown
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _Parser = Callable[[bytes], tuple[float, ...] | None]
@@ -38,7 +39,8 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.shard}:{self.key}: {self.reason}" if self.key else f"{self.shard}: {self.reason}"
+        shard = shown(self.shard) if is_url(self.shard) else self.shard
+        return printable(f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}")
 
 
 @dataclass

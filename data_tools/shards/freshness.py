@@ -1,0 +1,146 @@
+"""Holding an index against the shards as they are now: were they written anew, cut, removed or added to?"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import DataError, printable
+from data_tools.shards.index import INDEX_NAME
+from data_tools.shards.index_file import Index
+from data_tools.shards.storage import Expected, Storage
+from data_tools.shards.urls import is_url
+
+_NEVER = "mtime_ns 0"  # a version that no file has, so that its sha256 is compared
+_SHOWN = 3
+log = logging.getLogger(__name__)
+
+
+def storage_of(index: Index) -> Storage:
+    """A storage that refuses whatever is not what `index` was made of, as soon as it is read."""
+    return Storage(index.folder, _expected(index.file, index.shardlist))
+
+
+def check_local(index: Index, storage: Storage) -> None:
+    """DataError for a local shard that is missing, or has another content than when it was indexed.
+
+    The size and the time of each are compared with the index; where the time differs, the sha256. If all is
+    as it was, the times are noted in the index, so that this is done once. An index of version 0.1, and one
+    that pack wrote, has no times: then a shard that is newer than the index is one whose time differs.
+    """
+    suspects = _suspects(index, storage)
+    if not suspects:
+        return
+    with _alone(index.file) as writable:  # one process compares; those that waited find the times noted
+        content = json.loads(index.file.read_bytes())
+        storage.expect(_expected(index.file, content["shardlist"]))
+        suspects = _suspects(index, storage)
+        if not suspects:
+            return
+        log.warning(
+            "%d shards of %s have other times than when they were indexed: comparing their content",
+            len(suspects),
+            printable(str(index.folder)),
+        )
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "shard-hash") as pool:
+            list(pool.map(storage.size, suspects))  # raises for one that is not what was indexed
+        if writable:
+            _note_times(index.file, content, storage)
+
+
+def added_shards(index: Index) -> list[str]:
+    """The *.tar files of the index's folder that it does not list; none if it is of some shards only."""
+    if index.file.name != INDEX_NAME:
+        return []
+    listed = {entry["url"] for entry in index.shardlist}
+    if all(map(is_url, listed)):
+        return []
+    return sorted(path.name for path in index.folder.glob("*.tar") if path.name not in listed)
+
+
+def note_of_added(index: Index) -> str | None:
+    """A sentence about added_shards(), or None if there are none."""
+    if not (added := added_shards(index)):
+        return None
+    names = ", ".join(map(printable, added[:_SHOWN])) + (", ..." if len(added) > _SHOWN else "")
+    return (
+        f"{printable(str(index.folder))} holds {len(added)} shards that its index does not list, so they are "
+        f"not read ({names}): python -m data_tools index adds them"
+    )
+
+
+def shard_problem(storage: Storage, entry: dict[str, Any]) -> str | None:
+    """What is wrong with a shard of the shardlist: missing, or not of the size in the index; else None."""
+    try:
+        size = storage.state(entry["url"]).size
+    except FileNotFoundError:
+        return f"the shard is missing, but {INDEX_NAME} lists it"
+    if size != entry["filesize"]:
+        return f"{size} bytes, but {entry['filesize']} in {INDEX_NAME}: it changed or is cut short"
+    return None
+
+
+def _expected(file: Path, shardlist: Sequence[dict[str, Any]]) -> dict[str, Expected]:
+    indexed = file.stat().st_mtime_ns
+    expected = {}
+    for entry in shardlist:
+        url, version = entry["url"], entry.get("version")
+        if version is None and not is_url(url):
+            with suppress(OSError):  # a missing shard is found later
+                version = _NEVER if (file.parent / url).stat().st_mtime_ns > indexed else None
+        expected[url] = Expected(int(entry["filesize"]), version, str(entry.get("sha256", "")))
+    return expected
+
+
+def _suspects(index: Index, storage: Storage) -> list[str]:
+    """The local shards whose time is not that in the index."""
+    found = []
+    for entry in index.shardlist:
+        if is_url(entry["url"]):
+            continue
+        try:
+            if storage.differs(entry["url"]):
+                found.append(entry["url"])
+        except FileNotFoundError:
+            raise DataError(
+                f"{storage.shown(entry['url'])}: the shard is missing, but {index.file.name} lists it."
+            ) from None
+        except OSError as error:
+            raise DataError(f"{storage.shown(entry['url'])} cannot be read: {error.strerror}.") from None
+    return found
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[bool]:
+    """Waits until no other process does the same for this file; yields whether the file may be written."""
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True
+    finally:
+        os.close(lock)
+
+
+def _note_times(file: Path, content: dict[str, Any], storage: Storage) -> None:
+    for entry in content["shardlist"]:
+        if not is_url(entry["url"]):
+            with suppress(OSError):
+                entry["version"] = storage.version(entry["url"])
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    with suppress(OSError):  # only a saving of time: without it the same is done at the next start
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, file)
+    temporary.unlink(missing_ok=True)
