@@ -202,8 +202,8 @@ def _preview(options: argparse.Namespace) -> int:
     from data_tools.preview import preview  # here, because it imports torch
 
     shards = ShardSet.open(_given(options))
-    if shards.note:
-        print(f"note: {shards.note}", file=sys.stderr)
+    for note in shards.notes:
+        print(f"note: {note}", file=sys.stderr)
     images = preview(
         shards,
         options.out,

@@ -63,8 +63,8 @@ def bench(path: Shards, *, images: int, threads: int, config: str | None, as_jso
     """
     recipe = read_recipe(config) if config else IMAGENET
     shards = ShardSet.open(path)
-    if shards.note:
-        print(f"note: {shards.note}", file=sys.stderr)
+    for note in shards.notes:
+        print(f"note: {note}", file=sys.stderr)
     result = measure(shards, recipe, images, threads)
     if as_json:
         print(json.dumps(result))

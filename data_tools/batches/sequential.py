@@ -67,6 +67,8 @@ class SequentialShards:
     """
 
     multilabel = numeric = False
+    notes: tuple[str, ...] = ()
+    file_sha256 = ""  # there is no index
     num_samples = epoch_size = None  # unknown until all shards are read
 
     def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:

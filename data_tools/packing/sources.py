@@ -174,7 +174,10 @@ def open_source(path: str | Path) -> Source:
     if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
         return TarSource(path)
     if not path.exists():
-        raise UsageError(f"{printable(str(path))} does not exist: check the path of the images.")
+        raise UsageError(
+            f"{printable(str(path))} does not exist, so it is neither a folder of images or shards nor "
+            "a .zip or .tar of images: check the path."
+        )
     raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")
 
 

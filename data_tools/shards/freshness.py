@@ -21,6 +21,7 @@ from data_tools.shards.urls import is_url
 
 _NEVER = "mtime_ns 0"  # a version that no file has, so that its sha256 is compared
 _SHOWN = 3
+_LONG = 4 << 30  # bytes: more take so long to compare that one must be told
 log = logging.getLogger(__name__)
 
 
@@ -29,31 +30,33 @@ def storage_of(index: Index) -> Storage:
     return Storage(index.folder, _expected(index.file, index.shardlist))
 
 
-def check_local(index: Index, storage: Storage) -> None:
-    """DataError for a local shard that is missing, or has another content than when it was indexed.
+def check_local(index: Index, storage: Storage) -> list[str]:
+    """The local shards whose content was compared, because their times are not those in the index.
 
+    DataError for a local shard that is missing, or has another content than when it was indexed.
     The size and the time of each are compared with the index; where the time differs, the sha256. If all is
     as it was, the times are noted in the index, so that this is done once. An index of version 0.1, and one
     that pack wrote, has no times: then a shard that is newer than the index is one whose time differs.
     """
     suspects = _suspects(index, storage)
     if not suspects:
-        return
+        return []
     with _alone(index.file) as writable:  # one process compares; those that waited find the times noted
         content = json.loads(index.file.read_bytes())
         storage.expect(_expected(index.file, content["shardlist"]))
         suspects = _suspects(index, storage)
-        if not suspects:
-            return
-        log.warning(
-            "%d shards of %s have other times than when they were indexed: comparing their content",
-            len(suspects),
-            printable(str(index.folder)),
-        )
+        sizes = {entry["url"]: int(entry["filesize"]) for entry in content["shardlist"]}
+        total = sum(sizes.get(name, 0) for name in suspects)
+        if total > _LONG:
+            log.warning(
+                "%d shards of %s have other times than when they were indexed: comparing %.0f GB",
+                *(len(suspects), printable(str(index.folder)), total / 1e9),
+            )
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "shard-hash") as pool:
             list(pool.map(storage.size, suspects))  # raises for one that is not what was indexed
         if writable:
             _note_times(index.file, content, storage)
+        return suspects
 
 
 def added_shards(index: Index) -> list[str]:
@@ -74,6 +77,16 @@ def note_of_added(index: Index) -> str | None:
     return (
         f"{printable(str(index.folder))} holds {len(added)} shards that its index does not list, so they are "
         f"not read ({names}): python -m data_tools index adds them"
+    )
+
+
+def note_of_compared(index: Index, compared: Sequence[str]) -> str | None:
+    """A sentence about what check_local() returned, or None if that is nothing."""
+    if not compared:
+        return None
+    return (
+        f"{len(compared)} shards in {printable(str(index.folder))} have other times than when they were "
+        "indexed, and the same content"
     )
 
 

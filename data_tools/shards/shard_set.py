@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from data_tools.errors import DataError
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
-from data_tools.shards.freshness import check_local, note_of_added, storage_of
+from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
 from data_tools.shards.index import Tables, count_classes, load_classes, merge, scan_shards
 from data_tools.shards.index_file import open_index
 from data_tools.shards.labels import NO_LABEL
@@ -33,13 +33,13 @@ class ShardSet:
     numeric: whether labels are numbers to predict, num_classes of them for each sample;
     remote: whether any shard is read by URL; index_sha256: the same for the same shards and tables
     (Index.identity()); file_sha256: of the index file; left_out: how many samples cannot be used; problems:
-    which ones, known only after scan(); note: what else the user should know, or None.
+    which ones, known only after scan(); notes: what else the user should know, a sentence each.
     """
 
     index_sha256 = file_sha256 = ""
     left_out = 0
     problems: tuple[Problem, ...] = ()
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ShardSet:
         try:
             index = open_index(shards)
             storage = storage_of(index)
-            check_local(index, storage)
+            compared = check_local(index, storage)
         except OSError as error:
             raise DataError(
                 f"{error.filename or shards} cannot be read: {error.strerror or error}."
@@ -79,7 +79,7 @@ class ShardSet:
         opened = cls(storage, index.folder, listed, index.tables, index.content["num_classes"])
         opened.index_sha256, opened.file_sha256 = index.identity(), index.file_sha256
         opened.left_out = index.content.get("left_out", 0)
-        opened.note = note_of_added(index)
+        opened.notes = tuple(filter(None, [note_of_compared(index, compared), note_of_added(index)]))
         return opened
 
     @classmethod
