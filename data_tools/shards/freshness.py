@@ -16,6 +16,7 @@ from typing import Any
 from data_tools.errors import DataError, printable
 from data_tools.shards.index import INDEX_NAME
 from data_tools.shards.index_file import Index
+from data_tools.shards.names import tars_in
 from data_tools.shards.storage import Expected, Storage
 from data_tools.shards.urls import is_url
 
@@ -66,7 +67,7 @@ def added_shards(index: Index) -> list[str]:
     listed = {entry["url"] for entry in index.shardlist}
     if all(map(is_url, listed)):
         return []
-    return sorted(path.name for path in index.folder.glob("*.tar") if path.name not in listed)
+    return [name for name in tars_in(index.folder) if name not in listed]
 
 
 def note_of_added(index: Index) -> str | None:

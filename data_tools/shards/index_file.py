@@ -86,8 +86,8 @@ def open_index(shards: Shards) -> Index:
     new = sorted(wanted - most)
     if len(new) < len(names):
         raise UsageError(
-            f"{len(new)} of the {len(names)} shards of {written(shards)} came after "
-            f"{printable(str(folder))} was indexed, the first: {printable(new[0])}: {command}"
+            f"{len(new)} of the {len(names)} shards of {written(shards)} are not in the index that lists the "
+            f"others, the first: {printable(new[0])}; if they came later, or belong together: {command}"
         )
     raise UsageError(f"{written(shards)}: there is no index of these {len(names)} shards: {command}")
 

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -63,7 +63,7 @@ def shards_in(folder: Path) -> list[str]:
             f"{printable(str(folder))} is neither a folder nor a .tar: give the folder of the *.tar shards, "
             "or their names."
         )
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = _visible(path for path in folder.iterdir() if path.is_file())
     if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
         raise _compressed(folder / compressed)
     if shards := [name for name in names if name.endswith(".tar")]:
@@ -71,6 +71,11 @@ def shards_in(folder: Path) -> list[str]:
     raise UsageError(
         f"{printable(str(folder))} holds no *.tar shards: make some with python -m data_tools pack SRC DST."
     )
+
+
+def tars_in(folder: Path) -> list[str]:
+    """The names of the *.tar files of a folder, sorted, without those that file managers hide."""
+    return _visible(folder.glob("*.tar"))
 
 
 def relative(paths: Sequence[Path]) -> tuple[Path, list[str]]:
@@ -97,7 +102,7 @@ def index_stem(folder: Path, names: Sequence[str]) -> str:
     It is `shardindex` for all of the folder's shards, and otherwise holds what their names have in common and
     a hash of all names, so that training and validation shards in one folder have an index each.
     """
-    if list(names) == sorted(path.name for path in folder.glob("*.tar")):
+    if list(names) == tars_in(folder):
         return "shardindex"
     common = os.path.basename(names[0]).removesuffix(".tar")
     while not all(os.path.basename(name).startswith(common) for name in names):
@@ -157,6 +162,10 @@ def _files(pattern: str) -> list[Path]:
                 "folder of the shards."
             )
     return [Path(name) for name in files]
+
+
+def _visible(paths: Iterable[Path]) -> list[str]:
+    return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
 def _matches(name: str) -> list[str]:

@@ -12,7 +12,7 @@ from data_tools.errors import DataError
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
-from data_tools.shards.index import Tables, count_classes, load_classes, merge, scan_shards
+from data_tools.shards.index import CLASSES_NAME, Tables, count_classes, load_classes, merge, scan_shards
 from data_tools.shards.index_file import open_index
 from data_tools.shards.labels import NO_LABEL
 from data_tools.shards.names import Shards, shards_in
@@ -77,6 +77,12 @@ class ShardSet:
             ) from error
         listed = [(entry["url"], entry["filesize"]) for entry in index.shardlist]
         opened = cls(storage, index.folder, listed, index.tables, index.content["num_classes"])
+        if opened.classes is not None and not opened.numeric and len(opened.classes) < opened.num_classes:
+            raise DataError(
+                f"{opened.folder / CLASSES_NAME} has {len(opened.classes)} names, but there are "
+                f"{opened.num_classes} classes in the index: add the missing names, or run python -m "
+                "data_tools index again."
+            )
         opened.index_sha256, opened.file_sha256 = index.identity(), index.file_sha256
         opened.left_out = index.content.get("left_out", 0)
         opened.notes = tuple(filter(None, [note_of_compared(index, compared), note_of_added(index)]))
