@@ -14,8 +14,8 @@ from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError, decode
 from data_tools.shards.freshness import note_of_added, shard_problem
 from data_tools.shards.index import load_classes, scan_shards
-from data_tools.shards.index_file import Index, has_index, open_index
-from data_tools.shards.names import Shards, local_shards, relative, shards_in, written
+from data_tools.shards.index_file import Index, NoIndex, open_index
+from data_tools.shards.names import Shards, local_shards, relative, shards_in
 from data_tools.shards.samples import Problem, Scan
 from data_tools.shards.shard_set import ShardSet
 from data_tools.shards.storage import Storage
@@ -41,7 +41,11 @@ class Verification:
 
     def __iter__(self) -> Iterator[Problem]:
         given = self._given
-        index = open_index(given) if has_index(given) else None
+        index: Index | None = None
+        try:
+            index = open_index(given)
+        except NoIndex as error:
+            self.note = f"not compared with an index: {error}"
         folder, names = _listed(index) if index else _unindexed(given)
         storage, scans = Storage(folder), []
         found = scan_shards(storage, names, load_classes(folder), self._threads)
@@ -60,9 +64,6 @@ class Verification:
         else:
             self.samples = len(self.opened) if self.opened else sum(len(scan.rows) for scan in scans)
             self.classes = self.opened.num_classes if self.opened else 0
-            self.note = (
-                f"there is no index, which training needs: python -m data_tools index {written(given)}"
-            )
         if self.opened:
             yield from self.opened.problems
             if index and (misfit := _misfit(index, self.opened)):

@@ -22,6 +22,10 @@ _TABLES = ("offsets", "labels", "numbers")
 _NOT_IDENTITY = ("version", "left_out")  # in an entry of the shardlist: what may differ for the same shard
 
 
+class NoIndex(UsageError):
+    """There are shards, but no index of all of them."""
+
+
 @dataclass(frozen=True)
 class Index:
     """An index file. content: its JSON; tables: what is in the files beside it.
@@ -67,8 +71,8 @@ class Index:
 def open_index(shards: Shards) -> Index:
     """The index of `shards`; of an index that lists others too, the part that is asked for.
 
-    The shards are not opened. UsageError, saying what to do, if there is no valid index; DataError for
-    damaged tables.
+    The shards are not opened. UsageError, saying what to do, if there is no valid index (NoIndex if there are
+    shards); DataError for damaged tables.
     """
     paths = local_shards(shards)
     if paths is None:
@@ -85,28 +89,11 @@ def open_index(shards: Shards) -> Index:
     most = max(listed, key=lambda found: len(found & wanted), default=set())
     new = sorted(wanted - most)
     if len(new) < len(names):
-        raise UsageError(
+        raise NoIndex(
             f"{len(new)} of the {len(names)} shards of {written(shards)} are not in the index that lists the "
             f"others, the first: {printable(new[0])}; if they came later, or belong together: {command}"
         )
-    raise UsageError(f"{written(shards)}: there is no index of these {len(names)} shards: {command}")
-
-
-def has_index(shards: Shards) -> bool:
-    """Whether there is an index file for `shards`, valid or not. Raises as open_index() for wrong paths."""
-    paths = local_shards(shards)
-    if paths is None:
-        try:
-            return _file_of(shards).is_file()
-        except _NoIndex:
-            return False
-    folder, names = relative(paths)
-    indexes = [index for file in _files_in(folder) if (index := _read_if_valid(file))]
-    return any({entry["url"] for entry in index.shardlist} & set(names) for index in indexes)
-
-
-class _NoIndex(UsageError):
-    """A folder has shards, but no index."""
+    raise NoIndex(f"{written(shards)}: there is no index of these {len(names)} shards: {command}")
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -132,7 +119,7 @@ def _file_of(shards: Shards) -> Path:
         raise UsageError(f"{name} does not exist: make shards with python -m data_tools pack SRC DST.")
     if not file.is_file():
         if any(folder.glob("*.tar")):
-            raise _NoIndex(
+            raise NoIndex(
                 f"{printable(str(folder))} has shards but no {INDEX_NAME}: run python -m data_tools index "
                 f"{written(folder)}"
             )
