@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,12 +150,19 @@ def _alone(file: Path) -> Iterator[bool]:
 
 
 def _note_times(file: Path, content: dict[str, Any], storage: Storage) -> None:
-    for entry in content["shardlist"]:
-        if not is_url(entry["url"]):
-            with suppress(OSError):
-                entry["version"] = storage.version(entry["url"])
+    """Note in the index that its local shards are what it was made of, by their times of now.
+
+    An index without times keeps its bytes and only becomes the newest file.
+    """
+    entries = [entry for entry in content["shardlist"] if not is_url(entry["url"])]
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     with suppress(OSError):  # only a saving of time: without it the same is done at the next start
+        newest = max((file.parent / entry["url"]).stat().st_mtime_ns for entry in entries)
+        if newest < time.time_ns() and not any("version" in entry for entry in entries):
+            os.utime(file)
+            return
+        for entry in entries:
+            entry["version"] = storage.version(entry["url"])
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary, file)
     temporary.unlink(missing_ok=True)
