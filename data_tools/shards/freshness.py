@@ -158,8 +158,9 @@ def _note_times(file: Path, content: dict[str, Any], storage: Storage) -> None:
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     with suppress(OSError):  # only a saving of time: without it the same is done at the next start
         newest = max((file.parent / entry["url"]).stat().st_mtime_ns for entry in entries)
-        if newest < time.time_ns() and not any("version" in entry for entry in entries):
-            os.utime(file)
+        now = time.time_ns()
+        if newest < now and not any("version" in entry for entry in entries):
+            os.utime(file, ns=(now, now))
             return
         for entry in entries:
             entry["version"] = storage.version(entry["url"])

@@ -145,7 +145,9 @@ def _read(file: Path) -> Index:
         content = json.loads(data)
         for entry in content["shardlist"]:
             _check_name(entry["url"], file)
-            int(entry["nsamples"]), int(entry["filesize"])
+            int(entry["nsamples"]), int(entry["filesize"]), int(entry.get("left_out", 0))
+            if not isinstance(entry.get("version"), str | None):
+                raise TypeError(f"version {entry['version']!r}")
         int(content["samples"]), int(content["num_classes"]), str(content["offsets"]["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
@@ -159,7 +161,8 @@ def _check_name(url: Any, file: Path) -> None:
     if is_url(url):
         check_scheme(url)
     elif (
-        ".." in Path(url).parts
+        "\0" in url
+        or ".." in Path(url).parts
         or Path(url).is_absolute()
         or (":" in url and not (file.parent / url).exists())
     ):

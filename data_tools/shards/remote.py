@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.clients import FileState, Refused, WholeFile, http_range, is_http, open_client
-from data_tools.shards.urls import check_scheme, shown, without_secrets
+from data_tools.shards.urls import as_sent, check_scheme, shown, without_secrets
 
 _ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds; each wait is twice the one before, times 0.5 to 1.5
@@ -151,7 +151,8 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
                 continue
             attempt += 1
             if attempt == _ATTEMPTS:
-                reason = without_secrets(re.sub(r"\s+", " ", f"{type(error).__name__}: {error}"))
+                text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+                reason = without_secrets(text.replace(as_sent(url), shown(url)).replace(url, shown(url)))
                 raise DataError(
                     f"{shown(url)} could not be read in {attempt} attempts, the last one: {reason[:300]}"
                 ) from error

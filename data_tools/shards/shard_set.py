@@ -55,6 +55,10 @@ class ShardSet:
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
         self._shards = shards
+        names = [shown(name) if is_url(name) else name for name, _ in shards]
+        if len(set(names)) < len(names):  # URLs that differ in what is not shown
+            names = [f"{name}#{number}" for number, name in enumerate(names)]
+        self._names = names
         self.remote = any(is_url(name) for name, _ in shards)
         self._storage = storage
         self._chunk = 1
@@ -196,8 +200,7 @@ class ShardSet:
 
     def shard_name(self, i: int) -> str:
         """The file name of the shard that holds sample i, or its URL without what is secret in it."""
-        name = self._shards[int(self.table["shard"][i])][0]
-        return shown(name) if is_url(name) else name
+        return self._names[int(self.table["shard"][i])]
 
     def _read_chunk(self, first: int) -> dict[int, bytes]:
         ids = np.arange(first, first + self._chunk) % len(self)

@@ -153,6 +153,8 @@ def test_training_and_validation_shards_lie_in_one_folder(data: Data, tmp_path: 
         inputs = open_inputs(load(recipe, [f"data.train={train}", f"data.val={val}"]))
         assert inputs.train.num_samples == 97 and inputs.val is not None and len(inputs.val) == 21
         assert inputs.notes() == []
+    for text in ("*.tar", "{train,val}-*.tar", "*/it's.tar"):
+        assert load(recipe, [f"data.train={text}"]).data.train == text
     with pytest.raises(UsageError, match=r"data\.val: "):
         load(recipe, ["data.val=[{shards: x}]"])
     with pytest.raises(UsageError, match=r"no-\*\.tar matches no file"):

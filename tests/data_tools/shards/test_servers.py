@@ -21,6 +21,7 @@ from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream
 from data_tools.batches.stream import Decoding, Share
 from data_tools.errors import DataError, UsageError
+from data_tools.packing.pack import pack
 from data_tools.shards import remote
 from data_tools.shards.index import build_index
 from data_tools.shards.remote import expand
@@ -252,6 +253,17 @@ def test_an_index_of_version_0_1_is_compared_by_size(server: Strict, local: Shar
     (local.folder / "part-000.tar").write_bytes((local.folder / "part-001.tar").read_bytes())
     with pytest.raises(DataError, match=r"part-000\.tar: \d+ bytes, but"):
         ShardSet.open(file).read(0)
+
+
+def test_urls_that_differ_in_their_query_alone_are_told_apart(
+    server: Strict, local: ShardSet, tmp_path: Path
+) -> None:
+    far = index(tmp_path / "far", f"{server.url}/part-000.tar?id=1", f"{server.url}/part-000.tar?id=2")
+    assert [far.shard_name(i) for i in (0, 6)] == [f"{server.url}/part-000.tar#{n}" for n in (0, 1)]
+    (packed,) = pack(tmp_path / "far", tmp_path / "packed")
+    assert packed.images == 12
+    paths = b"".join(path.read_bytes() for path in (tmp_path / "packed").glob("*.tar"))
+    assert b"part-000.tar#1/" in paths and b"?id=" not in paths
 
 
 def test_a_pattern_of_urls_that_cannot_be_listed_says_so(server: Strict) -> None:
