@@ -18,10 +18,10 @@ from data_tools.errors import DataError, printable
 from data_tools.shards.index import INDEX_NAME
 from data_tools.shards.index_file import Index
 from data_tools.shards.names import tars_in
-from data_tools.shards.storage import Expected, Storage
+from data_tools.shards.storage import Expected, Storage, version_of
 from data_tools.shards.urls import is_url
 
-_NEVER = "mtime_ns 0"  # a version that no file has, so that its sha256 is compared
+_NEVER = version_of(0)  # a version that no file has, so that its sha256 is compared
 _SHOWN = 3
 _LONG = 4 << 30  # bytes: more take so long to compare that one must be told
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ def check_local(index: Index, storage: Storage) -> list[str]:
         content = json.loads(index.file.read_bytes())
         storage.expect(_expected(index.file, content["shardlist"]))
         suspects = _suspects(index, storage)
+        if not suspects:
+            return []
         sizes = {entry["url"]: int(entry["filesize"]) for entry in content["shardlist"]}
         total = sum(sizes.get(name, 0) for name in suspects)
         if total > _LONG:
@@ -57,7 +59,7 @@ def check_local(index: Index, storage: Storage) -> list[str]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "shard-hash") as pool:
             list(pool.map(storage.size, suspects))  # raises for one that is not what was indexed
         if writable:
-            _note_times(index.file, content, storage)
+            _note_times(index.file, content, suspects, storage)
         return suspects
 
 
@@ -149,21 +151,28 @@ def _alone(file: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def _note_times(file: Path, content: dict[str, Any], storage: Storage) -> None:
-    """Note in the index that its local shards are what it was made of, by their times of now.
+def _note_times(file: Path, content: dict[str, Any], compared: Sequence[str], storage: Storage) -> None:
+    """Note in the index that the shards in `compared` are what it was made of, by their times of now.
 
-    An index without times keeps its bytes and only becomes the newest file.
+    An index without times keeps its bytes and only becomes the newest file. It stays as it is if it lists
+    other shards that are newer, as these would then be believed.
     """
-    entries = [entry for entry in content["shardlist"] if not is_url(entry["url"])]
+    entries = {entry["url"]: entry for entry in content["shardlist"] if not is_url(entry["url"])}
+    expected = _expected(file, list(entries.values()))
+    if any(state.version == _NEVER for name, state in expected.items() if name not in compared):
+        return
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     with suppress(OSError):  # only a saving of time: without it the same is done at the next start
-        newest = max((file.parent / entry["url"]).stat().st_mtime_ns for entry in entries)
+        times = {name: (file.parent / name).stat().st_mtime_ns for name in entries}
         now = time.time_ns()
-        if newest < now and not any("version" in entry for entry in entries):
+        if max(times.values()) < now and not any("version" in entry for entry in entries.values()):
             os.utime(file, ns=(now, now))
             return
-        for entry in entries:
-            entry["version"] = storage.version(entry["url"])
+        for name, entry in entries.items():
+            if name in compared:
+                entry["version"] = storage.version(name)
+            elif "version" not in entry:
+                entry["version"] = version_of(times[name])
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary, file)
     temporary.unlink(missing_ok=True)

@@ -161,8 +161,13 @@ class Storage:
         ).sha256()
 
 
+def version_of(mtime_ns: int) -> str:
+    """The version of a local file that was last written at this time."""
+    return f"mtime_ns {mtime_ns}"
+
+
 def _state_of(found: os.stat_result) -> FileState:
-    return FileState(found.st_size, f"mtime_ns {found.st_mtime_ns}")
+    return FileState(found.st_size, version_of(found.st_mtime_ns))
 
 
 def _comparable(one: str, other: str | None) -> bool:

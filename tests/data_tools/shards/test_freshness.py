@@ -122,6 +122,20 @@ def test_an_index_without_times_is_believed_only_if_it_is_the_newest(
         ShardSet.open(folder)
 
 
+@pytest.mark.parametrize("with_times", [False, True])
+def test_comparing_some_shards_says_nothing_of_the_others(make_shards, with_times: bool) -> None:
+    folder = make_shards([4, 3]).folder
+    if not with_times:
+        as_version_0_1(folder)
+    for name in ("part-000.tar", "part-001.tar"):
+        os.utime(folder / name, ns=(time.time_ns(),) * 2)
+    write_again(folder / "part-001.tar")
+    for _ in range(2):
+        assert len(ShardSet.open(folder / "part-000.tar")) == 4
+        with pytest.raises(DataError, match=r"part-001\.tar is not what was indexed"):
+            ShardSet.open(folder)
+
+
 def test_the_identity_of_a_set_is_what_version_0_1_took_it_for(make_shards) -> None:
     shards = make_shards([4, 3])
     as_version_0_1(shards.folder)
