@@ -43,9 +43,11 @@ def local_shards(shards: Shards) -> list[Path] | None:
         if one and not os.path.exists(pattern) and not _is_pattern(pattern) and not pattern.endswith(".tar"):
             return None
     found = [path for pattern in patterns for path in _files(pattern)]
-    if len(set(found)) < len(found):
-        twice = next(path for path in found if found.count(path) > 1)
-        raise UsageError(f"{printable(str(twice))} is given twice: name every shard once.")
+    places: set[str] = set()
+    for path in found:
+        if (place := os.path.abspath(path)) in places:
+            raise UsageError(f"{printable(str(path))} is given twice: name every shard once.")
+        places.add(place)
     return sorted(found)
 
 

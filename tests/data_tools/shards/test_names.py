@@ -164,6 +164,7 @@ def test_a_list_says_what_it_cannot_hold(hub: Path) -> None:
         (["hub/in1k-train-0000.tar", "http://host/x.tar"], "http://host/x.tar is a URL among local shards"),
         (["http://host/x.tar", "http://host/y.tar"], "--out DIR"),
         (["hub/in1k-train-0000.tar"] * 2, "is given twice"),
+        (["hub/in1k-train-*.tar", "hub/../hub/in1k-train-0002.tar"], r"0002\.tar is given twice"),
     ):
         with pytest.raises(UserError, match=reason):
             ShardSet.open(given)
