@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from data_tools.errors import DataError, UsageError, printable
 from data_tools.shards.remote import braces
+from data_tools.shards.side_files import is_side_file
 from data_tools.shards.urls import is_url, shown
 
 # A folder of shards, its index file, a pattern of shards such as train-{0000..0127}.tar or train-*.tar, or a
@@ -167,7 +168,7 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _visible(paths: Iterable[Path]) -> list[str]:
-    return sorted(path.name for path in paths if not path.name.startswith("."))
+    return sorted(path.name for path in paths if not is_side_file(path.name))
 
 
 def _matches(name: str) -> list[str]:
