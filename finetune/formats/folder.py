@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
@@ -27,7 +28,13 @@ from pretrain.model.classifier import Classifier
 from . import load_peer, to_peer
 from .google import infer_config
 from .hf_settings import hf_config, hf_objective, hf_preprocessing, hf_preprocessor
-from .timm_settings import timm_arguments, timm_config, timm_preprocessing
+from .timm_settings import (
+    position_mode,
+    timm_arguments_of,
+    timm_classes,
+    timm_config,
+    timm_preprocessing,
+)
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 HF_FORMATS = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}  # by model_type
@@ -61,23 +68,23 @@ def read_folder(path: Path) -> ForeignModel:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: damaged, missing or not a safetensors file: {error}") from None
     if "architecture" in config:
-        source, arguments = "timm", _naming_the_file(path, timm_arguments, config, weights)
+        source, arguments = "timm", _naming_the_file(path, timm_arguments_of, config, weights)
         preprocessing = _naming_the_file(path, timm_preprocessing, config)
-        classes, objective = config.get("label_names"), "softmax"
+        classes, objective, resize = timm_classes(config), "softmax", position_mode(config)
     elif config.get("model_type") in HF_FORMATS:
         source, arguments = HF_FORMATS[config["model_type"]], config
         processor = _folder(path) / PREPROCESSOR
         known = _read_json(processor) if processor.is_file() else {}
         preprocessing = _naming_the_file(path, hf_preprocessing, known)
         labels = config.get("id2label") or {}
-        classes = [labels[key] for key in sorted(labels, key=int)] or None
+        classes, resize = [labels[key] for key in sorted(labels, key=int)] or None, None
         objective = _naming_the_file(path, hf_objective, config)
     else:
         raise UsageError(
             f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
             f"{' or '.join(HF_FORMATS)}"
         )
-    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective)
+    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective, resize)
 
 
 def write_folder(
@@ -133,8 +140,9 @@ def _checkpoint(
     preprocessing: dict[str, Any],
     classes: list[str] | None,
     objective: str = "softmax",
+    resize: str | None = None,
 ) -> ForeignModel:
-    model = _naming_the_file(path, load_peer, source, config, weights)
+    model = _naming_the_file(path, partial(load_peer, resize=resize), source, config, weights)
     assert isinstance(model, Classifier)
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
         raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
