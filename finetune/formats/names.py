@@ -28,6 +28,20 @@ def tell(sentence: str) -> None:
         log.warning("%s", sentence)
 
 
+def class_names(facts: Mapping[str, Any]) -> list[str] | None:
+    """One name for each output, None where nobody named the classes; facts: the keys of `weights_file.FACTS`.
+
+    Outputs behind the last name are called LABEL_7 and so on, as by transformers. ValueError for more names
+    than outputs.
+    """
+    known, outputs = facts["classes"], facts["num_classes"]
+    if not known:
+        return None
+    if len(known) > outputs:
+        raise ValueError(f"there are {len(known)} class names, but only {outputs} outputs")
+    return [*known, *(f"LABEL_{index}" for index in range(len(known), outputs))]
+
+
 def name_of(value: Any) -> Any:
     """The name of a class or function, also of one with keywords of its own; all else as it is."""
     if isinstance(value, partial):

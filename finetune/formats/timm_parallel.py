@@ -1,4 +1,4 @@
-"""timm's ParallelScalingBlock: attention and MLP side by side behind one norm, with their inputs in one layer."""
+"""timm's ParallelScalingBlock: attention and MLP side by side behind one norm and one layer `in_proj`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def as_blocks(weights: Weights, width: int, mlp: int) -> dict[str, Any]:
         elif rest in ("in_proj.weight", "in_proj.bias"):
             whole = tensor(value)
             if len(whole) != mlp + 3 * width:
+                needed = [mlp + 3 * width, *whole.shape[1:]]
                 raise ValueError(
-                    f"{name!r} has shape {list(whole.shape)}, but the configuration needs {mlp + 3 * width} rows"
+                    f"{name!r} has shape {list(whole.shape)}, but the configuration needs {needed}"
                 )
             part = rest.removeprefix("in_proj.")
             first, qkv = torch.split(whole, [mlp, 3 * width])

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import timm_arguments, timm_table
 from .entries import Weights
-from .names import tell
+from .names import class_names, tell
 from .timm_backbone import BACKBONE
 
 # Units in each stage of timm's ResNets -> a model of timm's that has it; all other sizes are arguments.
@@ -18,6 +18,15 @@ TIMM_HYBRIDS = {
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
 INTERPOLATIONS = ("bilinear", "bicubic")
+# What timm takes where a pretrained_cfg does not say it.
+USUAL: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
 def timm_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def timm_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
         "num_features": config["embed_dim"],
         "global_pool": config["global_pool"],
         "model_args": arguments,
-        "label_names": facts["classes"],
+        "label_names": class_names(facts),
         "pretrained_cfg": {
             "input_size": [config["in_chans"], size, size],
             "num_classes": classes,
@@ -86,8 +95,8 @@ def timm_arguments_of(config: dict[str, Any], weights: Weights) -> dict[str, Any
     if "norm_layer" in given:
         row.pop("norm_eps", None)
     known = _pretrained(config)
-    size = (known.get("input_size") or (found.preprocessing["input_size"] if found else (3, 224, 224)))[1:]
-    arguments = {"img_size": list(size)} | row | given
+    size = known.get("input_size") or (found.preprocessing if found else USUAL)["input_size"]
+    arguments = {"img_size": list(size[1:])} | row | given
     arguments |= _pool(config, row, given, weights)
     arguments["num_classes"] = len(weights["head.weight"]) if "head.weight" in weights else 0
     try:
@@ -120,6 +129,13 @@ def _pool(
     return {"global_pool": stated} | ({} if "fc_norm" in given else {"fc_norm": "fc_norm.weight" in weights})
 
 
+def timm_weights(config: dict[str, Any], arguments: dict[str, Any], weights: Weights) -> Weights:
+    """The weights that timm takes: those of SigLIP without its pool, where the model has another one."""
+    if "siglip" not in config["architecture"] or arguments.get("global_pool") == "map":
+        return weights
+    return {name: value for name, value in weights.items() if not name.startswith("attn_pool.")}
+
+
 def position_mode(config: dict[str, Any]) -> str | None:
     """How timm resizes the positions of this architecture, as `resize` of `load_peer`."""
     return "bilinear_centers" if "flexi" in config["architecture"] else None
@@ -132,17 +148,13 @@ def timm_preprocessing(config: dict[str, Any]) -> dict[str, Any]:
     """
     stated = {key: value for key, value in _pretrained(config).items() if value is not None}
     found = timm_table.find(config["architecture"])
-    usual = found.preprocessing if found else {"crop_pct": 0.875, "crop_mode": "center"}
-    known = usual | stated
-    lacking = [key for key in ("input_size", "interpolation", "crop_pct", "mean", "std") if key not in stated]
-    unknown = [key for key in lacking if key not in known]
-    if unknown:
-        raise ValueError(
-            f"pretrained_cfg lacks {', '.join(unknown)}, so images cannot be prepared as in training"
-        )
+    known = (found.preprocessing if found else USUAL) | stated
+    lacking = [key for key in ("interpolation", "crop_pct", "mean", "std") if key not in stated]
     if lacking:
-        tell(f"config.json does not say {', '.join(lacking)}: as timm has it for {config['architecture']}")
-    interpolation, mode, share = known["interpolation"], known.get("crop_mode", "center"), known["crop_pct"]
+        source = found.name if found else "models that do not say it"
+        tell(f"config.json does not say {', '.join(lacking)}: taken as timm has it for {source}")
+    interpolation, share = known["interpolation"], known["crop_pct"]
+    mode = stated.get("crop_mode", "center" if "crop_pct" in stated else known["crop_mode"])
     if interpolation not in INTERPOLATIONS or mode not in ("center", "squash"):
         raise ValueError(f"interpolation={interpolation}, crop_mode={mode}: not what evaluation can do")
     size = _side(config, known)
@@ -153,8 +165,8 @@ def timm_preprocessing(config: dict[str, Any]) -> dict[str, Any]:
     short = math.floor(size / share)
     if mode == "squash" and short > size:
         tell(
-            f"crop_mode is squash and crop_pct {share:g}: timm resizes whole images to {short}x{short} and crops "
-            f"them, here they are resized to {size}x{size}"
+            f"crop_mode is squash and crop_pct {share:g}: timm resizes whole images to {short}x{short} and "
+            f"crops them, here they are resized to {size}x{size}"
         )
     return {
         "eval_crop": mode == "center",
