@@ -147,7 +147,7 @@ def _check_what_was_written(folder: Path, model: Classifier, facts: dict[str, An
 
 
 def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
-    """What evaluation does to an image, as numbers; known: keys of `data`, whose defaults stand for others."""
+    """What evaluation does to an image, as numbers; known: keys of `data`."""
     data = DataConfig(**{key: value for key, value in known.items() if key != "augment"})
     short = (data.eval_resize or data.tile_size) if data.eval_crop else 0
     bicubic = data.eval_resample == "bicubic"
