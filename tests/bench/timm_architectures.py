@@ -87,13 +87,18 @@ def row(name: str, registry: Any) -> dict[str, Any]:
     def stop(cls: type, variant: str, pretrained: bool = False, **given: Any) -> None:
         raise Called(cls, given)
 
-    for module in (deit, vision_transformer, vision_transformer_hybrid):
+    modules = (deit, vision_transformer, vision_transformer_hybrid)
+    build = vision_transformer.build_model_with_cfg
+    for module in modules:
         module.build_model_with_cfg = stop
     try:
         with torch.device("meta"):
             registry._model_entrypoints[name]()
     except Called as called:
         cls, given = called.args
+    finally:
+        for module in modules:
+            module.build_model_with_cfg = build
     usual = inspect.signature(vision_transformer.VisionTransformer.__init__).parameters
     arguments: dict[str, Any] = {} if cls.__name__ == "VisionTransformer" else {"model_class": cls.__name__}
     for key, value in given.items():
