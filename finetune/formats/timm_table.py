@@ -14,10 +14,10 @@ from . import timm_arguments
 from .timm_arguments import DEFAULTS
 
 TABLE = Path(__file__).with_name("timm_architectures.json")
-_CONTENT: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-VERSION: str = _CONTENT.get("timm", "")  # of the timm whose entry points these are
-ARCHITECTURES: dict[str, dict[str, Any]] = _CONTENT.get("architectures", {})
-EARLIER_NAMES: dict[str, str] = _CONTENT.get("earlier_names", {})
+_CONTENT: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+VERSION: str = _CONTENT["timm"]  # of the timm whose entry points these are
+ARCHITECTURES: dict[str, dict[str, Any]] = _CONTENT["architectures"]
+EARLIER_NAMES: dict[str, str] = _CONTENT["earlier_names"]
 
 
 class Architecture(NamedTuple):

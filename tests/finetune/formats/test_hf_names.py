@@ -94,7 +94,7 @@ def test_transformers_model_in_memory_gives_its_numbers(classes: int) -> None:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    model = load_peer("hf_vit", theirs.config, theirs.state_dict())
+    model = load_peer("hf_vit", theirs.config, theirs.state_dict())  # as docs/peers.md shows it
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = theirs(images).logits if classes else theirs(images).last_hidden_state[:, 0]
