@@ -14,7 +14,8 @@ from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_posi
 
 from .source import TrainedWeights
 
-# Parameters whose shapes or values depend on the tiles. They are few and small, so all are read at once.
+# Parameters whose shapes or values depend on the tiles (fold_tiles adds to the bias of ln_post). They are
+# few and small, so all are read at once.
 TILED = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.", "ln_post.")
 
 
@@ -34,7 +35,7 @@ class Adaptation:
     def initial_value(self, model: nn.Module, seed: int) -> InitialValue:
         """A function that gives the first value of one parameter of `model`, read when it is asked for.
 
-        seed: of the parameters that are initialised.
+        seed: for the parameters drawn at random.
         """
 
         def value(name: str, shape: torch.Size) -> Tensor:
@@ -48,7 +49,7 @@ class Adaptation:
 
 
 def adapt(source: TrainedWeights, model: Model, mode: str) -> Adaptation:
-    """The parameters of `source` for `model`; position tables are resized by `mode`.
+    """First values for `model` from `source`; mode: how position tables are resized.
 
     The head is initialised (arXiv 2010.11929, section 3.2). All other parameters must be in both, in the same
     shape once positions are resized. Raises UsageError naming the first that is not.
@@ -98,7 +99,7 @@ def _adapted(source: TrainedWeights, old: Geometry, new: Geometry, mode: str) ->
 
 
 def _refuse_differences(source: TrainedWeights, expected: set[str]) -> None:
-    """UsageError for weights whose names are not those of the model that their facts describe."""
+    """UsageError unless the weights have the names of the model that source.facts describes."""
     missing = sorted(name for name in expected - source.shapes.keys() if not name.startswith("head."))
     surplus = sorted(name for name in source.shapes.keys() - expected if not name.startswith("head."))
     if missing or surplus:
