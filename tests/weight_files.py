@@ -23,7 +23,7 @@ def write_weights(
     path: Path, classes: list[str] | None = COLOURS, outputs: int = 3, **fields: object
 ) -> Path:
     """The file of a small classifier; classes: their names, which need not be as many as the outputs."""
-    config = ModelConfig(name="vit_ti16", **(SIZES | {"head": "linear"} | fields))
+    config = ModelConfig(**({"name": "vit_ti16", "head": "linear"} | SIZES | fields))
     model = build_model(Config(model=config, data=DataConfig(**DATA)), outputs)
     initialize(model, seed=0)
     with torch.no_grad():

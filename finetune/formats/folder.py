@@ -29,7 +29,7 @@ from pretrain.model.classifier import Classifier
 from . import load_peer, to_peer
 from .google import infer_config
 from .hf_settings import hf_classes, hf_config, hf_objective, hf_preprocessing, hf_preprocessor
-from .names import class_names
+from .names import class_names, tell
 from .timm_settings import (
     position_mode,
     timm_arguments_of,
@@ -179,6 +179,8 @@ def _checkpoint(
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
         raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
     model.encoder.mask_token = model.pooler = None
+    if classes and model.num_classes and len(classes) != model.num_classes:
+        tell(f"{path}: {len(classes)} class names for {model.num_classes} outputs, so the names are left out")
     facts: dict[str, Any] = {
         "step": 0,
         "objective": objective,

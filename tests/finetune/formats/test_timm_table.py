@@ -14,12 +14,15 @@ from bench.timm_architectures import PAGE, read_timm, with_table
 from references import timm as reference
 from references.timm_itself import timm_or_skip
 from safetensors.torch import save_file
+from weight_files import write_weights
 
 from data_tools.errors import UsageError
+from finetune.export import export_folder
 from finetune.formats import timm_arguments
 from finetune.formats.folder import read_folder
 from finetune.formats.timm_settings import timm_config
 from finetune.formats.timm_table import ARCHITECTURES, EARLIER_NAMES, VERSION
+from finetune.source import open_source
 
 CLASSES = 5
 RELATIVE = 1e-4  # of the largest logit
@@ -228,6 +231,14 @@ def test_what_the_file_does_not_say_of_its_images_is_told(
     assert "config.json does not say interpolation, crop_pct, mean, std" in caplog.text
 
 
+def test_names_that_are_not_one_for_each_output_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, config, weights = made_up("vit_tiny_patch16_224", label_names=["cat", "dog"])
+    assert read_folder(write(tmp_path, config, weights)).facts["classes"] is None
+    assert "2 class names for 5 outputs" in caplog.text
+
+
 def test_an_early_config_json_has_everything_in_one_place(tmp_path: Path) -> None:
     _, config, weights = made_up("vit_tiny_patch16_224", labels=list("abcde"))
     config |= {"mean": [0.1] * 3, "std": [0.2] * 3, "crop_pct": 0.5, "interpolation": "bilinear"}
@@ -254,18 +265,25 @@ def test_timm_gets_back_every_short_side_that_is_written() -> None:
             assert math.floor(size / share) == short  # timm.data.transforms_factory
 
 
-def test_timm_loads_what_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pool": "mean", "final_norm": "pooled", "layer_scale": 0.1},
+        {"pool": "map", "registers": 2, "qk_norm": True},
+        {"pool": "map", "activation": "gelu_tanh", "qkv_bias": False, "pre_norm": True, "mlp_dim": 41},
+        {"name": "hybrid_r_ti16", "patch_size": 1},
+    ],
+)
+def test_timm_loads_what_is_exported(fields: dict[str, Any], tmp_path: Path) -> None:
     timm = timm_or_skip()
-    from finetune.export import export_folder
-
-    arguments, config, weights = made_up("vit_base_patch16_siglip_224")
-    folder = tmp_path / "given"
-    folder.mkdir()
-    export_folder(str(write(folder, config, weights)), str(tmp_path / "out"), "timm")
+    file = write_weights(tmp_path / "model.safetensors", **fields)
+    export_folder(str(file), str(tmp_path / "out"), "timm")
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    images = torch.randn(1, 3, arguments["img_size"], arguments["img_size"])
+    images = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
-        assert differ(read_folder(folder).model(images), model(images)) < RELATIVE
+        ours = open_source(str(file)).load(torch.device("cpu"))
+        assert differ(ours(images), model(images)) < RELATIVE
 
 
 def test_where_timm_is_missing_its_tests_say_so() -> None:
