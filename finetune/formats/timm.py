@@ -99,7 +99,7 @@ def _ratio(mlp: int, width: int) -> float:
 def _build(config: dict[str, Any], weights: Weights) -> Classifier:
     pool, fc_norm = POOLS[config["global_pool"]], config["fc_norm"]
     behind_pool = pool == "mean" if fc_norm is None else fc_norm
-    resnet = config.get("backbone")
+    resnet = config.get("backbone", config.get("resnet"))
     if resnet is None and any(name.startswith(BACKBONE) for name in weights):
         resnet = infer_resnet(weights)
     backbone = read_resnet(resnet) if resnet else None

@@ -34,8 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "act_layer": None,
     "block_fn": "Block",
 }
-# Two more than timm has: the epsilon of its norms where they are LayerNorms, and a hybrid's ResNetV2.
-OURS = ("norm_eps", "backbone")
+# More than timm has: the epsilon of norms that are LayerNorms, and a hybrid's ResNetV2 by two names.
+OURS = ("norm_eps", "backbone", "resnet")
 # Arguments that change no number in evaluation.
 IGNORED = (
     *("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "drop_rate", "pos_drop_rate"),

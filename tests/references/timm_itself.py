@@ -47,8 +47,16 @@ def timm_or_skip() -> types.ModuleType:
     """timm; the test is skipped where it is not installed."""
     if find_spec("timm") is None:
         pytest.skip("timm is not installed (pip install --no-deps timm)")
-    if find_spec("torchvision") is None:
-        sys.meta_path.append(_Torchvision())
-    import timm
+    if find_spec("torchvision") is not None:
+        import timm
 
+        return timm
+    stub = _Torchvision()
+    sys.meta_path.append(stub)
+    try:
+        import timm
+    finally:  # others, such as transformers, must not find it
+        sys.meta_path.remove(stub)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
     return timm
