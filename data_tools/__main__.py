@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError, escape_output
+from data_tools.errors import UsageError, UserError, escape_output, printable
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -18,15 +18,15 @@ from data_tools.packing.label_arguments import (
 )
 from data_tools.packing.pack import pack
 from data_tools.packing.recode import Recode
-from data_tools.shards.index import build_index
-from data_tools.shards.shard_set import ShardSet, load_index
-from data_tools.shards.storage import is_url
+from data_tools.shards.indexing import index_shards
+from data_tools.shards.names import Shards
+from data_tools.shards.shard_set import ShardSet
 from data_tools.verify import balance, verify
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _MAX_PIXELS = 67_108_864  # as data.max_pixels
 _MAX_PIXELS_HELP = f"larger images count as unreadable ({_MAX_PIXELS})"
-_SHARDS_HELP = "a folder of shards or its shardindex.json"
+_SHARDS_HELP = "a folder of shards, its shardindex.json, or shards such as 'train-{0000..0127}.tar'"
 _CPUS = os.cpu_count() or 1
 
 
@@ -37,15 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {_lines(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return UsageError.exit_code
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _lines(text: str) -> str:
+    """The text with all but its line breaks escaped that a terminal would not show as it is."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "shards",
         metavar="SHARDS",
         nargs="+",
-        help="a folder of *.tar, or URLs of shards with {000..127} or *",
+        help="a folder of *.tar, or shards or URLs of shards with {000..127} or *",
     )
     command.add_argument(
         "--out", metavar="DIR", help="the folder for the index of URLs; a classes.json there is used"
@@ -108,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_index)
 
     command = commands.add_parser("verify", help="list what is wrong in shards; exit code 3 if anything is")
-    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("shards", metavar="SHARDS", nargs="+", help=_SHARDS_HELP)
     command.add_argument("--decode", action="store_true", help="decode every image")
     command.add_argument("--ranks", type=_count, metavar="N", help="say whether the shards suit N processes")
     command.add_argument(
@@ -118,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_verify)
 
     command = commands.add_parser("preview", help="draw some samples and their tiles")
-    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("shards", metavar="SHARDS", nargs="+", help=_SHARDS_HELP)
     command.add_argument("out", metavar="OUT.png")
     command.add_argument("--images", type=_count, default=24, metavar="N", help="(24)")
     command.add_argument("--tile-size", type=_count, default=224, metavar="S", help="as data.tile_size (224)")
@@ -127,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_preview)
 
     command = commands.add_parser("bench", help="images/s of each stage of the input, without a model")
-    command.add_argument("shards", metavar="SHARDS", help=_SHARDS_HELP)
+    command.add_argument("shards", metavar="SHARDS", nargs="+", help=_SHARDS_HELP)
     command.add_argument("--images", type=_count, default=2000, metavar="N", help="(2000)")
     command.add_argument("--threads", type=_count, default=_CPUS, metavar="T", help=f"({_CPUS})")
     command.add_argument("--config", metavar="RECIPE", help="a YAML recipe; its data group is used")
@@ -171,16 +176,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    folder, urls = options.shards[0], [path for path in options.shards if is_url(path)]
-    if urls:
-        if len(urls) < len(options.shards) or not options.out:
-            raise UsageError("URLs of shards go without local paths and with --out DIR, for the index.")
-        from data_tools.shards.remote import expand
-
-        folder, urls = options.out, expand(urls)
-    elif len(options.shards) > 1 or options.out:
-        raise UsageError("Give one folder of shards, in which the index is written, or URLs and --out DIR.")
-    summary = build_index(folder, urls, rules=label_rules(options))
+    summary, place = index_shards(options.shards, options.out, label_rules(options))
     print(f"labels: {summary.labels}", file=sys.stderr)
     for problem in summary.problems:
         print(f"left out {problem}", file=sys.stderr)
@@ -188,38 +184,45 @@ def _index(options: argparse.Namespace) -> int:
         print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
     print(
         f"indexed {summary.samples} samples, {summary.shards} shards, {summary.bytes / 1e6:.1f} MB, "
-        f"{len(summary.problems)} left out -> {folder}"
+        f"{len(summary.problems)} left out -> {place}"
     )
     return 0
 
 
+def _given(options: argparse.Namespace) -> Shards:
+    """The shards of the command line; several, where a shell has expanded a pattern."""
+    return options.shards[0] if len(options.shards) == 1 else options.shards
+
+
 def _verify(options: argparse.Namespace) -> int:
-    bad = 0
-    for problem in verify(
-        options.shards,
+    checked = verify(
+        _given(options),
         decode_images=options.decode,
         max_pixels=options.max_pixels,
         threads=options.workers,
-    ):
+    )
+    bad = 0
+    for problem in checked:
         print(problem)
         bad += 1
+    if checked.note:
+        print(f"note: {checked.note}", file=sys.stderr)
     balanced = True
-    if options.ranks and not bad:
-        balanced, sentence = balance(ShardSet.open(options.shards), options.ranks, options.workers)
+    if options.ranks and not bad and checked.opened:
+        balanced, sentence = balance(checked.opened, options.ranks, options.workers)
         print(sentence)
-    _, index, _ = load_index(options.shards)
-    print(
-        f"{index['samples']} samples, {index['num_classes']} classes, "
-        f"{len(index['shardlist'])} shards, {bad} bad"
-    )
+    print(f"{checked.samples} samples, {checked.classes} classes, {checked.shards} shards, {bad} bad")
     return 0 if balanced and not bad else 3
 
 
 def _preview(options: argparse.Namespace) -> int:
     from data_tools.preview import preview  # here, because it imports torch
 
+    shards = ShardSet.open(_given(options))
+    for note in shards.notes:
+        print(f"note: {note}", file=sys.stderr)
     images = preview(
-        ShardSet.open(options.shards),
+        shards,
         options.out,
         images=options.images,
         tile_size=options.tile_size,
@@ -234,7 +237,7 @@ def _bench(options: argparse.Namespace) -> int:
     from data_tools.bench import bench  # here, because it imports torch
 
     bench(
-        options.shards,
+        _given(options),
         images=options.images,
         threads=options.threads,
         config=options.config,

@@ -25,6 +25,7 @@ from data_tools.errors import UsageError
 from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
+from data_tools.shards.names import Shards, written
 from data_tools.shards.shard_set import ShardSet
 
 STAGES = ("read", "decode", "augment", "batch")
@@ -56,17 +57,20 @@ class Recipe:
 IMAGENET = Recipe(crop_scale=(0.08, 1.0), flip=True)
 
 
-def bench(path: str, *, images: int, threads: int, config: str | None, as_json: bool) -> None:
+def bench(path: Shards, *, images: int, threads: int, config: str | None, as_json: bool) -> None:
     """Measure the shards at `path` and print a table, or one JSON object; see measure().
 
     UsageError for shards or a recipe that cannot be opened, DataError for unreadable images.
     """
     recipe = read_recipe(config) if config else IMAGENET
-    result = measure(ShardSet.open(path), recipe, images, threads)
+    shards = ShardSet.open(path)
+    for note in shards.notes:
+        print(f"note: {note}", file=sys.stderr)
+    result = measure(shards, recipe, images, threads)
     if as_json:
         print(json.dumps(result))
         return
-    print(f"{result['images']} images, {threads} threads, {path}")
+    print(f"{result['images']} images, {threads} threads, {written(path)}")
     print(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
     for name, row in {**result["stages"], "total": result["total"]}.items():
         print(f"{name:8} {row['images_per_s']:10.0f} {row['cpu_ms_per_image']:13.3f} {row['share']:6.1%}")

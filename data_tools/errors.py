@@ -1,19 +1,9 @@
-"""Errors that a user can correct, the exit code of each of them, and output that cannot fail."""
+"""Errors that a user can correct, the exit code of each of them, and text that any console can show."""
 
 from __future__ import annotations
 
 import io
 import sys
-
-
-def escape_output() -> None:
-    """Let stdout and stderr show escaped what their encoding does not have, instead of ending the program.
-
-    Such as a name of a file that is not UTF-8, or any other than English letters where the locale is C.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 class UserError(Exception):
@@ -46,3 +36,24 @@ class DivergedError(UserError):
     """The loss is no longer a finite number."""
 
     exit_code = 4
+
+
+def escape_output() -> None:
+    """Let stdout and stderr show escaped what their encoding does not have, instead of ending the program.
+
+    Such as a name of a file that is not UTF-8, or any other than English letters where the locale is C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would not show as it is.
+
+    Names of files may hold line breaks, codes that change colours or the direction of reading, and bytes
+    that are not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

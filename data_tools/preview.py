@@ -12,7 +12,7 @@ from data_tools.augment.transforms import EvalTransform
 from data_tools.errors import UsageError
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
-from data_tools.shards.names import escaped
+from data_tools.shards.class_names import escaped
 from data_tools.shards.shard_set import ShardSet
 
 _CELL, _GAP, _TEXT_LINES, _FONT = 240, 14, 3, 13  # pixels, pixels, lines, pixels

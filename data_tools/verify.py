@@ -1,4 +1,4 @@
-"""Finds what is wrong in indexed shards, and says whether they suit a number of processes."""
+"""Finds what is wrong in shards, and says whether they suit a number of processes."""
 
 from __future__ import annotations
 
@@ -12,57 +12,120 @@ from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError, decode
-from data_tools.shards.index import LABELS_NAME, NUMBERS_NAME, OFFSETS_NAME, rules_of, scan_shards
+from data_tools.shards.freshness import note_of_added, shard_problem
+from data_tools.shards.index import scan_shards, understand
+from data_tools.shards.index_file import Index, NoIndex, open_index
 from data_tools.shards.labels import LabelRules
+from data_tools.shards.names import Shards, local_shards, relative, shards_in
 from data_tools.shards.samples import Problem, Scan
-from data_tools.shards.shard_set import ShardSet, load_index, size_problem
+from data_tools.shards.shard_set import ShardSet
 from data_tools.shards.storage import Storage
-from data_tools.shards.tables import merge, settle
 
 _DECODE_AHEAD = 1024
 _READ_BYTES = 8 << 20  # in a shorter read by range, waiting takes longer than the transfer
 
 
-def verify(path: str | Path, *, decode_images: bool, max_pixels: int, threads: int) -> Iterator[Problem]:
-    """Every problem of the indexed shards at `path`, shard by shard.
+class Verification:
+    """Every problem of some shards, found while one iterates over them. The rest is known afterwards.
 
-    Checks sizes, sha256 and tar headers; names the samples that the index leaves out; compares the index
-    with the shards. With decode_images every image is decoded too, if the shards and the index are sound;
-    one of more than max_pixels is a problem. UsageError if there are no indexed shards.
+    samples, classes, shards: how many; opened: the samples, None where the shards are not sound; note: what
+    else the user should know, or None.
     """
-    folder, index, _ = load_index(path)
-    storage, listed = Storage(folder), index["shardlist"]
-    rules = LabelRules(index.get("label_key"), numbers="numbers" in index, allow_unlabelled=True)
-    rules, names_from = rules_of(folder, rules)
-    found = scan_shards(storage, [entry["url"] for entry in listed], rules.key, threads)
-    scans: list[Scan] = []
-    damaged = False
-    for entry, scan in zip(listed, found, strict=True):
-        reason = size_problem(storage, entry)
-        if isinstance(scan, DataError):
-            reason = reason or str(scan)
-        elif not reason and scan.sha256 != entry.get("sha256"):
-            reason = "its sha256 is not the one in the index: the content changed"
-        elif not reason:
-            scans.append(scan)
-        if reason:
-            damaged = True
-            yield Problem(entry["url"], "", reason)
-    if damaged:
-        return
-    settle(scans, rules, names_from, storage)
-    tables = merge(scans)
-    for scan in scans:
-        yield from scan.problems
-    shards = ShardSet.open(path)
-    if not np.array_equal(tables.rows, shards.table):
-        yield Problem(OFFSETS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not _equal(tables.labels, shards.label_table):
-        yield Problem(LABELS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif not _equal(tables.numbers, shards.numbers):
-        yield Problem(NUMBERS_NAME, "", "does not fit the shards: run python -m data_tools index")
-    elif decode_images:
-        yield from _undecodable(shards, max_pixels, threads)
+
+    samples = classes = shards = 0
+    opened: ShardSet | None = None
+    note: str | None = None
+
+    def __init__(self, shards: Shards, decode_images: bool, max_pixels: int, threads: int) -> None:
+        self._given, self._threads = shards, threads
+        self._decode_images, self._max_pixels = decode_images, max_pixels
+
+    def __iter__(self) -> Iterator[Problem]:
+        given = self._given
+        index: Index | None = None
+        try:
+            index = open_index(given)
+        except NoIndex as error:
+            self.note = f"not compared with an index: {error}"
+        folder, names = _listed(index) if index else _unindexed(given)
+        storage, scans = Storage(folder), []
+        rules = _rules(index)
+        found = scan_shards(storage, names, rules.key, self._threads)
+        for number, scan in enumerate(found):
+            reason = _problem(storage, scan, index.shardlist[number] if index else None)
+            if reason:
+                yield Problem(names[number], "", reason)
+            elif isinstance(scan, Scan):
+                scans.append(scan)
+        if len(scans) == len(names):
+            self.opened = ShardSet.of_scans(storage, folder, understand(storage, folder, scans, rules))
+        self.shards = len(names)
+        if index:
+            self.samples, self.classes = index.content["samples"], index.content["num_classes"]
+            self.note = note_of_added(index)
+        else:
+            self.samples = len(self.opened) if self.opened else sum(len(scan.rows) for scan in scans)
+            self.classes = self.opened.num_classes if self.opened else 0
+        if self.opened:
+            yield from self.opened.problems
+            if index and (misfit := _misfit(index, self.opened)):
+                yield misfit
+            elif self._decode_images:
+                yield from _undecodable(self.opened, self._max_pixels, self._threads)
+
+
+def verify(shards: Shards, *, decode_images: bool, max_pixels: int, threads: int) -> Verification:
+    """Every problem of the shards, shard by shard.
+
+    Checks sizes, sha256 and tar headers; names the samples that are left out; compares the index, if there is
+    one, with the shards. With decode_images every image is decoded too, if the shards and the index are
+    sound; one of more than max_pixels is a problem. UsageError if there are no shards.
+    """
+    return Verification(shards, decode_images, max_pixels, threads)
+
+
+def _rules(index: Index | None) -> LabelRules:
+    """What index was told of the labels, as its file shows."""
+    content = index.content if index else {}
+    return LabelRules(content.get("label_key"), numbers="numbers" in content, allow_unlabelled=True)
+
+
+def _listed(index: Index) -> tuple[Path, list[str]]:
+    return index.folder, [entry["url"] for entry in index.shardlist]
+
+
+def _unindexed(shards: Shards) -> tuple[Path, list[str]]:
+    """The folder and the names of shards without an index. UsageError if there are none."""
+    paths = local_shards(shards)
+    if paths is not None:
+        return relative(paths)
+    folder = Path(shards if isinstance(shards, str | Path) else shards[0])
+    return folder, shards_in(folder)
+
+
+def _problem(storage: Storage, scan: Scan | DataError, entry: dict[str, Any] | None) -> str | None:
+    """What is wrong with a shard, which has this entry in the index if there is one; else None."""
+    reason = shard_problem(storage, entry) if entry else None
+    if isinstance(scan, DataError):
+        return reason or str(scan)
+    if not reason and entry and scan.sha256 != entry.get("sha256"):
+        return "its sha256 is not the one in the index: the content changed"
+    return reason
+
+
+def _misfit(index: Index, found: ShardSet) -> Problem | None:
+    """The first table of the index that is not what is in the shards."""
+    tables = index.tables
+    pairs = {
+        "offsets": (found.table, tables.rows),
+        "labels": (found.label_table, tables.labels),
+        "numbers": (found.numbers, tables.numbers),
+    }
+    for name, (here, there) in pairs.items():
+        if not _equal(here, there):
+            file = f"{index.file.name.removesuffix('.json')}.{name}.npy"
+            return Problem(file, "", "does not fit the shards: run python -m data_tools index")
+    return None
 
 
 def _equal(a: NDArray[Any] | None, b: NDArray[Any] | None) -> bool:

@@ -84,7 +84,7 @@ def _evaluate(arguments: list[str]) -> int:
         description="Exact accuracy over SHARDS, as one JSON line.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
-    parser.add_argument("shards", metavar="SHARDS")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--workers", type=int, default=4, help="decoding threads (default: 4)")
     _add_weights(parser)
@@ -99,7 +99,13 @@ def _evaluate(arguments: list[str]) -> int:
         raise UsageError("--batch-size must be above 0 and --workers at least 0")
     source = open_source(given.run, given.weights)
     world = processes.start(EVALUATION_TIMEOUT)
-    found = evaluate_run(source, given.shards, world, given.batch_size, given.workers)
+    found = evaluate_run(
+        source,
+        given.shards[0] if len(given.shards) == 1 else given.shards,
+        world,
+        given.batch_size,
+        given.workers,
+    )
     if world.rank == 0:
         print(json.dumps(found.row()))
     processes.leave(world, 0)

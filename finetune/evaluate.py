@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from data_tools.errors import UsageError
+from data_tools.shards.names import Shards, written
 from data_tools.shards.shard_set import ShardSet
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.inputs import eval_stream
@@ -15,7 +16,7 @@ from .source import TrainedWeights
 
 
 def evaluate_run(
-    source: TrainedWeights, shards: str, world: World, batch_size: int = 64, workers: int = 4
+    source: TrainedWeights, shards: Shards, world: World, batch_size: int = 64, workers: int = 4
 ) -> Evaluation:
     """Means over all samples of `shards`; the processes divide them, and each sample counts once.
 
@@ -23,7 +24,7 @@ def evaluate_run(
     labels are not those that the model knows.
     """
     dataset = ShardSet.open(shards)
-    _check_labels(source, dataset, shards)
+    _check_labels(source, dataset, written(shards))
     data = source.data
     data.workers = workers
     model = source.load(world.device)

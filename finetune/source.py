@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.names import plain_names
+from data_tools.shards.class_names import plain_names
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
 from pretrain.checkpoints.foreign import format_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY

@@ -59,6 +59,10 @@ class Inputs:
         """All that the order of images depends on. A run that resumes must have the same."""
         return {"batch_size": self.config.train.batch_size, **self.train.constants()}
 
+    def notes(self) -> list[str]:
+        """What the user should know about the shards, a sentence each."""
+        return [*self.train.notes, *(self.val.notes if self.val else ())]
+
     def order_text(self) -> str:
         """The order and the sources in one line."""
         return self.train.describe(self.config.train.batch_size)

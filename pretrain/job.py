@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_tools.errors import UsageError, UserError
+from data_tools.shards.urls import without_secrets
 
 from .config import loading
 from .config.schema import Config
@@ -142,9 +143,11 @@ def run_job(
 
 
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
-    """Log the changed settings; rank 0 writes config.yaml and classes.json."""
+    """Log the changed settings and the notes on the data; rank 0 writes config.yaml and classes.json."""
     for key, values in changed.items():
-        log.info("changed since the last start: %s %s", key, values)
+        log.info("changed since the last start: %s %s", key, without_secrets(values))
+    for note in inputs.notes():
+        log.info("note: %s", note)
     if folder.rank == 0:
         loading.save(config, folder.path / "config.yaml")
         if inputs.classes is not None:
@@ -156,8 +159,8 @@ def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoRetu
 
     The first process to fail prints its error. The others fail because of it and only log their errors.
     """
-    text = traceback.format_exc()
-    reason = f"{type(error).__name__}: {error}"
+    text = without_secrets(traceback.format_exc())
+    reason = without_secrets(f"{type(error).__name__}: {error}")
     log.error("rank %d on %s failed: %s", rank, socket.gethostname(), text)
     if folder.set_failed(exit_code=1, reason=reason, rank=rank, traceback=text):
         print(

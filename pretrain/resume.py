@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.names import plain_names
+from data_tools.shards.class_names import plain_names
 
 from .checkpoints.checkpoint import Checkpoint, newest
 from .checkpoints.facts import difference, model_facts
@@ -154,6 +154,10 @@ def _check_optimizer(found: Checkpoint, config: OptimConfig) -> None:
 
 def _check_order(found: Checkpoint, inputs: Inputs, accept: bool) -> None:
     wanted, saved = inputs.order_constants(), found.state["order"]
+    if (
+        saved.get("index_sha256") == inputs.train.file_sha256
+    ):  # what version 0.1 took for the identity of a set
+        saved = saved | {"index_sha256": wanted.get("index_sha256")}
     changed: dict[str, tuple[Any, Any]] = {
         key: (saved.get(key), wanted.get(key))
         for key in [*wanted, *(saved.keys() - wanted.keys())]

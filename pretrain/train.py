@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_tools.batches.stream import BatchStream
 from data_tools.errors import DataError
+from data_tools.shards.urls import without_secrets
 from data_tools.tile_batch import TileBatch
 
 from .checkpoints.retention import Retention
@@ -113,7 +114,7 @@ class Trainer:
     def run(self) -> int:
         """Train to the last step. Returns the exit code: 0, or 75 if a signal ended it; all is saved then."""
         config, world, steps = self.config, self.world, self.inputs.steps
-        self.tracker = start_tracking(config, self.folder, asdict(config), world.rank)
+        self.tracker = start_tracking(config, self.folder, without_secrets(asdict(config)), world.rank)
         self.saver.reserve(self.engine.ranges())
         stopping = self._evaluate_if_missing()
         self.meter.reset()

@@ -187,9 +187,17 @@ class Mixture:
     @property
     def index_sha256(self) -> str:
         """The index_sha256 of the only source; of several, the sha256 of theirs, joined in order."""
-        if len(self.sources) == 1:
-            return self.sources[0].index_sha256
-        return hashlib.sha256("".join(shards.index_sha256 for shards in self.sources).encode()).hexdigest()
+        return _joined([shards.index_sha256 for shards in self.sources])
+
+    @property
+    def file_sha256(self) -> str:
+        """The same of their file_sha256."""
+        return _joined([shards.file_sha256 for shards in self.sources])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As ShardSet.notes, of all sources."""
+        return tuple(note for shards in self.sources for note in shards.notes)
 
     def keep_chunks(self, ranks: int, memory: int) -> bool:
         """Read chunks in one piece if those in use by one of `ranks` processes fit into `memory` bytes.
@@ -248,6 +256,10 @@ class Mixture:
     def _find(self, i: int) -> tuple[ShardSet, int]:
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self.sources[number], i - int(self._starts[number])
+
+
+def _joined(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def allot(lanes: int, weights: list[float]) -> list[int]:

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import random
 import threading
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from http.client import HTTPException
 from itertools import count, islice, repeat
 from typing import Any
 
@@ -29,12 +26,13 @@ from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.label_meaning import Meaning, known_classes
-from data_tools.shards.remote import expand, patiently, shown
+from data_tools.shards.remote import expand, open_whole
 from data_tools.shards.samples import IMAGE_EXTENSIONS, LabelMembers, is_companion, split_name, unusable
 from data_tools.shards.tar import scan
+from data_tools.shards.urls import shown, without_secrets
 from data_tools.tile_batch import BadSample, TileBatch
 
-_TIMEOUT, _PIECE, _ATTEMPTS = 60, 1 << 20, 4  # seconds, bytes, passes over one shard
+_PIECE, _ATTEMPTS = 1 << 20, 4  # bytes, passes over one shard
 _MAX_BAD = 100  # unusable samples for one batch, as many as TrainStream's substitutes
 
 
@@ -71,10 +69,12 @@ class SequentialShards:
     """
 
     multilabel = numeric = False
+    notes: tuple[str, ...] = ()
+    file_sha256 = ""  # there is no index
     num_samples = epoch_size = None  # unknown until all shards are read
 
     def __init__(self, pattern: str, num_classes: int, classes: list[str] | None = None) -> None:
-        if not pattern.lower().startswith(("http://", "https://")) or "*" in pattern or pattern.endswith("/"):
+        if not pattern.lower().startswith(("http://", "https://")) or _is_listing(pattern):
             raise UsageError(
                 f"data.train={shown(pattern)}: data.sequential=true reads shards from http(s) URLs written "
                 "out, such as https://host/train-{000..127}.tar; index everything else and read it by range."
@@ -175,6 +175,12 @@ class SequentialStream(BatchStream):
         return Item(tiles, rows, columns, label, position, -1)
 
 
+def _is_listing(url: str) -> bool:
+    """Whether the names of the shards would have to be asked for."""
+    path = url.partition("?")[0]
+    return "*" in path or path.endswith("/")
+
+
 def _shards_of_rank(urls: list[str], key: int, rank: int, world_size: int) -> Iterator[str]:
     """The shards of one rank, endlessly; in each pass they are distributed anew."""
     for number in count():
@@ -202,13 +208,14 @@ def _read_with_retries(url: str) -> Iterator[_Sample]:
                 done += 1
                 yield sample
             return
-        except (OSError, HTTPException) as error:
+        except OSError as error:
             if attempt == _ATTEMPTS:
-                raise DataError(f"{shown(url)} broke off {attempt} times, the last time: {error}") from error
+                reason = without_secrets(str(error))
+                raise DataError(f"{shown(url)} broke off {attempt} times, the last time: {reason}") from error
 
 
 def _read(url: str) -> Iterator[_Sample]:
-    with patiently(url, partial(urllib.request.urlopen, url, timeout=_TIMEOUT)) as answer:
+    with open_whole(url) as answer:
         if answer.length is None:
             raise DataError(f"{shown(url)}: the server does not tell its size, so a cut could not be seen.")
         yield from _samples(ForwardFile(_forward(answer.read), answer.length, _PIECE), url)

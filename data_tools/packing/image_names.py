@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shards.names import plain_name
+from data_tools.shards.class_names import plain_name
 
 
 class ImageNames:

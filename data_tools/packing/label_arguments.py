@@ -7,10 +7,10 @@ from pathlib import Path
 
 from data_tools.errors import UsageError
 from data_tools.packing.csv_table import FILE, LABEL, CsvOptions
+from data_tools.shards.class_names import parse_classes
 from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, load_classes
+from data_tools.shards.index_file import open_index
 from data_tools.shards.labels import MAX_CLASSES, LabelRules
-from data_tools.shards.names import parse_classes
-from data_tools.shards.shard_set import load_index
 
 
 def add_label_arguments(command: argparse.ArgumentParser) -> None:
@@ -78,9 +78,9 @@ def read_classes(given: str) -> list[str]:
     elif not path.exists():
         raise UsageError(f"--classes {given}: it does not exist: give a classes.json, shards, or a number.")
     else:
-        folder, index, _ = load_index(path)
-        unnamed = [] if "numbers" in index else [str(label) for label in range(int(index["num_classes"]))]
-        classes = load_classes(folder) or unnamed
+        index = open_index(path)
+        count = 0 if "numbers" in index.content else int(index.content["num_classes"])
+        classes = load_classes(index.folder) or [str(label) for label in range(count)]
     if not classes:
         raise UsageError(f"--classes {given}: it has no classes.")
     return classes

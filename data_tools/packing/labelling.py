@@ -13,10 +13,10 @@ from data_tools.packing.csv_table import CsvOptions, read_csv
 from data_tools.packing.image_names import ImageNames
 from data_tools.packing.listing import Listing
 from data_tools.packing.sources import ShardSource
+from data_tools.shards.class_names import plain_name
 from data_tools.shards.label_meaning import GIVEN, Kind, LabelError, check_numbers, refuse
 from data_tools.shards.label_survey import Survey
 from data_tools.shards.labels import NO_RULES, LabelRules, Labels, parse_text
-from data_tools.shards.names import plain_name
 from data_tools.shards.shard_set import ShardSet
 
 

@@ -31,7 +31,7 @@ from data_tools.packing.listing import Listing, Reason
 from data_tools.packing.prepare import Prepare
 from data_tools.packing.recode import USUAL, Recode
 from data_tools.packing.shard_writer import metadata, write_shards
-from data_tools.packing.sources import ShardSource, Source, list_images, open_source
+from data_tools.packing.sources import ShardSource, Source, images_added, list_images, open_source
 from data_tools.packing.summary import Account, account_for
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.index import (
@@ -162,6 +162,11 @@ def pack(
     if earlier := len({entry.path for entry in written}.difference(prepare.prepared)):
         notes.append(f"images that an earlier run had packed, and that were not looked at again: {earlier}")
     account = account_for(labelled, listing, written, prepare.unusable, notes, by_folder)
+    if added := images_added(source, listing):
+        account.warnings.append(
+            f"{len(added)} images came while the others were packed and are in no shard, first {added[0]!r}: "
+            "pack again into a new folder"
+        )
     said, no_class = labelled.said, tuple(labelled.no_class)
     return [
         Packed(
@@ -273,7 +278,7 @@ def _finish(folder: Path, images: int, prepare: Prepare, numeric: bool) -> Summa
             f"{prepare.source.name} holds no image that could be converted, first "
             f"{min(prepare.unconverted)!r}."
         )
-    summary = build_index(folder, rules=LabelRules(numbers=numeric))
+    summary = build_index(folder, with_times=False, rules=LabelRules(numbers=numeric))
     if summary.samples != images:
         raise DataError(
             f"{folder} has {summary.samples} readable samples for {images} images, first "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.packing.labelling import Entry
-from data_tools.shards.names import escaped
+from data_tools.shards.class_names import escaped
 from data_tools.shards.tar import BLOCK, scan
 
 _AHEAD = 4  # images prepared ahead for each worker

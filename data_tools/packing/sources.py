@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, printable
 from data_tools.packing.archives import TarSource, ZipSource, are_classes
 from data_tools.packing.folder_source import FolderSource
 from data_tools.packing.listing import Listing
-from data_tools.shards.index import rules_without_names, shard_names
+from data_tools.shards.index import rules_without_names
 from data_tools.shards.labels import NO_RULES, LabelRules
+from data_tools.shards.names import shards_in, tars_in
 from data_tools.shards.shard_set import ShardSet
-from data_tools.shards.side_files import is_side_file
-from data_tools.shards.storage import is_url
+from data_tools.shards.urls import is_url
 
 
 class Source(Protocol):
@@ -68,16 +69,16 @@ def open_source(
         return ShardSource(ShardSet.open(path), str(path))
     if path.is_dir():
         folder = FolderSource(path, follow_links)
-        tar = next((item for item in sorted(path.glob("*.tar")) if not is_side_file(item.name)), None)
+        tar = next(iter(tars_in(path)), None)
         if tar is None:
             return folder
         folder.list_into(listing := Listing(str(path)))
         if image := next(iter(listing.images), None):
             raise UsageError(
-                f"{path} holds images ({image}) and a tar ({tar.name}), which would be packed as a shard: "
+                f"{path} holds images ({image}) and a tar ({tar}), which would be packed as a shard: "
                 "move one of them away."
             )
-        tars = [path / name for name in shard_names(path)]
+        tars = [path / name for name in shards_in(path)]
         if are_classes(tars):
             return TarSource(str(path), tars, classes=True)
         return ShardSource(ShardSet.scan(path, rules_without_names(path, rules)), str(path))
@@ -85,6 +86,11 @@ def open_source(
         return ZipSource(path)
     if path.is_file() and path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
         return TarSource(str(path), [path])
+    if not path.exists():
+        raise UsageError(
+            f"{printable(str(path))} does not exist, so it is neither a folder of images or shards nor "
+            "a .zip or .tar of images: check the path."
+        )
     raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")
 
 
@@ -98,3 +104,11 @@ def list_images(source: Source | ShardSource, convert: bool = False) -> Listing:
         return listing
     source.list_into(listing)
     return listing.ordered()
+
+
+def images_added(source: Source | ShardSource, listing: Listing) -> list[str]:
+    """The images that have come into a folder since `listing` was made of it."""
+    if not isinstance(source, FolderSource):
+        return []
+    source.list_into(now := Listing(source.name, listing.convert))
+    return sorted(now.images.keys() - listing.images.keys(), key=os.fsencode)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_tools.packing.labelling import Entry, Labelled
 from data_tools.packing.listing import Listing, Reason, rows
-from data_tools.shards.names import plain_name
+from data_tools.shards.class_names import plain_name
 
 _SHOWN = 8
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,20 +27,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.class_names import parse_classes
 from data_tools.shards.label_meaning import GIVEN, Meaning
 from data_tools.shards.labels import NO_RULES, LabelRules
-from data_tools.shards.names import parse_classes
+from data_tools.shards.names import shards_in
 from data_tools.shards.samples import Problem, Scan, scan_shard
-from data_tools.shards.side_files import is_side_file
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import Tables, count_classes, merge, settle
+from data_tools.shards.urls import is_url
 
 INDEX_NAME = "shardindex.json"
 OFFSETS_NAME = "shardindex.offsets.npy"
 LABELS_NAME = "shardindex.labels.npy"
 NUMBERS_NAME = "shardindex.numbers.npy"
 CLASSES_NAME = "classes.json"
-_COMPRESSED = re.compile(r".*\.(tar\.[a-z0-9]+|tgz|tbz2?|txz)", re.IGNORECASE)
 _SHOWN_DAMAGES = 10
 
 
@@ -78,46 +77,57 @@ class ScannedShards:
 
 
 def build_index(
-    folder: str | Path, urls: Sequence[str] = (), threads: int | None = None, rules: LabelRules = NO_RULES
+    folder: str | Path,
+    names: Sequence[str] = (),
+    threads: int | None = None,
+    *,
+    stem: str = "shardindex",
+    with_times: bool = True,
+    rules: LabelRules = NO_RULES,
 ) -> Summary:
-    """Write into `folder` the index of its *.tar files, or of the shards at `urls`.
+    """Write into `folder` the index of its *.tar files, or of some shards: names inside the folder, or URLs.
 
-    Each shard is read once, `threads` shards at a time. A sample that cannot be used (no image, two images,
-    no label) is left out and reported. Where classes.json does not say them, the classes are those of the
-    labels; if these are names, classes.json is written. Errors as read_shards().
+    stem: of the names of the files that are written. with_times: note when each local shard was written;
+    without it the same shards give the same bytes. Each shard is read once, `threads` shards at a time.
+    A sample that cannot be used (no image, two images, no label) is left out and reported. Where classes.json
+    does not say them, the classes are those of the labels; if these are names, classes.json is written.
+    Errors as read_shards().
     """
     folder = Path(folder)
-    names = list(urls) if urls else shard_names(folder)
+    names = list(names) or shards_in(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_here = _made_here(folder)
-    found = read_shards(folder, names, rules, threads, named=not made_here)
+    storage = Storage(folder)
+    made_here = _made_here(folder, stem)
+    found = read_shards(storage, folder, names, rules, threads, named=not made_here)
     scans, tables = found.scans, found.tables
     made_here = rules.classes is None and (made_here or not load_classes(folder))
     if made_here or rules.classes is not None:
         _write_classes(folder, found.meaning.classes)
-    _write_atomically(folder / OFFSETS_NAME, lambda file: np.save(file, tables.rows, allow_pickle=False))
+    offsets, labels, numbers = (f"{stem}.{table}.npy" for table in ("offsets", "labels", "numbers"))
+    _write_atomically(folder / offsets, lambda file: np.save(file, tables.rows, allow_pickle=False))
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
         "shardlist": [
             {"url": scan.name, "nsamples": int(count), "filesize": scan.size, "sha256": scan.sha256}
+            | _details(storage, scan, with_times)
             for scan, count in zip(scans, _counts(tables, scans), strict=True)
         ],
         "samples": len(tables.rows),
         "num_classes": found.num_classes,
         "left_out": sum(len(scan.problems) for scan in scans),
-        "offsets": {"file": OFFSETS_NAME, "sha256": _sha256_of(folder / OFFSETS_NAME)},
+        "offsets": {"file": offsets, "sha256": _sha256_of(folder / offsets)},
     }
     if made_here and found.meaning.classes:
         index["classes"] = {"file": CLASSES_NAME, "sha256": _sha256_of(folder / CLASSES_NAME)}
     if found.meaning.place is not None:
         index["label_key"] = found.meaning.place
-    if _write_table(folder / LABELS_NAME, tables.labels):
-        sha256 = _sha256_of(folder / LABELS_NAME)
-        index["labels"] = {"file": LABELS_NAME, "sha256": sha256, "max": tables.max_labels}
-    if _write_table(folder / NUMBERS_NAME, tables.numbers):
-        index["numbers"] = {"file": NUMBERS_NAME, "sha256": _sha256_of(folder / NUMBERS_NAME)}
-    write_json(folder / INDEX_NAME, index)
+    if _write_table(folder / labels, tables.labels):
+        sha256 = _sha256_of(folder / labels)
+        index["labels"] = {"file": labels, "sha256": sha256, "max": tables.max_labels}
+    if _write_table(folder / numbers, tables.numbers):
+        index["numbers"] = {"file": numbers, "sha256": _sha256_of(folder / numbers)}
+    write_json(folder / f"{stem}.json", index)
     ignored = sum(scan.ignored for scan in scans)
     return Summary(
         *(len(tables.rows), len(names), sum(scan.size for scan in scans), found.problems, ignored),
@@ -126,6 +136,7 @@ def build_index(
 
 
 def read_shards(
+    storage: Storage,
     folder: Path,
     names: Sequence[str],
     rules: LabelRules = NO_RULES,
@@ -137,22 +148,32 @@ def read_shards(
     DataError that names all shards that are damaged or without a sample, or all labels that are no class (see
     LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
     """
-    storage = Storage(folder)
-    rules, names_from = rules_of(folder, rules) if named else (rules, GIVEN)
     found = list(scan_shards(storage, names, rules.key, threads))
     if damages := [str(error) for error in found if isinstance(error, DataError)]:
         raise DataError(_all_of(damages, len(names)))
-    scans = [scan for scan in found if isinstance(scan, Scan)]
+    return understand(storage, folder, [scan for scan in found if isinstance(scan, Scan)], rules, named)
+
+
+def understand(
+    storage: Storage, folder: Path, scans: list[Scan], rules: LabelRules, named: bool = True
+) -> ScannedShards:
+    """Shards that were read by scan_shards(), all of a set; otherwise as read_shards()."""
+    rules, names_from = rules_of(folder, rules) if named else (rules, GIVEN)
     meaning = settle(scans, rules, names_from, storage)
     tables = merge(scans)
     return ScannedShards(scans, tables, meaning, count_classes(tables, meaning.classes))
 
 
-def _made_here(folder: Path) -> bool:
-    """Whether index made classes.json of the labels, to be made anew with them; False if it was edited."""
+def _made_here(folder: Path, stem: str) -> bool:
+    """Whether this index made classes.json of its labels, to be made anew with them.
+
+    False if it was edited, or if other indexes of the folder use it too.
+    """
+    file = folder / f"{stem}.json"
+    if any(other != file for other in folder.glob("shardindex*.json")):
+        return False
     try:
-        known = json.loads((folder / INDEX_NAME).read_bytes())["classes"]["sha256"]
-        return known == _sha256_of(folder / CLASSES_NAME)
+        return json.loads(file.read_bytes())["classes"]["sha256"] == _sha256_of(folder / CLASSES_NAME)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -185,25 +206,6 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
     return replace(rules, classes=tuple(classes)), CLASSES_NAME
 
 
-def shard_names(folder: Path) -> list[str]:
-    """The *.tar files of a folder in order of their names, but no side files such as ._a.tar.
-
-    UsageError if there are none, DataError for a compressed one.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
-    found = sorted(path.name for path in folder.iterdir() if path.is_file())
-    names = [name for name in found if not is_side_file(name)]
-    if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
-        raise DataError(
-            f"{folder / compressed} is compressed, so no sample can be read from its middle: "
-            "unpack it to a plain .tar, or move it away."
-        )
-    if shards := [name for name in names if name.endswith(".tar")]:
-        return shards
-    raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
-
-
 def load_classes(folder: Path) -> list[str] | None:
     """The class names in the order of their labels, or None if the folder has no classes.json.
 
@@ -220,7 +222,10 @@ def scan_shards(
 
     def scan(number: int) -> Scan | DataError:
         try:
-            return scan_shard(storage, names[number], number, label_key)
+            found = scan_shard(storage, names[number], number, label_key)
+            if not is_url(names[number]):  # of a URL, every answer tells it
+                storage.size(names[number])  # DataError if it changed meanwhile
+            return found
         except DataError as error:
             return error
         except OSError as error:
@@ -228,6 +233,14 @@ def scan_shards(
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "shard-scan") as pool:
         yield from pool.map(scan, range(len(names)))
+
+
+def _details(storage: Storage, scan: Scan, with_times: bool) -> dict[str, Any]:
+    """What an entry of the shardlist says of the state of a shard, beside its size and sha256."""
+    details: dict[str, Any] = {"left_out": len(scan.problems)} if scan.problems else {}
+    if with_times or is_url(scan.name):
+        details["version"] = storage.version(scan.name)
+    return details
 
 
 def _counts(tables: Tables, scans: list[Scan]) -> NDArray[np.int64]:

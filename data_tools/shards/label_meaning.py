@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.class_names import plain_name
 from data_tools.shards.labels import MAX_CLASSES, MAX_NUMBER, Labels, Value
-from data_tools.shards.names import plain_name
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _NEGATIVE = re.compile("-[0-9]+")

@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 
-from data_tools.shards.names import plain_name
+from data_tools.shards.class_names import plain_name
 
 NO_LABEL = -1
 MAX_CLASSES = 1_000_000

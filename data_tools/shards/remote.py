@@ -1,7 +1,8 @@
 """Byte ranges of files behind URLs, read with fsspec, and again where an attempt fails.
 
 http and https need the package aiohttp, s3 needs s3fs, gs needs gcsfs. Every other scheme is refused,
-above all `pipe:`, which would run a command.
+above all `pipe:`, which would run a command. http(s) goes through the proxy that HTTP_PROXY, HTTPS_PROXY and
+NO_PROXY name.
 """
 
 from __future__ import annotations
@@ -9,88 +10,106 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.clients import FileState, Refused, WholeFile, http_range, is_http, open_client
+from data_tools.shards.urls import as_sent, check_scheme, shown, without_secrets
 
-SCHEMES = ("file", "http", "https", "s3", "gs")
 _ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds; each wait is twice the one before, times 0.5 to 1.5
-_CONNECT_TIMEOUT, _READ_TIMEOUT = 20, 60  # seconds without an answer
+_BUSY = 1200.0  # seconds in all that a busy server is waited for: less than train.step_timeout
+_TOO_SHORT, _TOO_MANY, _UNAVAILABLE = 416, 429, 503
+_EXPIRED = ", and a signed URL may have expired: sign it anew, in the index too"
+_HINTS = {
+    **dict.fromkeys((400, 401, 403), _EXPIRED),
+    _TOO_SHORT: ": it is shorter than when it was indexed; run python -m data_tools index again",
+}
 _FINAL = frozenset({400, 401, 403, 404, 405, 410, 416})  # HTTP answers for which waiting does not help
+_LISTED_VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated")  # in fsspec's info()
 Result = TypeVar("Result")
 
 
-class _Refused(Exception):
-    """The server refuses, and would do so again."""
+def look(url: str) -> FileState:
+    """The state of the file at `url`. Raises as patiently() does."""
+    filesystem, path = open_client(url)
 
-
-def check_scheme(url: str) -> None:
-    """UsageError unless data may be read from `url`."""
-    scheme = url.partition(":")[0].lower()
-    if "://" not in url or scheme not in SCHEMES:
-        raise UsageError(
-            f"{shown(url)!r} is refused: data is read from {', '.join(SCHEMES)} URLs and from local paths."
-        )
-
-
-def shown(url: str) -> str:
-    """The URL without user, password and query, which may be secret."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" if host or "://" in url else url
-
-
-def size(url: str) -> int:
-    """The size of the file at `url` in bytes. Raises as patiently() does."""
-    filesystem, path = _filesystem(url)
-
-    def once() -> int:
-        if _is_http(filesystem):
-            return _http_range(filesystem, path, 0, 1)[1]
-        return int(filesystem.info(path)["size"])
+    def once() -> FileState:
+        if is_http(filesystem):
+            return http_range(filesystem, path, 0, 1)[1]
+        info = filesystem.info(path)
+        version = next((f"{key} {info[key]}" for key in _LISTED_VERSIONS if info.get(key)), None)
+        return FileState(int(info["size"]), version)
 
     return patiently(url, once)
 
 
-def read(url: str, start: int, length: int) -> bytes:
-    """Exactly `length` bytes from byte `start` on. Raises as patiently() does."""
-    filesystem, path = _filesystem(url)
+def fetch(url: str, start: int, length: int) -> tuple[bytes, FileState | None]:
+    """Exactly `length` bytes from byte `start` on, and the state of the file if the answer tells it.
 
-    def once() -> bytes:
-        if _is_http(filesystem):
-            data, _ = _http_range(filesystem, path, start, length)
+    Raises as patiently() does.
+    """
+    filesystem, path = open_client(url)
+
+    def once() -> tuple[bytes, FileState | None]:
+        state = None
+        if is_http(filesystem):
+            data, state = http_range(filesystem, path, start, length)
         else:
             data = filesystem.cat_file(path, start=start, end=start + length)
-        if len(data) != length:
+        if len(data) != length and not (state and state.size < start + length):
             raise OSError(f"{len(data)} bytes came instead of {length}")
-        return data
+        return data, state
 
-    return patiently(url, once) if length else b""
+    return patiently(url, once) if length else (b"", None)
 
 
-def expand(urls: list[str]) -> list[str]:
+def read(url: str, start: int, length: int) -> bytes:
+    """As fetch(), without the state."""
+    return fetch(url, start, length)[0]
+
+
+def open_whole(url: str) -> WholeFile:
+    """The file at an http(s) URL, to be read from front to back. Raises as patiently() does."""
+    return patiently(url, lambda: WholeFile(url))
+
+
+def expand(urls: Sequence[str]) -> list[str]:
     """The URLs of all shards, sorted: {000..127} and * are expanded, and URL/ means its *.tar files.
 
     UsageError for a pattern without files, and for a shard that is named twice.
     """
-    from braceexpand import braceexpand  # a dependency of webdataset
-
     found: list[str] = []
     for pattern in urls:
         check_scheme(pattern)
-        for url in braceexpand(pattern + "*.tar" if pattern.endswith("/") else pattern):
-            found += _glob(url) if "*" in url else [url]
+        path, mark, query = pattern.partition("?")
+        path += "*.tar" if path.endswith("/") else ""
+        if "*" in path and mark:
+            raise UsageError(f"{shown(path)} has a query: name its shards with {{000..127}} and without *.")
+        for url in braces(path + mark + query):
+            found += _glob(url) if "*" in path else [url]
     if len(set(found)) < len(found):
         twice = next(url for url in found if found.count(url) > 1)
         raise UsageError(f"{shown(twice)} is given twice: name every shard once.")
     return sorted(found)
 
 
+def braces(pattern: str) -> list[str]:
+    """The texts that a{0..2} or a{0,1,2} stands for. UsageError for a brace that does not close."""
+    from braceexpand import braceexpand  # a dependency of webdataset
+
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:
+        raise UsageError(
+            f"{shown(pattern)}: its braces do not close: write {{0000..0127}} or {{train,val}}."
+        ) from None
+
+
 def _glob(url: str) -> list[str]:
-    filesystem, path = _filesystem(url)
+    filesystem, path = open_client(url)
     names = patiently(url, lambda: [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)])
     if not names:
         raise UsageError(f"{shown(url)} matches no file: check it, or name the shards with {{000..127}}.")
@@ -100,70 +119,61 @@ def _glob(url: str) -> list[str]:
 def patiently(url: str, ask: Callable[[], Result]) -> Result:
     """The result of ask(), which is called again, after growing pauses, while it fails.
 
-    DataError, naming `url`, after the last attempt, or at once where waiting does not help.
+    A server that is busy (429, or 503 with Retry-After) is asked again when it says, or after such pauses
+    where it does not say when; that counts as no attempt. DataError, naming `url`, after the last attempt,
+    after 20 minutes of being busy, or at once where waiting does not help.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
+    attempt = busy = 0
+    waited = 0.0
+    while True:
         try:
             return ask()
-        except _Refused as error:
+        except Refused as error:
             raise DataError(f"{shown(url)}: {error}.") from None
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{shown(url)} cannot be read ({type(error).__name__}): check it.") from error
         except Exception as error:  # every client library has its own errors
-            if (status := getattr(error, "status", None)) in _FINAL:
-                raise DataError(f"{shown(url)} cannot be read: the server answers {status}.") from error
+            status = getattr(error, "status", None)
+            if status in _FINAL:
+                hint = _HINTS.get(status, "") if status == _TOO_SHORT or "?" in url else ""
+                raise DataError(f"{shown(url)} cannot be read: the server answers {status}{hint}.") from error
+            asked = _retry_after(error)
+            if status == _TOO_MANY or (status == _UNAVAILABLE and asked is not None):
+                busy += 1
+                pause = max(asked or 0.0, _pause(busy))
+                if waited + pause > _BUSY:
+                    raise DataError(
+                        f"{shown(url)} cannot be read: the server answers {status} (busy) and asks to wait "
+                        f"{pause:.0f} s more, after {waited:.0f} s: start again later."
+                    ) from error
+                waited += pause
+                time.sleep(pause)
+                continue
+            attempt += 1
             if attempt == _ATTEMPTS:
-                reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").replace(url, shown(url))
+                text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+                reason = without_secrets(text.replace(as_sent(url), shown(url)).replace(url, shown(url)))
                 raise DataError(
                     f"{shown(url)} could not be read in {attempt} attempts, the last one: {reason[:300]}"
                 ) from error
-            wait = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
-            time.sleep(wait * random.uniform(0.5, 1.5))
-    raise AssertionError("the last attempt returns or raises")
+            time.sleep(_pause(attempt))
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    check_scheme(url)
-    options: dict[str, Any] = {}
+def _pause(attempt: int) -> float:
+    """Seconds before the next attempt, different in each process, so that they do not all come at once."""
+    return min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * random.uniform(0.5, 1.5)
+
+
+def _retry_after(error: Exception) -> float | None:
+    """The seconds of an answer's Retry-After, which is a number or a date (RFC 9110, 10.2.3); else None."""
+    from email.utils import parsedate_to_datetime  # here, because it is rarely needed
+
+    text = str((getattr(error, "headers", None) or {}).get("Retry-After", "")).strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        from fsspec.core import url_to_fs
-
-        if url.lower().startswith("http"):
-            from aiohttp import ClientTimeout
-
-            timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
-            options["client_kwargs"] = {"timeout": timeout}
-        return url_to_fs(url, **options)  # fsspec returns the same object each time, so connections stay open
-    except ImportError as error:
-        raise UsageError(
-            f"{shown(url)} needs a package that is not installed ({error}): "
-            "pip install 'vit-pretrain[remote]' for http(s), [s3] for s3, [gs] for gs in its place."
-        ) from error
-
-
-def _is_http(filesystem: Any) -> bool:
-    return "http" in filesystem.protocol
-
-
-def _http_range(filesystem: Any, url: str, start: int, length: int) -> tuple[bytes, int]:
-    """A range of a file, and the size of the file.
-
-    Not fsspec's cat_file, which downloads the whole file from a server that ignores ranges, nor its
-    info(), which reports every failure as a missing file.
-    """
-    from fsspec.asyn import sync
-
-    async def ask() -> tuple[bytes, int]:
-        session = await filesystem.set_session()
-        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        async with session.get(filesystem.encode_url(url), headers=headers) as answer:
-            answer.raise_for_status()
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if answer.status != 206 or not total.isdigit():
-                raise _Refused(
-                    "the server does not send parts of a file, so samples cannot be read from it: copy "
-                    "the shards, or read them from front to back with data.sequential=true"
-                )
-            return await answer.read(), int(total)
-
-    return sync(filesystem.loop, ask)
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())

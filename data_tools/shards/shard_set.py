@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
-from data_tools.shards.index import (
-    INDEX_NAME,
-    LABELS_NAME,
-    NUMBERS_NAME,
-    OFFSETS_NAME,
-    load_classes,
-    read_shards,
-)
-from data_tools.shards.index import shard_names as names_in
+from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
+from data_tools.shards.index import CLASSES_NAME, ScannedShards, load_classes, read_shards
+from data_tools.shards.index_file import open_index
 from data_tools.shards.labels import NO_LABEL, NO_RULES, LabelRules
-from data_tools.shards.remote import check_scheme
-from data_tools.shards.samples import ROW, Problem
-from data_tools.shards.storage import Storage, is_url
+from data_tools.shards.names import Shards, shards_in
+from data_tools.shards.samples import Problem
+from data_tools.shards.storage import Storage
 from data_tools.shards.tables import HEADER_PIECE, Tables
 from data_tools.shards.tar import member_name
+from data_tools.shards.urls import is_url, shown
 
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 
@@ -38,59 +31,82 @@ class ShardSet:
     classes: class names in the order of the labels, or None; num_classes: their number, or the
     highest label + 1; multilabel: whether samples have lists of labels, of up to max_labels;
     numeric: whether labels are numbers to predict, num_classes of them for each sample;
-    remote: whether any shard is read by URL; index_sha256: changes with any change of the shards or
-    the tables; left_out: how many samples cannot be used; problems: which ones, and said: what was taken for
-    the labels, both known only after scan().
+    remote: whether any shard is read by URL; index_sha256: the same for the same shards and tables
+    (Index.identity()); file_sha256: of the index file; left_out: how many samples cannot be used; problems:
+    which ones, and said: what was taken for the labels, both known only after scan(); notes: what else the
+    user should know, a sentence each.
     """
+
+    index_sha256 = file_sha256 = ""
+    left_out = 0
+    said = "those of the index"
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
+        storage: Storage,
         folder: Path,
-        shards: list[tuple[str, int]],
+        shards: Sequence[tuple[str, int]],
         tables: Tables,
         num_classes: int,
-        index_sha256: str = "",
-        problems: tuple[Problem, ...] = (),
     ) -> None:
+        """shards: the name or URL of each, and its size in bytes."""
         self.folder, self.classes, self.num_classes = folder, load_classes(folder), num_classes
-        self.index_sha256, self.problems = index_sha256, problems
-        self.left_out, self.said = len(problems), "those of the index"
         self.table, self.label_table = tables.rows, tables.labels
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
-        self._shards = shards  # name or URL, and size in bytes
+        self._shards = shards
+        names = [shown(name) if is_url(name) else name for name, _ in shards]
+        if len(set(names)) < len(names):  # URLs that differ in what is not shown
+            names = [f"{name}#{number}" for number, name in enumerate(names)]
+        self._names = names
         self.remote = any(is_url(name) for name, _ in shards)
-        self._storage = Storage(folder)
+        self._storage = storage
         self._chunk = 1
         self._cache: ChunkCache | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> ShardSet:
-        """Open the indexed shards at `path`, which is their folder or their shardindex.json.
+    def open(cls, shards: Shards) -> ShardSet:
+        """Open indexed shards: their folder, their shardindex.json, a pattern or a list of them.
 
-        Raises UsageError if there is nothing to open, DataError if a local shard is missing or its
-        size is not the one in the index.
+        Raises UsageError if there is nothing to open, DataError if a local shard is missing or is not what
+        was indexed; remote ones are compared with the index when they are read.
         """
-        folder, index, sha256 = load_index(path)
-        storage = Storage(folder)
-        for entry in index["shardlist"]:
-            if not is_url(entry["url"]) and (problem := size_problem(storage, entry)):
-                raise DataError(f"{folder / entry['url']}: {problem}.")
-        listed = [(entry["url"], entry["filesize"]) for entry in index["shardlist"]]
-        shards = cls(folder, listed, _open_tables(folder, index), index["num_classes"], sha256)
-        shards.left_out = index.get("left_out", 0)
-        return shards
+        try:
+            index = open_index(shards)
+            storage = storage_of(index)
+            compared = check_local(index, storage)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or shards} cannot be read: {error.strerror or error}."
+            ) from error
+        listed = [(entry["url"], entry["filesize"]) for entry in index.shardlist]
+        opened = cls(storage, index.folder, listed, index.tables, index.content["num_classes"])
+        if opened.classes is not None and not opened.numeric and len(opened.classes) < opened.num_classes:
+            raise DataError(
+                f"{opened.folder / CLASSES_NAME} has {len(opened.classes)} names, but there are "
+                f"{opened.num_classes} classes in the index: add the missing names, or run python -m "
+                "data_tools index again."
+            )
+        opened.index_sha256, opened.file_sha256 = index.identity(), index.file_sha256
+        opened.left_out = index.content.get("left_out", 0)
+        opened.notes = tuple(filter(None, [note_of_compared(index, compared), note_of_added(index)]))
+        return opened
 
     @classmethod
     def scan(cls, folder: Path, rules: LabelRules = NO_RULES) -> ShardSet:
-        """The *.tar shards of a folder without an index; reads each of them once.
+        """The *.tar shards of a folder without an index; reads each of them once. Errors as read_shards()."""
+        storage = Storage(folder)
+        return cls.of_scans(storage, folder, read_shards(storage, folder, shards_in(folder), rules))
 
-        Errors as build_index().
-        """
-        found = read_shards(folder, names_in(folder), rules)
+    @classmethod
+    def of_scans(cls, storage: Storage, folder: Path, found: ScannedShards) -> ShardSet:
+        """The samples that were found in the shards of a folder."""
         listed = [(scan.name, scan.size) for scan in found.scans]
-        shards = cls(folder, listed, found.tables, found.num_classes, problems=found.problems)
+        shards = cls(storage, folder, listed, found.tables, found.num_classes)
         shards.classes, shards.said = found.meaning.classes or shards.classes, found.meaning.said
+        shards.problems, shards.left_out = found.problems, len(found.problems)
         return shards
 
     def __len__(self) -> int:
@@ -177,8 +193,8 @@ class ShardSet:
         return member_name(file, self._storage.shown(name), size, header)
 
     def shard_name(self, i: int) -> str:
-        """The file name or URL of the shard that holds sample i."""
-        return self._shards[int(self.table["shard"][i])][0]
+        """The file name of the shard that holds sample i, or its URL without what is secret in it."""
+        return self._names[int(self.table["shard"][i])]
 
     def _read_chunk(self, first: int) -> dict[int, bytes]:
         ids = np.arange(first, first + self._chunk) % len(self)
@@ -199,95 +215,3 @@ class ShardSet:
             return [self._storage.read(name, *part) for part in zip(offsets, sizes, strict=True)]
         data = self._storage.read(name, start, length)
         return [data[o - start : o - start + size] for o, size in zip(offsets, sizes, strict=True)]
-
-
-def load_index(path: str | Path) -> tuple[Path, dict[str, Any], str]:
-    """The folder, the content and the sha256 of the index at `path`. The shards are not opened.
-
-    UsageError, saying what to do, if there is no valid index.
-    """
-    if is_url(path):
-        check_scheme(str(path))
-        raise UsageError(
-            f"{path} is a URL: run python -m data_tools index URL --out DIR once, and give DIR instead "
-            "(or set data.sequential=true, if the server sends no parts of files)."
-        )
-    path = Path(path)
-    file = path if path.suffix == ".json" else path / INDEX_NAME
-    folder = file.parent
-    if not folder.is_dir():
-        raise UsageError(f"{path} does not exist: make shards with python -m data_tools pack SRC DST.")
-    if not file.is_file():
-        if any(folder.glob("*.tar")):
-            raise UsageError(
-                f"{folder} has shards but no {INDEX_NAME}: run python -m data_tools index {folder}"
-            )
-        inside = sorted(file.parent for file in folder.glob(f"*/{INDEX_NAME}"))
-        raise UsageError(
-            f"{folder} holds no shards itself: did you mean {' or '.join(map(str, inside[:3]))}?"
-            if inside
-            else f"{folder} holds no shards: make some with python -m data_tools pack SRC DST."
-        )
-    data = file.read_bytes()
-    try:
-        index = json.loads(data)
-        for entry in index["shardlist"]:
-            _check_name(entry["url"], file)
-            int(entry["nsamples"]), int(entry["filesize"])
-        int(index["samples"]), int(index["num_classes"]), str(index["offsets"]["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{file} is not an index of data_tools ({type(error).__name__}: {error}): "
-            f"run python -m data_tools index {folder}"
-        ) from error
-    return folder, index, hashlib.sha256(data).hexdigest()
-
-
-def size_problem(storage: Storage, entry: dict[str, Any]) -> str | None:
-    """What is wrong with a shard of the shardlist: missing, or not of the size in the index; else None."""
-    try:
-        size = storage.size(entry["url"])
-    except FileNotFoundError:
-        return f"the shard is missing, but {INDEX_NAME} lists it"
-    if size != entry["filesize"]:
-        return f"{size} bytes, but {entry['filesize']} in {INDEX_NAME}: it changed or is cut short"
-    return None
-
-
-def _check_name(url: Any, file: Path) -> None:
-    if is_url(url):
-        check_scheme(url)
-    elif ":" in url or ".." in Path(url).parts or Path(url).is_absolute():
-        raise UsageError(f"{file} names the shard {url!r}: only URLs and plain names beside it are read.")
-
-
-def _open_tables(folder: Path, index: dict[str, Any]) -> Tables:
-    rows, size = _open_table(folder, OFFSETS_NAME), index["samples"]
-    if rows.dtype != ROW or rows.shape != (size,):
-        raise DataError(_misfit(folder, OFFSETS_NAME))
-    if "numbers" in index:
-        numbers = _open_table(folder, NUMBERS_NAME)
-        if numbers.dtype != np.float32 or numbers.shape != (size, index["num_classes"]):
-            raise DataError(_misfit(folder, NUMBERS_NAME))
-        return Tables(rows, numbers=numbers)
-    if "labels" not in index:
-        return Tables(rows)
-    labels = _open_table(folder, LABELS_NAME)
-    if labels.dtype != np.int64 or len(labels) <= size or labels[size] != len(labels) - size - 1:
-        raise DataError(_misfit(folder, LABELS_NAME))
-    return Tables(rows, labels, int(index["labels"]["max"]))
-
-
-def _misfit(folder: Path, name: str) -> str:
-    return f"{folder / name} does not fit {INDEX_NAME}: run python -m data_tools index {folder}"
-
-
-def _open_table(folder: Path, name: str) -> NDArray[Any]:
-    path = folder / name
-    advice = f"run python -m data_tools index {folder}"
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {advice}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}): {advice}") from error

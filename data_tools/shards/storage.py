@@ -1,22 +1,34 @@
-"""Byte ranges of shards, on a disk or behind a URL."""
+"""Byte ranges of shards, on a disk or behind a URL, as long as they are the shards that were indexed."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, printable
+from data_tools.shards import remote
 from data_tools.shards.forward_file import ForwardFile
+from data_tools.shards.remote import FileState
+from data_tools.shards.urls import is_url, shown
 
 _OPEN_FILES = 256
 _LOCAL_PIECE, _REMOTE_PIECE = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
 
 
-def is_url(path: str | Path) -> bool:
-    """Whether `path` is a URL. True for pipe: too, so that check_scheme() can refuse it."""
-    return "://" in str(path) or str(path).startswith("pipe:")
+@dataclass(frozen=True)
+class Expected:
+    """What a shard must be: its size in bytes, and its sha256 in hex, where they are known.
+
+    version: as in FileState. A file of another version is read once as a whole, to compare its sha256.
+    """
+
+    size: int
+    version: str | None = None
+    sha256: str = ""
 
 
 class _LocalFile:
@@ -33,29 +45,54 @@ class _LocalFile:
 class Storage:
     """Reads the files of a folder, by name, and URLs. Every method is thread-safe.
 
-    Every method raises DataError for a file that cannot be read, OSError for a local one that does not exist.
+    expected: what files must be, by name; a file that is not in it must stay what it was when it was first
+    looked at. Every method raises DataError for a file that cannot be read or is another one, OSError for a
+    local one that does not exist.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, expected: Mapping[str, Expected] | None = None) -> None:
         self._folder = folder
-        self._local = lru_cache(maxsize=_OPEN_FILES)(lambda name: _LocalFile(folder / name))
+        self._expected = dict(expected or {})
+        self._seen: set[str] = set()  # remote files, other than http, that were looked at
+        self._hashing: dict[str, threading.Lock] = {}
+        self._local = lru_cache(maxsize=_OPEN_FILES)(self._open_local)
+
+    def expect(self, expected: Mapping[str, Expected]) -> None:
+        """From now on, files must be what `expected` says."""
+        self._expected |= expected
 
     def shown(self, name: str) -> str:
         """The path or URL of `name` for messages, without the credentials of a URL."""
-        return _remote().shown(name) if is_url(name) else str(self._folder / name)
+        return shown(name) if is_url(name) else printable(str(self._folder / name))
+
+    def state(self, name: str) -> FileState:
+        """The size and the version of a file, as it is now."""
+        if is_url(name):
+            return remote.look(name)
+        return _state_of(os.stat(self._folder / name))
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        return _remote().size(name) if is_url(name) else (self._folder / name).stat().st_size
+        state = self.state(name)
+        self._hold(name, state)
+        return state.size
+
+    def version(self, name: str) -> str | None:
+        """The version of a file that was looked at or read."""
+        return self._expected[name].version
+
+    def differs(self, name: str) -> bool:
+        """Whether the version of a file is not the expected one; DataError if its size is not."""
+        return not self._fits(name, self.state(name))
 
     def read(self, name: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from byte `start` on."""
         if is_url(name):
-            return _remote().read(name, start, length)
+            return self._read_remote(name, start, length)
         file = self._local(name)  # a reference, so that the file stays open if the cache drops it now
         data = os.pread(file.fd, length, start)
         if len(data) != length:
-            raise DataError(f"{self._folder / name} became shorter while it was read.")
+            raise DataError(f"{self.shown(name)} became shorter while it was read.")
         return data
 
     def open(self, name: str, size: int) -> ForwardFile:
@@ -63,8 +100,76 @@ class Storage:
         piece = _REMOTE_PIECE if is_url(name) else _LOCAL_PIECE
         return ForwardFile(lambda start, length: self.read(name, start, length), size, piece)
 
+    def _open_local(self, name: str) -> _LocalFile:
+        file = _LocalFile(self._folder / name)
+        self._hold(name, _state_of(os.fstat(file.fd)))
+        return file
 
-def _remote() -> ModuleType:
-    from data_tools.shards import remote  # here, because only URLs need it
+    def _read_remote(self, name: str, start: int, length: int) -> bytes:
+        data, state = remote.fetch(name, start, length)
+        if state is None and name not in self._seen:
+            state = remote.look(name)
+            self._seen.add(name)
+        if state is not None:
+            self._hold(name, state)
+        return data
 
-    return remote
+    def _hold(self, name: str, state: FileState) -> None:
+        """DataError unless the file in this state can be the one that is expected."""
+        if self._fits(name, state):
+            return
+        with self._hashing.setdefault(name, threading.Lock()):  # the other threads find its version accepted
+            if self._fits(name, state):
+                return
+            expected = self._expected[name]
+            if not expected.sha256:
+                raise DataError(f"{self.shown(name)} changed while it was read: start again.")
+            if self._sha256(name, state.size) != expected.sha256:
+                raise DataError(
+                    f"{self.shown(name)} is not what was indexed: it has another content since then. Run "
+                    "python -m data_tools index again."
+                )
+            self._expected[name] = replace(expected, version=state.version)
+
+    def _fits(self, name: str, state: FileState) -> bool:
+        """Whether size and version are the expected ones, where these are known; notes what was unknown."""
+        expected = self._expected.get(name)
+        if expected is None:
+            self._expected[name] = Expected(state.size, state.version)
+            return True
+        if state.size != expected.size:
+            raise DataError(
+                f"{self.shown(name)}: {state.size} bytes, but {expected.size} when it was indexed: it has "
+                "changed or is cut short. Copy it again, or run python -m data_tools index again."
+            )
+        if expected.version is None and state.version is not None:
+            self._expected[name] = replace(expected, version=state.version)
+        return (
+            expected.version is None
+            or not _comparable(expected.version, state.version)
+            or (expected.version == state.version)
+        )
+
+    def _sha256(self, name: str, size: int) -> str:
+        if is_url(name):
+            return ForwardFile(
+                lambda start, length: remote.read(name, start, length), size, _REMOTE_PIECE
+            ).sha256()
+        file = _LocalFile(self._folder / name)
+        return ForwardFile(
+            lambda start, length: os.pread(file.fd, length, start), size, _LOCAL_PIECE
+        ).sha256()
+
+
+def version_of(mtime_ns: int) -> str:
+    """The version of a local file that was last written at this time."""
+    return f"mtime_ns {mtime_ns}"
+
+
+def _state_of(found: os.stat_result) -> FileState:
+    return FileState(found.st_size, version_of(found.st_mtime_ns))
+
+
+def _comparable(one: str, other: str | None) -> bool:
+    """Whether two versions are of one kind: an ETag says nothing about a Last-Modified."""
+    return other is not None and one.partition(" ")[0] == other.partition(" ")[0]

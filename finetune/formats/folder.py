@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
@@ -20,14 +21,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, UserError
 from pretrain.checkpoints.tensor_file import write_tensors
+from pretrain.config.schema import DataConfig
 from pretrain.model.classifier import Classifier
 
 from . import load_peer, to_peer
 from .google import infer_config
-from .hf_settings import hf_config, hf_objective, hf_preprocessing, hf_preprocessor
-from .timm_settings import timm_arguments, timm_config, timm_preprocessing
+from .hf_settings import hf_classes, hf_config, hf_objective, hf_preprocessing, hf_preprocessor
+from .names import class_names, tell
+from .timm_settings import (
+    position_mode,
+    timm_arguments_of,
+    timm_classes,
+    timm_config,
+    timm_preprocessing,
+    timm_weights,
+)
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 HF_FORMATS = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}  # by model_type
@@ -61,23 +71,23 @@ def read_folder(path: Path) -> ForeignModel:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: damaged, missing or not a safetensors file: {error}") from None
     if "architecture" in config:
-        source, arguments = "timm", _naming_the_file(path, timm_arguments, config, weights)
+        source, arguments = "timm", _naming_the_file(path, timm_arguments_of, config, weights)
+        weights = dict(timm_weights(config, arguments, weights))
         preprocessing = _naming_the_file(path, timm_preprocessing, config)
-        classes, objective = config.get("label_names"), "softmax"
+        classes, objective, resize = timm_classes(config), "softmax", position_mode(config)
     elif config.get("model_type") in HF_FORMATS:
         source, arguments = HF_FORMATS[config["model_type"]], config
         processor = _folder(path) / PREPROCESSOR
         known = _read_json(processor) if processor.is_file() else {}
         preprocessing = _naming_the_file(path, hf_preprocessing, known)
-        labels = config.get("id2label") or {}
-        classes = [labels[key] for key in sorted(labels, key=int)] or None
+        classes, resize = _naming_the_file(path, hf_classes, config), None
         objective = _naming_the_file(path, hf_objective, config)
     else:
         raise UsageError(
             f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
             f"{' or '.join(HF_FORMATS)}"
         )
-    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective)
+    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective, resize)
 
 
 def write_folder(
@@ -111,8 +121,37 @@ def write_folder(
     write_tensors(temporary / WEIGHTS, shapes, weights.__getitem__, {"format": "pt"})
     for file, content in files.items():
         (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    try:
+        _check_what_was_written(temporary, model, facts)
+    except (ValueError, UserError) as error:
+        shutil.rmtree(temporary)
+        raise DataError(f"{name}: what was written for {program} is not the same model: {error}") from None
     os.replace(temporary, destination)
     return weights
+
+
+def _check_what_was_written(folder: Path, model: Classifier, facts: dict[str, Any]) -> None:
+    """ValueError if the folder, read by the rules of its format, is not `model` with these facts."""
+    read = read_folder(folder)
+    expected, found = model.state_dict(), read.model.state_dict()
+    if found.keys() != expected.keys():
+        raise ValueError(f"{min(found.keys() ^ expected.keys())} is in only one of the two")
+    for name, value in expected.items():
+        if not torch.equal(found[name].view(torch.int32), value.view(torch.int32)):  # NaN is equal to itself
+            raise ValueError(f"{name} has other values")
+    if (named := class_names(facts)) and read.facts["classes"] != named:
+        raise ValueError("the names of its classes differ")
+    before, after = (_preprocessing(known["preprocessing"]) for known in (facts, read.facts))
+    if before.keys() != after.keys() or not all(np.allclose(before[key], after[key]) for key in before):
+        raise ValueError(f"its images are prepared otherwise: {after}, not {before}")
+
+
+def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation does to an image, as numbers; known: keys of `data`."""
+    data = DataConfig(**{key: value for key, value in known.items() if key != "augment"})
+    short = (data.eval_resize or data.tile_size) if data.eval_crop else 0
+    bicubic = data.eval_resample == "bicubic"
+    return {"side": data.tile_size, "short": short, "bicubic": bicubic, "mean": data.mean, "std": data.std}
 
 
 def _read_google(path: Path) -> ForeignModel:
@@ -133,12 +172,15 @@ def _checkpoint(
     preprocessing: dict[str, Any],
     classes: list[str] | None,
     objective: str = "softmax",
+    resize: str | None = None,
 ) -> ForeignModel:
-    model = _naming_the_file(path, load_peer, source, config, weights)
+    model = _naming_the_file(path, partial(load_peer, resize=resize), source, config, weights)
     assert isinstance(model, Classifier)
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
         raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
     model.encoder.mask_token = model.pooler = None
+    if classes and model.num_classes and len(classes) != model.num_classes:
+        tell(f"{path}: {len(classes)} class names for {model.num_classes} outputs, so the names are left out")
     facts: dict[str, Any] = {
         "step": 0,
         "objective": objective,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+
+from .names import class_names
 
 # transformers' names of activations -> ours.
 ACTIVATIONS = {
@@ -30,15 +34,38 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
     facts: the keys of `weights_file.FACTS`.
     """
-    names = facts["classes"] or [f"LABEL_{index}" for index in range(facts["num_classes"])]
+    names = class_names(facts) or [f"LABEL_{index}" for index in range(facts["num_classes"])]
     config = {key: value for key, value in config.items() if key != "num_labels"}
     problems = {ours: theirs for theirs, ours in PROBLEMS.items()}
     return config | {
         "problem_type": problems.get(facts.get("objective", "softmax")),
         "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
+        "label2id": _ids(names),
         "torch_dtype": "float32",
     }
+
+
+def _ids(names: Sequence[str]) -> dict[str, int]:
+    """The number of each class by its name; equal names have their numbers behind them: "crane (134)"."""
+    times, found = Counter(names), dict[str, int]()
+    for index, name in enumerate(names):
+        key = name if times[name] == 1 else f"{name} ({index})"
+        while key in found or (key != name and key in times):
+            key = f"{key} ({index})"
+        found[key] = index
+    return found
+
+
+def hf_classes(config: dict[str, Any]) -> list[str] | None:
+    """The names of the classes that a config.json gives, None if it gives none.
+
+    ValueError if its id2label does not number the classes from 0 on.
+    """
+    labels = {str(key): name for key, name in (config.get("id2label") or {}).items()}
+    numbers = [str(number) for number in range(len(labels))]
+    if labels.keys() != set(numbers):
+        raise ValueError(f"id2label does not number its {len(labels)} classes from 0 to {len(labels) - 1}")
+    return [labels[number] for number in numbers] or None
 
 
 def hf_objective(config: dict[str, Any]) -> str:

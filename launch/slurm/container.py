@@ -6,7 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from data_tools.shards.storage import is_url
+from data_tools.shards.names import folders_of
+from data_tools.shards.urls import is_url
 from pretrain.config.checks import training_sources
 from pretrain.config.schema import Config
 
@@ -40,9 +41,11 @@ def command_prefix(image: str, config: Config, gpus: bool) -> str:
 def mounted(config: Config) -> list[Path]:
     """The folders that the container must see: code, run, data, weights. None lies within another."""
     sources = [shards for shards, _ in training_sources(config.data)]
-    read = [*sources, config.data.val, getattr(config, "init", "")]
-    paths = [Path(item).resolve() for item in read if item and not is_url(item)]
-    folders = {path.parent if path.is_file() else path for path in paths}
+    read = [*sources, config.data.val]
+    folders = {folder.resolve() for shards in read if shards for folder in folders_of(shards)}
+    if (init := getattr(config, "init", "")) and not is_url(init):
+        path = Path(init).resolve()
+        folders.add(path.parent if path.is_file() else path)
     folders |= {Path.cwd(), config.folder.resolve()}
     return sorted(folder for folder in folders if not folders & set(folder.parents))
 

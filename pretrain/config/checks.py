@@ -99,6 +99,9 @@ def check(config: Config) -> None:
             f"{config.objective.name} has no classes to smooth"
         )
     training_sources(config.data)
+    val = config.data.val
+    if val and not isinstance(val, str) and not _are_shards(val):
+        raise UsageError(f"data.val: {val} is not a folder of shards, nor a pattern or a list of shards")
     if config.engine.compile and config.model.attention_dropout:
         raise UsageError("model.attention_dropout and engine.compile=true do not go together: leave one out")
     _check_skip(config.train)
@@ -138,12 +141,16 @@ def _check_offload(engine: EngineConfig) -> None:
         raise UsageError("engine.offload=all: with engine.kind=deepspeed it needs engine.zero_stage=3")
 
 
-def training_sources(data: DataConfig) -> list[tuple[str, float]]:
-    """(shards, weight) of each source of data.train. Raises UsageError where it is written wrongly."""
+def training_sources(data: DataConfig) -> list[tuple[str | list[str], float]]:
+    """(shards, weight) of each source of data.train. Raises UsageError where it is written wrongly.
+
+    The shards are a folder or a pattern, or a list of shards and patterns.
+    """
     if not data.train:
         raise UsageError("data.train is empty: give the folder of the training shards, data.train=FOLDER")
-    entries = data.train if isinstance(data.train, list) else [{"shards": data.train}]
-    sources = []
+    mixture = isinstance(data.train, list) and not _are_shards(data.train)
+    entries = data.train if mixture else [{"shards": data.train}]
+    sources: list[tuple[str | list[str], float]] = []
     for entry in entries:
         known = isinstance(entry, dict) and {"shards"} <= entry.keys() <= {"shards", "weight"}
         weight = entry.get("weight", 1.0) if known else None
@@ -151,5 +158,11 @@ def training_sources(data: DataConfig) -> list[tuple[str, float]]:
             raise UsageError(
                 f"data.train: {entry} is not a source; each is written {{shards: FOLDER, weight: NUMBER}}"
             )
-        sources.append((str(entry["shards"]), float(weight)))
+        shards = entry["shards"]
+        sources.append((shards if _are_shards(shards) else str(shards), float(weight)))
     return sources
+
+
+def _are_shards(value: object) -> bool:
+    """Whether it is a list of shards and patterns of shards."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)

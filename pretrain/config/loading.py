@@ -23,6 +23,7 @@ from .schema import Config
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+_SHARDS = ("data.train", "data.val")
 PLAIN_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -96,7 +97,9 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         check_key(key, keys, "command line")
-        dotlist.append(item if value else f"{key}=''")  # key= is the empty text; OmegaConf reads null
+        if key in _SHARDS and value.startswith(("*", "{")) and ": " not in value:
+            value = "'" + value.replace("'", "''") + "'"  # a pattern, which YAML would take for its own signs
+        dotlist.append(f"{key}={value}" if value else f"{key}=''")  # key= is the empty text, not null
     try:
         merged = OmegaConf.unsafe_merge(merged, recipe)
     except OmegaConfBaseException as error:

@@ -37,11 +37,12 @@ class AugmentConfig:
 class DataConfig:
     """The images: where they lie, in which order they come, and what is done to them."""
 
-    # Folder of shards, or its shardindex.json, or a mixture: [{shards: FOLDER, weight: 3}, {shards: ...}]
+    # Folder of shards or its shardindex.json; a pattern, 'in1k-train-{0000..1023}.tar' or 'train-*.tar';
+    # a list of these; or a mixture: [{shards: FOLDER, weight: 3}, {shards: ...}]
     train: Any = ""
     # true: data.train is a URL of shards that are read from front to back; the order is then not exact
     sequential: bool = False
-    val: str = ""  # empty: no evaluation
+    val: Any = ""  # as one source of train; empty: no evaluation
     workers: int = 4  # decoding threads of each process; 0: decode in the training loop
     lanes: int = 0  # 0: chosen by where the shards lie; chunk and window too (docs/order.md)
     chunk: int = 0  # samples read together; with chunk and window 1 each epoch is an exact permutation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,20 @@ def test_a_missing_shard(recipe: Path, data: Data) -> None:
     shard = sorted(broken.glob("*.tar"))[1]
     shard.unlink()
     refuse(recipe, f"data.train={broken}", code=3, says=(str(shard), "missing"))
+
+
+def test_a_shard_written_anew_after_indexing(recipe: Path, data: Data) -> None:
+    stale = recipe.parent / "stale"
+    shutil.copytree(data.train, stale)
+    shard = sorted(stale.glob("*.tar"))[1]
+    content = shard.read_bytes()
+    position = content.index(b'"label": ') + len('"label": ')
+    shard.write_bytes(
+        content[:position] + (b"1" if content[position] != b"1"[0] else b"2") + content[position + 1 :]
+    )
+    refuse(
+        recipe, f"data.train={stale}", code=3, says=(str(shard), "not what was indexed", "data_tools index")
+    )
 
 
 def test_an_unknown_key(recipe: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import Data, losses, metrics, run, succeed, trace, write_recipe
 from pictures import write_pictures
 
 from data_tools.errors import UsageError
+from data_tools.shards.indexing import index_shards
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
+from pretrain.resume import _check_order as check_order
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,64 @@ def test_names_that_are_no_utf8_or_in_two_forms_of_unicode_train_to_the_report(
     assert evaluated["n"] == metrics(run_folder)[-1]["n"]
     image = next(data.images.rglob("*.png"))
     assert any(name in succeed("finetune", "predict", run_folder, image) for name in wanted)
+
+
+def split_in_one_folder(folder: Path, train: Path, val: Path) -> Path:
+    """The shards of both sets in one folder, as on the hub, each with an index of its own."""
+    for name, source in (("train", train), ("val", val)):
+        for shard in source.glob("*.tar"):
+            shutil.copy(shard, folder / shard.name.replace("shard", name))
+    shutil.copy(train / "classes.json", folder)
+    for name in ("train", "val"):
+        index_shards([f"{folder}/{name}-*.tar"], None)
+    return folder
+
+
+def test_training_and_validation_shards_lie_in_one_folder(data: Data, tmp_path: Path) -> None:
+    folder = split_in_one_folder(tmp_path, data.train, data.val)
+    recipe = str(write_recipe(tmp_path, data))
+    count = len(list(folder.glob("val-*.tar")))
+    last = f"{len(list(folder.glob('train-*.tar'))) - 1:06d}"
+    for train, val in (
+        (f"{folder}/train-{{000000..{last}}}.tar", f"{folder}/val-*.tar"),
+        (f"[{folder}/train-*.tar]", f"[{', '.join(f'{folder}/val-{n:06d}.tar' for n in range(count))}]"),
+        (f"[{{shards: {folder}/train-*.tar}}]", f"{folder}/val-*.tar"),
+        (f"[{{shards: [{folder}/train-*.tar], weight: 2}}]", f"{folder}/val-*.tar"),
+    ):
+        inputs = open_inputs(load(recipe, [f"data.train={train}", f"data.val={val}"]))
+        assert inputs.train.num_samples == 97 and inputs.val is not None and len(inputs.val) == 21
+        assert inputs.notes() == []
+    for text in ("*.tar", "{train,val}-*.tar", "*/it's.tar"):
+        assert load(recipe, [f"data.train={text}"]).data.train == text
+    with pytest.raises(UsageError, match=r"data\.val: "):
+        load(recipe, ["data.val=[{shards: x}]"])
+    with pytest.raises(UsageError, match=r"no-\*\.tar matches no file"):
+        open_inputs(load(recipe, [f"data.train={folder}/no-*.tar"]))
+
+
+def test_a_job_trains_and_evaluates_on_patterns(data: Data, tmp_path: Path) -> None:
+    folder = split_in_one_folder(tmp_path, data.train, data.val)
+    (folder / "train-000009.tar.part").write_bytes(b"x")
+    settings = (f"data.train={folder}/train-*.tar", f"data.val={folder}/val-*.tar", "train.steps=2")
+    succeed("pretrain", write_recipe(tmp_path, data), f"run.dir={tmp_path}", "run.name=run", *settings)
+    row = json.loads(succeed("finetune", "evaluate", tmp_path / "run", f"{folder}/val-*.tar"))
+    last = [row for row in metrics(tmp_path / "run") if "top1" in row][-1]
+    assert row["top1"] == last["top1"]
+
+
+def test_the_identity_that_version_0_1_saved_still_resumes(data: Data, tmp_path: Path) -> None:
+    """It was the sha256 of the index file, which held the queries of URLs."""
+    inputs = open_inputs(load(str(write_recipe(tmp_path, data)), []))
+    order = inputs.order_constants()
+
+    @dataclass
+    class Saved:
+        state: dict[str, Any]
+        path: Path = tmp_path
+        step: int = 5
+
+    object.__setattr__(inputs.train.sources[0], "file_sha256", "that of the file")
+    check_order(Saved({"order": order}), inputs, False)
+    check_order(Saved({"order": order | {"index_sha256": "that of the file"}}), inputs, False)
+    with pytest.raises(UsageError, match="another order of images"):
+        check_order(Saved({"order": order | {"index_sha256": "another"}}), inputs, False)

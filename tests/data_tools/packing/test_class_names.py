@@ -16,8 +16,8 @@ from sample_files import originals, picture, write_tar
 from data_tools import __main__ as cli
 from data_tools.errors import DataError, UsageError
 from data_tools.packing.pack import pack
+from data_tools.shards.class_names import plain_name
 from data_tools.shards.labels import LabelRules
-from data_tools.shards.names import plain_name
 from data_tools.shards.shard_set import ShardSet
 
 

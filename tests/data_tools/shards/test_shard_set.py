@@ -90,11 +90,15 @@ def test_what_cannot_be_opened_says_what_to_do(make_shards, tmp_path: Path) -> N
         ("pipe://cat", "refused"),
         ("../part-000.tar", "only URLs and plain names"),
         ("/part-000.tar", "only URLs and plain names"),
+        ("part\\u0000.tar", "only URLs and plain names"),
         ("c:part-000.tar", "only URLs and plain names"),
     ):
         (folder / "shardindex.json").write_text(index.replace("part-000.tar", url))
         with pytest.raises(UsageError, match=reason):
             ShardSet.open(folder)
+    (folder / "shardindex.json").write_text(re.sub('"version": "[^"]*"', '"version": 7', index))
+    with pytest.raises(UsageError, match=r"not an index of data_tools .*version 7"):
+        ShardSet.open(folder)
     (folder / "shardindex.json").write_text("{}")
     with pytest.raises(UsageError, match="not an index of data_tools"):
         ShardSet.open(folder)
@@ -121,4 +125,11 @@ def test_a_missing_or_foreign_table_is_named(make_shards) -> None:
         ShardSet.open(folder)
     (folder / "shardindex.offsets.npy").unlink()
     with pytest.raises(DataError, match=r"offsets\.npy is missing"):
+        ShardSet.open(folder)
+
+
+def test_fewer_class_names_than_the_index_knows_are_refused(make_shards) -> None:
+    folder = make_shards([6]).folder
+    (folder / "classes.json").write_text('["a", "b"]')
+    with pytest.raises(DataError, match=r"classes\.json has 2 names, but there are 5 classes"):
         ShardSet.open(folder)

@@ -40,6 +40,7 @@ WEIGHTS = [
     ("timm", {"pool": "mean", "final_norm": "pooled", "qk_norm": True, "layer_scale": 0.1}),
     ("timm", {"pool": "mean", "class_token": True, "pre_norm": True, "tile_size": (32, 16)}),
     ("timm", {"pool": "map", "activation": "silu", "mlp_dim": 41, "num_classes": 0}),
+    ("timm", {"pool": "map", "registers": 2, "class_token": True}),
     ("timm", {"registers": 3, "norm_eps": 1e-5, "qkv_bias": False}),
     ("timm", {"backbone": {"depths": [1, 1], "stem": 32}}),
     ("timm", {"backbone": {"depths": [], "stem": 32}, "patch_size": 2}),
