@@ -166,9 +166,9 @@ def _pack(options: argparse.Namespace) -> int:
             on_images=on_images,
         )
     if not options.quiet:
-        print(f"labels: {parts[0].labels}", file=sys.stderr)
+        print(f"labels: {printable(parts[0].labels)}", file=sys.stderr)
         for image in parts[0].no_class:
-            print(f"left out {image}", file=sys.stderr)
+            print(f"left out {printable(image)}", file=sys.stderr)
         print(parts[0].account, file=sys.stderr)
         for part in parts:
             print(part)
@@ -177,7 +177,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     summary, place = index_shards(options.shards, options.out, label_rules(options))
-    print(f"labels: {summary.labels}", file=sys.stderr)
+    print(f"labels: {printable(summary.labels)}", file=sys.stderr)
     for problem in summary.problems:
         print(f"left out {problem}", file=sys.stderr)
     if summary.ignored:

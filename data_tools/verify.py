@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, decode
 from data_tools.shards.freshness import note_of_added, shard_problem
 from data_tools.shards.index import scan_shards, understand
@@ -58,7 +58,12 @@ class Verification:
             elif isinstance(scan, Scan):
                 scans.append(scan)
         if len(scans) == len(names):
-            self.opened = ShardSet.of_scans(storage, folder, understand(storage, folder, scans, rules))
+            try:
+                self.opened = ShardSet.of_scans(storage, folder, understand(storage, folder, scans, rules))
+            except DataError as error:
+                yield Problem(str(folder), "", str(error))
+            except UsageError as error:
+                self.note = f"the labels were not compared: {error}"
         self.shards = len(names)
         if index:
             self.samples, self.classes = index.content["samples"], index.content["num_classes"]

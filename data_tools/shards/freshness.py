@@ -173,6 +173,6 @@ def _note_times(file: Path, content: dict[str, Any], compared: Sequence[str], st
                 entry["version"] = storage.version(name)
             elif "version" not in entry:
                 entry["version"] = version_of(times[name])
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, file)
     temporary.unlink(missing_ok=True)

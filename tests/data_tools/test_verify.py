@@ -92,7 +92,8 @@ def test_names_with_control_characters_are_escaped(make_shards, tmp_path: Path, 
     members = [("ok.jpg", picture(1)), ("ok.cls", b"1"), (f"{ODD}.jpg", picture(2)), (f"{ODD}.cls", b"-3")]
     write_tar(folder / f"{ODD}.tar", members)
     assert cli.main(["verify", str(folder)]) == 3
-    assert cli.main(["index", str(folder)]) == 0
+    assert cli.main(["index", str(folder)]) == 3
+    assert cli.main(["index", str(folder), "--allow-unlabelled"]) == 0
     assert cli.main(["verify", str(folder)]) == 3
     assert cli.main(["pack", str(folder), str(tmp_path / "out")]) == 0
     write_tar(folder / f"new{ODD}.tar", members)
