@@ -92,6 +92,7 @@ def _evaluate(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from pretrain.run import processes
+    from pretrain.run.nonfinite import finite
 
     from .evaluate import evaluate_run
     from .source import open_source
@@ -104,7 +105,7 @@ def _evaluate(arguments: list[str]) -> int:
         _print_notes(source)
     found = evaluate_run(source, given.shards, world, given.batch_size, given.workers)
     if world.rank == 0:
-        print(json.dumps(found.row()))
+        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
     processes.leave(world, 0)
 
 

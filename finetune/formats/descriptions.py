@@ -6,7 +6,7 @@ The defaults here only say that a key may be missing: what a missing one means s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -155,5 +155,5 @@ class TimmDescription(Described):
 class AnyDescription(Described):
     """A config.json of which it is not yet known whose it is."""
 
-    architecture: Any = None
-    model_type: Any = None
+    architecture: str | None = None
+    model_type: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
     *(SCALAR, (SCALAR, "numpy.core.multiarray.scalar")),
 ]
+# What torch.load raises for a file that is something else.
+DAMAGE = (pickle.UnpicklingError, OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+DAMAGE += (AttributeError,)
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,15 @@ def convert(sources: Sequence[str], destination: str, key: str = "") -> Converte
 
 def _read(source: str) -> Any:
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{named[1]} in it" if named else "what is in it"
-        raise DataError(f"{source}: only tensors and plain values are read, and {what} is neither") from None
     except FileNotFoundError:
         raise UsageError(f"{source}: no such file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise DataError(
+                f"{source}: it holds {named[1]}, and only tensors and plain values are read"
+            ) from None
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{source}: damaged or not a file of torch.save: {text[0]}") from None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exported import write_weights
 from golden import under
 from jobs import Data, run, succeed
 from references.made import made
@@ -17,27 +17,7 @@ from safetensors.torch import load_file, save_file
 from data_tools.errors import UsageError
 from finetune.export import export_folder
 from finetune.formats import load_peer
-from finetune.source import METADATA_KEY, open_source
-from pretrain.config.schema import Config, DataConfig, ModelConfig
-from pretrain.model.build import build_model
-from pretrain.model.init import initialize
-
-SIZES = {"embed_dim": 24, "num_layers": 2, "num_heads": 2, "mlp_dim": 48, "patch_size": 4}
-DATA = {"tile_size": 16, "max_tiles": 1, "eval_resize": 20, "mean": (0.4, 0.5, 0.6), "std": (0.5, 0.4, 0.3)}
-
-
-def write_weights(path: Path, **fields: object) -> Path:
-    """A file as `export --format safetensors` writes it, of a small classifier of three colours."""
-    config = ModelConfig(name="vit_ti16", **(SIZES | {"head": "linear"} | fields))
-    model = build_model(Config(model=config, data=DataConfig(**DATA)), 3)
-    initialize(model, seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1)
-    facts = {"step": 1, "model": asdict(config), "num_classes": 3, "classes": ["blue", "green", "red"]}
-    facts |= {"objective": "softmax", "preprocessing": asdict(DataConfig(**DATA))}
-    save_file(dict(model.state_dict()), path, metadata={METADATA_KEY: json.dumps(facts)})
-    return path
+from finetune.source import open_source
 
 
 @pytest.fixture(scope="module")
