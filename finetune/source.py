@@ -183,6 +183,10 @@ def _refuse_pickled_folder(path: Path) -> None:
     except UsageError:
         if pickles := pickles_in(path):
             refuse_pickle(*pickles)
+        if others := sorted(path.glob("*.safetensors")):
+            raise UsageError(
+                f"{path}: it has {others[0].name}, but no config.json of transformers or timm"
+            ) from None
         return
     raise UsageError(
         f"{path}: a {kind} checkpoint, which holds pickles: write its weights as a file first, "

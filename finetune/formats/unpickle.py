@@ -26,8 +26,10 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(SCALAR, (SCALAR, "numpy.core.multiarray.scalar")),
 ]
 # What torch.load raises for a file that is something else.
-DAMAGE = (pickle.UnpicklingError, OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
-DAMAGE += (AttributeError,)
+DAMAGE = (
+    *(pickle.UnpicklingError, OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
