@@ -20,7 +20,7 @@ from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
 from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
 from pretrain.model.build import Model, build_model
 
-from .formats.files import ForeignFiles, check_floats, find_files, is_pickle, pickles_in, refuse_pickle
+from .formats.files import check_floats, find_files, is_pickle, pickles_in, refuse_pickle
 from .formats.folder import read_folder
 from .formats.hub import download, is_hub_name
 
@@ -110,8 +110,8 @@ def open_source(init: str, weights: str = "auto") -> TrainedWeights:
             raise UsageError(f"{init}: a file has one set of weights; ema is chosen when it is written")
         return _from_file(path, facts)
     ours = path.is_dir() and (is_checkpoint(path) or complete(path / "checkpoints"))
-    if not ours and (files := find_files(path)):
-        return _from_other_program(path, files)
+    if not ours and find_files(path):
+        return _from_other_program(path)
     if path.is_file():
         raise UsageError(
             f"{path}: not a file that `python -m finetune export` wrote, and without a config.json of "
@@ -146,8 +146,8 @@ def _from_checkpoint(checkpoint: Checkpoint, weights: str) -> TrainedWeights:
     return _checked(str(checkpoint.path), facts, shapes, lambda name: checkpoint.whole(keys[name]))
 
 
-def _from_other_program(path: Path, files: ForeignFiles) -> TrainedWeights:
-    model, facts, notes = read_folder(path, files)
+def _from_other_program(path: Path) -> TrainedWeights:
+    model, facts, notes = read_folder(path)
     state = dict(model.named_parameters())
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     return _checked(str(path), facts, shapes, lambda name: state[name].detach().float(), notes)

@@ -21,6 +21,13 @@ from . import google, hf, timm, torchtune
 from .entries import Weights
 
 
+class PeerConfig(Protocol):
+    """A configuration object of transformers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its arguments by name."""
+
+
 class Format(Protocol):
     """What each peer's module offers; UsageError or ValueError for what the two models do not share."""
 
@@ -41,14 +48,16 @@ _FORMATS: dict[str, Format] = {
 
 
 def load_peer(
-    source: str, config: Mapping[str, Any], weights: Weights, *, resize: str | None = None
+    source: str, config: Mapping[str, Any] | PeerConfig, weights: Weights, *, resize: str | None = None
 ) -> nn.Module:
     """A model with a peer's weights, which computes the peer's numbers, in evaluation mode.
 
     source: torchtune (the arguments of clip_vision_encoder; gives a VisionTransformer), hf_vit
     (ViTConfig), hf_vit_hybrid (ViTHybridConfig), timm (VisionTransformer) or google (a
-    vision_transformer model config and `image_size`); these give a Classifier. Arguments that are
-    left out have the peer's defaults; those that change no number in evaluation are ignored.
+    vision_transformer model config and `image_size`); these give a Classifier. transformers' configuration
+    may be its object, and its weights may be named as in files or as in memory. Arguments that are left out
+    have the peer's defaults; those that change no number in evaluation are ignored. One that torchtune or
+    timm does not have is refused.
     A model without a head has num_classes 0: its logits are what the head would see.
     float64 weights stay float64, all others become float32.
 
@@ -60,7 +69,8 @@ def load_peer(
     for what our models cannot compute.
     """
     try:
-        return _format(source).load_peer(dict(config), weights, resize)
+        given = dict(config) if isinstance(config, Mapping) else config.to_dict()
+        return _format(source).load_peer(given, weights, resize)
     except UsageError as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -105,48 +105,52 @@ class HfPreprocessor(Described):
 class TimmArguments(Described):
     """model_args of timm's config.json: arguments of its VisionTransformer."""
 
-    img_size: Sides = 1
-    patch_size: Sides = 1
-    in_chans: Size = 1
-    num_classes: Count = 0
-    global_pool: str = ""
-    embed_dim: Size = 1
-    depth: Count = 1
-    num_heads: Size = 1
-    mlp_ratio: Ratio = 1
-    qkv_bias: bool = True
-    qk_norm: bool = False
+    img_size: Sides | None = None
+    patch_size: Sides | None = None
+    in_chans: Size | None = None
+    num_classes: Count | None = None
+    global_pool: str | None = None
+    embed_dim: Size | None = None
+    depth: Count | None = None
+    num_heads: Size | None = None
+    mlp_ratio: Ratio | None = None
+    qkv_bias: bool | None = None
+    qk_norm: bool | None = None
     init_values: Annotated[float, Field(gt=0)] | None = None
-    class_token: bool = True
-    no_embed_class: bool = False
-    reg_tokens: Count = 0
-    pre_norm: bool = False
+    class_token: bool | None = None
+    no_embed_class: bool | None = None
+    reg_tokens: Count | None = None
+    pre_norm: bool | None = None
     fc_norm: bool | None = None
-    proj_drop_rate: Share = 0
-    attn_drop_rate: Share = 0
-    drop_path_rate: Share = 0
+    proj_drop_rate: Share | None = None
+    attn_drop_rate: Share | None = None
+    drop_path_rate: Share | None = None
     act_layer: str | None = None
-    norm_eps: Epsilon = 0
+    norm_eps: Epsilon | None = None
 
 
 class TimmPreprocessing(Described):
     """pretrained_cfg of timm's config.json."""
 
     input_size: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
-    interpolation: str = ""
-    crop_pct: Annotated[float, Field(ge=1 / 16, le=16)] = 1
-    crop_mode: str = ""
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
     mean: Colour | None = None
     std: Deviations | None = None
+    label_names: list[str] | None = None
+    labels: list[str] | None = None
 
 
-class TimmDescription(Described):
-    """config.json of timm's hub form; `objective` is a key that this project's export adds."""
+class TimmDescription(TimmPreprocessing):
+    """config.json of timm's hub form; early ones have the keys of `pretrained_cfg` among the others.
+
+    `objective` is a key that this project's export adds.
+    """
 
     architecture: str
     num_classes: Count = 0
     global_pool: str = ""
-    label_names: list[str] | None = None
     model_args: TimmArguments | None = None
     pretrained_cfg: TimmPreprocessing | None = None
     objective: Literal["softmax", "sigmoid", "regression"] | None = None

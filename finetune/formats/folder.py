@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError, UserError
 from pretrain.checkpoints.tensor_file import write_tensors
+from pretrain.config.schema import DataConfig
 from pretrain.model.classifier import Classifier
 
 from . import load_peer, to_peer
@@ -29,14 +31,22 @@ from .files import (
     CONFIG,
     PREPROCESSOR,
     WEIGHTS,
-    ForeignFiles,
+    find_files,
     read_arrays,
     read_description,
     read_tensors,
 )
 from .google import infer_config
 from .hf_settings import hf_classes, hf_config, hf_objective, hf_preprocessing, hf_preprocessor
-from .timm_settings import timm_arguments, timm_config, timm_preprocessing
+from .names import class_names
+from .timm_settings import (
+    position_mode,
+    timm_arguments_of,
+    timm_classes,
+    timm_config,
+    timm_preprocessing,
+    timm_weights,
+)
 
 HF_FORMATS = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}  # by model_type
 # Before the names of tensors: what DataParallel, torch.compile and training scripts put there.
@@ -60,25 +70,27 @@ class ForeignModel(NamedTuple):
 class Description(NamedTuple):
     """What the files of a checkpoint say beside its weights: `facts` without the model, and notes as above.
 
-    arguments(weights): of the program's own model.
+    load(weights): the model that they describe.
     """
 
-    source: str
-    arguments: Callable[[Weights], dict[str, Any]]
+    load: Callable[[Weights], nn.Module]
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
 
-def read_folder(path: Path, files: ForeignFiles) -> ForeignModel:
-    """Load a checkpoint of another program, whose `files` are those that `path` names.
+def read_folder(path: Path) -> ForeignModel:
+    """Load a checkpoint of another program, whose files are those of `find_files`.
 
     A prefix of PREFIXES before the names of tensors is removed where the weights then fit, which a note says.
     Raises UsageError for one that is not supported, DataError if it is damaged.
     """
+    files = find_files(path)
+    if files is None:
+        raise UsageError(f"{path}: it has no {CONFIG} of transformers or timm")
     if files.folder is None:
         weights: dict[str, Any] = read_arrays(path)
         facts = {"objective": "softmax", "classes": None}
-        given = Description("google", infer_config, facts, (NO_OBJECTIVE,))
+        given = Description(_load_google, facts, (NO_OBJECTIVE,))
     else:
         given = _describe(files.folder)
         weights = read_tensors(files)
@@ -86,12 +98,13 @@ def read_folder(path: Path, files: ForeignFiles) -> ForeignModel:
     errors = []
     for removed, form in forms:
         try:
-            model = _naming_the_file(path, _load, given, form)
+            model = _naming_the_file(path, given.load, form)
         except UsageError as error:
             errors.append(error)
         else:
             note = f"the prefix {removed!r} before the names of its tensors was removed"
             notes = (*given.notes, *((note,) if removed else ()))
+            assert isinstance(model, Classifier)
             return _foreign_model(path, model, given._replace(notes=notes))
     # A prefix that all names have belongs to none of them: what is wrong beside it says the last error.
     everywhere = all(name.startswith(forms[-1][0]) for name in weights)
@@ -119,9 +132,9 @@ def _describe(folder: Path) -> Description:
     if "architecture" in kind:
         config = read_description(folder / CONFIG, TimmDescription)
         facts: dict[str, Any] = {"preprocessing": _naming_the_file(folder, timm_preprocessing, config)}
-        facts |= {"classes": config.get("label_names"), "objective": config.get("objective") or "softmax"}
+        facts |= {"classes": timm_classes(config), "objective": config.get("objective") or "softmax"}
         notes = () if config.get("objective") else (NO_OBJECTIVE,)
-        return Description("timm", partial(timm_arguments, config), facts, notes)
+        return Description(partial(_load_timm, config), facts, notes)
     if kind.get("model_type") not in HF_FORMATS:
         raise UsageError(
             f"{folder / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
@@ -138,13 +151,18 @@ def _describe(folder: Path) -> Description:
     known = _naming_the_file(folder / PREPROCESSOR, hf_preprocessing, processor, size)
     facts = {"preprocessing": known.data, "classes": _naming_the_file(folder / CONFIG, hf_classes, config)}
     facts |= {"objective": _naming_the_file(folder / CONFIG, hf_objective, config)}
-    return Description(HF_FORMATS[config["model_type"]], lambda _: config, facts, notes + known.notes)
+    load = partial(load_peer, HF_FORMATS[config["model_type"]], config)
+    return Description(load, facts, notes + known.notes)
 
 
-def _load(given: Description, weights: Weights) -> Classifier:
-    model = load_peer(given.source, given.arguments(weights), weights)
-    assert isinstance(model, Classifier)
-    return model
+def _load_google(weights: Weights) -> nn.Module:
+    return load_peer("google", infer_config(weights), weights)
+
+
+def _load_timm(config: dict[str, Any], weights: Weights) -> nn.Module:
+    arguments = timm_arguments_of(config, weights)
+    taken = timm_weights(config, arguments, weights)
+    return load_peer("timm", arguments, taken, resize=position_mode(config))
 
 
 def write_folder(
@@ -178,8 +196,37 @@ def write_folder(
     write_tensors(temporary / WEIGHTS, shapes, weights.__getitem__, {"format": "pt"})
     for file, content in files.items():
         (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+    try:
+        _check_what_was_written(temporary, model, facts)
+    except (ValueError, UserError) as error:
+        shutil.rmtree(temporary)
+        raise DataError(f"{name}: what was written for {program} is not the same model: {error}") from None
     os.replace(temporary, destination)
     return weights
+
+
+def _check_what_was_written(folder: Path, model: Classifier, facts: dict[str, Any]) -> None:
+    """ValueError if the folder, read by the rules of its format, is not `model` with these facts."""
+    read = read_folder(folder)
+    expected, found = model.state_dict(), read.model.state_dict()
+    if found.keys() != expected.keys():
+        raise ValueError(f"{min(found.keys() ^ expected.keys())} is in only one of the two")
+    for name, value in expected.items():
+        if not torch.equal(found[name].view(torch.int32), value.view(torch.int32)):  # NaN is equal to itself
+            raise ValueError(f"{name} has other values")
+    if read.facts["classes"] != class_names(facts):
+        raise ValueError("the names of its classes differ")
+    before, after = (_preprocessing(known["preprocessing"]) for known in (facts, read.facts))
+    if before.keys() != after.keys() or not all(np.allclose(before[key], after[key]) for key in before):
+        raise ValueError(f"its images are prepared otherwise: {after}, not {before}")
+
+
+def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation does to an image, as numbers; known: keys of `data`."""
+    data = DataConfig(**{key: value for key, value in known.items() if key != "augment"})
+    short = (data.eval_resize or data.tile_size) if data.eval_crop else 0
+    bicubic = data.eval_resample == "bicubic"
+    return {"side": data.tile_size, "short": short, "bicubic": bicubic, "mean": data.mean, "std": data.std}
 
 
 def _foreign_model(path: Path, model: Classifier, given: Description) -> ForeignModel:

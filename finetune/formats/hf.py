@@ -17,6 +17,7 @@ from pretrain.model.variants import resolve
 from . import names
 from .entries import Entry, Weights, affine, give, load, shapes_of, stacked, viewed
 from .hf_backbone import bit_config, bit_entries, feature_grids, read_bit, unused_norm, without_unused
+from .hf_names import BODY, HEAD_ONLY, as_in_files
 from .hf_settings import ACTIVATIONS
 
 DEFAULTS: dict[str, Any] = {
@@ -33,8 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "qkv_bias": True,
     "pooler_act": "tanh",
 }
-BODY = "vit."  # before the names of a classifier's parameters, but not before those of its head
-HEAD_ONLY = "classifier."
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,12 @@ class HfFormat:
         config = DEFAULTS | {"patch_size": 1 if self.hybrid else 16} | given
         if config["pooler_act"] != "tanh":
             raise ValueError(f"pooler_act={config['pooler_act']!r}: only tanh is supported")
-        weights, prefix = _without_prefix(weights)
+        width, heads = config["hidden_size"], config["num_attention_heads"]
+        if config.get("head_dim") and config["head_dim"] * heads != width:
+            raise ValueError(
+                f"head_dim={config['head_dim']}: only hidden_size / num_attention_heads is supported"
+            )
+        weights, given_names = as_in_files(weights)
         backbone = read_bit(config) if self.hybrid else None
         with torch.device("meta"):
             model = _build(config, weights, backbone)
@@ -64,10 +68,7 @@ class HfFormat:
         if backbone is not None:
             weights = without_unused(weights, len(backbone.depths))
 
-        def shown(name: str) -> str:
-            return name if name.startswith(HEAD_ONLY) else prefix + name
-
-        load(model, list(_entries(model)), weights, shown)
+        load(model, list(_entries(model)), weights, given_names)
         return model.eval()
 
     def to_peer(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -127,17 +128,6 @@ class HfFormat:
 
 PLAIN = HfFormat("hf_vit", "vit", "ViT", hybrid=False)
 HYBRID = HfFormat("hf_vit_hybrid", "vit-hybrid", "ViTHybrid", hybrid=True)
-
-
-def _without_prefix(weights: Weights) -> tuple[dict[str, Any], str]:
-    """The weights by the names of the model without a head, and the prefix that they had."""
-    bare: dict[str, Any] = {}
-    for name, value in weights.items():
-        short = name.removeprefix(BODY)
-        if short in bare:
-            raise ValueError(f"the weights hold both {short!r} and {BODY + short!r}")
-        bare[short] = value
-    return bare, BODY if any(name.startswith(BODY) for name in weights) else ""
 
 
 def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | None) -> Classifier:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from pretrain.checkpoints.facts import distinct_names
 
+from .names import class_names
+
 # transformers' names of activations -> ours.
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -67,7 +69,7 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
     facts: the keys of `weights_file.FACTS`.
     """
-    names = facts["classes"] or [f"LABEL_{index}" for index in range(facts["num_classes"])]
+    names = class_names(facts) or [f"LABEL_{index}" for index in range(facts["num_classes"])]
     config = {key: value for key, value in config.items() if key != "num_labels"}
     problems = {ours: theirs for theirs, ours in PROBLEMS.items()}
     return config | {
@@ -76,6 +78,18 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "label2id": {name: index for index, name in enumerate(distinct_names(names, len(names)))},
         "torch_dtype": "float32",
     }
+
+
+def hf_classes(config: dict[str, Any]) -> list[str] | None:
+    """The names of the classes that a config.json gives, None if it gives none.
+
+    ValueError if its id2label does not number the classes from 0 on.
+    """
+    labels = {str(key): name for key, name in (config.get("id2label") or {}).items()}
+    numbers = [str(number) for number in range(len(labels))]
+    if labels.keys() != set(numbers):
+        raise ValueError(f"id2label does not number its {len(labels)} classes from 0 to {len(labels) - 1}")
+    return [str(labels[number]) for number in numbers] or None
 
 
 def hf_objective(config: dict[str, Any]) -> str:
@@ -116,14 +130,6 @@ def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
     } | common
-
-
-def hf_classes(config: dict[str, Any]) -> list[str] | None:
-    """The names of the classes in a config.json; None if it has none. ValueError for numbers with gaps."""
-    names = {int(label): str(name) for label, name in (config.get("id2label") or {}).items()}
-    if sorted(names) != list(range(len(names))):
-        raise ValueError(f"id2label has {len(names)} numbers of classes, but not 0 to {len(names) - 1}")
-    return [names[label] for label in range(len(names))] or None
 
 
 def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> HfPreprocessing:

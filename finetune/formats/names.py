@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -15,6 +18,35 @@ from pretrain.model.resize import resize_grid
 from pretrain.model.vit import VisionTransformer
 
 from .entries import Weights, tensor
+
+log = logging.getLogger("pretrain")
+
+
+def tell(sentence: str) -> None:
+    """Say to the user what was taken for granted; of several processes only the first says it."""
+    if os.environ.get("RANK", "0") == "0":
+        log.warning("%s", sentence)
+
+
+def class_names(facts: Mapping[str, Any]) -> list[str] | None:
+    """One name for each output, None where nobody named the classes; facts: the keys of `weights_file.FACTS`.
+
+    Outputs behind the last name are called LABEL_7 and so on, as by transformers. ValueError for more names
+    than outputs.
+    """
+    known, outputs = facts["classes"], facts["num_classes"]
+    if not known:
+        return None
+    if len(known) > outputs:
+        raise ValueError(f"there are {len(known)} class names, but only {outputs} outputs")
+    return [*known, *(f"LABEL_{index}" for index in range(len(known), outputs))]
+
+
+def name_of(value: Any) -> Any:
+    """The name of a class or function, also of one with keywords of its own; all else as it is."""
+    if isinstance(value, partial):
+        value = value.func
+    return getattr(value, "__name__", value)
 
 
 def our_activation(theirs: Any, names: Mapping[str, str], peer: str) -> str:

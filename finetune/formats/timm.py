@@ -16,66 +16,22 @@ from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
 from . import names
+from . import timm_arguments as arguments
 from .entries import Entry, Weights, affine, give, load, same, shapes_of, tensor, viewed
+from .timm_arguments import ACTIVATIONS, DEFAULTS, POOLS
 from .timm_backbone import BACKBONE, infer_resnet, read_resnet, resnet_arguments, resnet_entries
-
-DEFAULTS: dict[str, Any] = {
-    "img_size": 224,
-    "patch_size": 16,
-    "in_chans": 3,
-    "num_classes": 1000,
-    "global_pool": "token",
-    "embed_dim": 768,
-    "depth": 12,
-    "num_heads": 12,
-    "mlp_ratio": 4.0,
-    "qkv_bias": True,
-    "qk_norm": False,
-    "proj_bias": True,
-    "init_values": None,
-    "class_token": True,
-    "pos_embed": "learn",
-    "no_embed_class": False,
-    "reg_tokens": 0,
-    "pre_norm": False,
-    "final_norm": True,
-    "fc_norm": None,
-    "proj_drop_rate": 0.0,
-    "attn_drop_rate": 0.0,
-    "drop_path_rate": 0.0,
-    "act_layer": None,
-    "norm_eps": 1e-6,
-}
-# Arguments for what our blocks do not compute, and the value at which they have no effect.
-FIXED: dict[str, Any] = {
-    "proj_bias": True,
-    "final_norm": True,
-    "pos_embed": "learn",
-    "scale_attn_norm": False,
-    "scale_mlp_norm": False,
-}
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "selu": "selu",
-    "silu": "silu",
-    "swish": "silu",
-}
-POOLS = {"token": "cls", "avg": "mean", "map": "map"}
+from .timm_parallel import as_blocks
 
 
 def load_peer(given: dict[str, Any], weights: Weights, resize: str | None) -> Classifier:
     """As `load_peer` of the package; given: arguments of timm's VisionTransformer."""
+    arguments.check(given)
     config = DEFAULTS | given
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{key}={config[key]!r}: only {value!r} is supported")
-    if config["global_pool"] not in POOLS:
-        raise ValueError(f"global_pool={config['global_pool']!r}: choose {', '.join(POOLS)}")
     with torch.device("meta"):
         model = _build(config, weights)
+    arch = resolve(model.config)
+    if arch.parallel:
+        weights = as_blocks(weights, arch.embed_dim, arch.mlp_dim)
     encoder, grid = model.encoder, model.geometry.grid
     embedded = 0 if config["no_embed_class"] else encoder.prefix
     weights = names.fitted(weights, "pos_embed", [], grid, embedded, resize or "bicubic")
@@ -95,9 +51,6 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "a pooler": model.pooler is not None,
             "mask tokens": model.encoder.mask_token is not None,
             "parallel branches over one norm": arch.parallel,
-            "attention pooling beside a class token or registers": (
-                fields.pool == "map" and model.encoder.prefix > 0
-            ),
             "a backbone that is not timm's ResNetV2 of 32 groups": (
                 arch.backbone is not None and arch.backbone != read_resnet(resnet_arguments(arch.backbone))
             ),
@@ -147,8 +100,10 @@ def _ratio(mlp: int, width: int) -> float:
 def _build(config: dict[str, Any], weights: Weights) -> Classifier:
     pool, fc_norm = POOLS[config["global_pool"]], config["fc_norm"]
     behind_pool = pool == "mean" if fc_norm is None else fc_norm
-    hybrid = any(name.startswith(BACKBONE) for name in weights)
-    backbone = read_resnet(infer_resnet(weights)) if hybrid else None
+    resnet = config.get("backbone")
+    if resnet is None and any(name.startswith(BACKBONE) for name in weights):
+        resnet = infer_resnet(weights)
+    backbone = read_resnet(resnet) if resnet else None
     channels = config["in_chans"]
     fields = ModelConfig(
         name="hybrid_r50_b16" if backbone else "vit_b16",
@@ -166,15 +121,14 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         activation=names.our_activation(config["act_layer"] or "gelu", ACTIVATIONS, "timm"),
         qkv_bias=config["qkv_bias"],
         qk_norm=config["qk_norm"],
+        parallel=names.name_of(config["block_fn"]) == "ParallelScalingBlock",
         layer_scale=config["init_values"],
         registers=config["reg_tokens"],
-        norm_eps=config["norm_eps"],
+        norm_eps=arguments.norm_eps(config),
         dropout=config["proj_drop_rate"],
         attention_dropout=config["attn_drop_rate"],
         drop_path=config["drop_path_rate"],
     )
-    if pool == "map" and (config["class_token"] or config["reg_tokens"]):
-        raise ValueError("global_pool='map' with a class token or registers is not supported")
     size, classes = names.image_size(config["img_size"]), config["num_classes"] or 0
     check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
     return Classifier(
@@ -234,7 +188,8 @@ def _entries(model: Classifier) -> Iterator[Entry]:
             yield from affine(f"{ours}attn.q_norm", f"{theirs}attn.q_norm")
             yield from affine(f"{ours}attn.k_norm", f"{theirs}attn.k_norm")
         yield from affine(f"{ours}attn.proj", f"{theirs}attn.proj")
-        yield from affine(f"{ours}norm2", f"{theirs}norm2")
+        if block.norm2 is not None:
+            yield from affine(f"{ours}norm2", f"{theirs}norm2")
         yield from _mlp(f"{ours}mlp", f"{theirs}mlp")
         if isinstance(block.ls1, LayerScale):
             yield same(f"{ours}ls1.gamma", f"{theirs}ls1.gamma")

@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "append_cls_token": False,
     "use_tile_pos_embed": True,
 }
+NEEDED = ("tile_size", "patch_size", "embed_dim", "num_layers", "num_heads")  # arguments without a default
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu", "ReLU": "relu", "SELU": "selu"}
 NORM_EPS = 1e-5
 
@@ -49,6 +50,11 @@ def load_peer(config: dict[str, Any], weights: Weights, resize: str | None) -> V
     """As `load_peer` of the package; config: arguments of clip_vision_encoder."""
     if resize is not None:
         raise ValueError("torchtune's tables are stretched as torchtune does it: resize must be None")
+    for key in NEEDED:
+        if key not in config:
+            raise ValueError(f"the configuration lacks {key}, which torchtune's clip_vision_encoder needs")
+    if unknown := [key for key in config if key not in (*DEFAULTS, *NEEDED)]:
+        raise ValueError(f"{unknown[0]!r} is no argument of torchtune's clip_vision_encoder")
     with torch.device("meta"):
         model = _build(DEFAULTS | config)
     load(model, list(_entries(model)), _stretched(model, weights))

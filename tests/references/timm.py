@@ -67,7 +67,7 @@ def _resnet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def forward(config: Mapping[str, Any], w: Weights, images: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) -> logits, or what the head would see, and the tokens behind the last norm."""
     heads, eps = config["num_heads"], config.get("norm_eps", 1e-6)
-    activation = ACTIVATIONS[config.get("act_layer", "gelu")]
+    activation = ACTIVATIONS[config.get("act_layer") or "gelu"]
     if f"{BACKBONE}stem.conv.weight" in w:
         images = features(images, *_backbone(w), Style())
     x = patches(images, w["patch_embed.proj.weight"], w.get("patch_embed.proj.bias"))
