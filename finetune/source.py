@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
-from pretrain.checkpoints.described import check_sizes, read_facts
+from pretrain.checkpoints.described import LARGEST_RESIZE, check_sizes, read_facts
 from pretrain.checkpoints.foreign import format_of
 from pretrain.checkpoints.weights_file import FACTS, METADATA_KEY
 from pretrain.config.schema import Config, DataConfig, ModelConfig, ObjectiveConfig
@@ -168,9 +168,12 @@ def _checked(
             raise DataError(f"{name}: {parameter} holds values that are no finite numbers", shared=True)
         return value
 
-    tile_size, tiles = facts["preprocessing"]["tile_size"], facts["preprocessing"]["max_tiles"]
+    known = facts["preprocessing"]
+    tile_size, tiles, resize = known["tile_size"], known["max_tiles"], known.get("eval_resize", 0)
     try:
         check_sizes(ModelConfig(**facts["model"]), tile_size, tiles, facts["num_classes"], 3, shapes)
+        if resize > LARGEST_RESIZE * tile_size:
+            raise UsageError(f"its images would be resized to {resize} pixels before a crop of {tile_size}")
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
     return TrainedWeights(name, facts, shapes, finite, notes)

@@ -88,12 +88,7 @@ def read_facts(content: str | bytes, name: str) -> dict[str, Any]:
     if unknown := sorted(given.keys() - {item.name for item in fields(DataConfig)}):
         raise DataError(f"{name}: its preprocessing has {shortened(unknown[0])}, which this version has not")
     known = {key: value for key, value in given.items() if key in PREPROCESSING}
-    facts["preprocessing"] = known = {"tile_size": 224, "max_tiles": 1} | known
-    if known.get("eval_resize", 0) > LARGEST_RESIZE * known["tile_size"]:
-        raise DataError(
-            f"{name}: damaged: preprocessing.eval_resize is {known['eval_resize']}, but the tile size is "
-            f"{known['tile_size']}"
-        )
+    facts["preprocessing"] = {"tile_size": 224, "max_tiles": 1} | known
     classes = facts["classes"] or []
     if facts.get("objective", "softmax") in ("softmax", "sigmoid") and len(classes) > facts["num_classes"]:
         raise DataError(f"{name}: damaged: it names {len(classes)} classes, but has {facts['num_classes']}")
