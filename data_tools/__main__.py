@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from data_tools.errors import UsageError, UserError
-from data_tools.packing.pack import Packed, pack
+from data_tools.packing.pack import pack
 from data_tools.packing.recode import Recode
 from data_tools.shards.index import build_index
 from data_tools.shards.shard_set import ShardSet, load_index
@@ -72,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write progressive JPEG anew (not without loss): faster to decode",
     )
+    command.add_argument(
+        "--icc",
+        choices=("convert", "keep"),
+        default="convert",
+        help="images with another colour profile than sRGB: write them in sRGB, or keep them (convert)",
+    )
+    command.add_argument(
+        "--convert", action="store_true", help="take GIF, BMP, TIFF, AVIF, JPEG 2000 and PPM too, as PNG"
+    )
+    command.add_argument("--follow-links", action="store_true", help="also links that lead out of SRC")
+    command.add_argument(
+        "--class-folders", action="store_true", help="folders that look like splits are classes all the same"
+    )
     command.add_argument("--max-pixels", type=_count, default=_MAX_PIXELS, help=_MAX_PIXELS_HELP)
     command.add_argument("--workers", type=_count, default=_CPUS, metavar="N", help=f"threads ({_CPUS})")
     command.add_argument("--quiet", action="store_true", help="print errors only")
@@ -128,24 +141,24 @@ def _pack(options: argparse.Namespace) -> int:
             shuffle=not options.no_shuffle,
             seed=options.seed,
             split=options.split,
-            recode=Recode(options.max_side, options.quality, options.baseline),
+            recode=Recode(
+                options.max_side,
+                options.quality,
+                options.baseline,
+                icc=options.icc == "convert",
+                convert=options.convert,
+            ),
+            follow_links=options.follow_links,
+            class_folders=options.class_folders,
             max_pixels=options.max_pixels,
             workers=options.workers,
             on_images=on_images,
         )
     if not options.quiet:
-        _report(parts)
+        print(parts[0].account, file=sys.stderr)
+        for part in parts:
+            print(part)
     return 0
-
-
-def _report(parts: list[Packed]) -> None:
-    if ignored := parts[0].ignored:
-        what = "not jpg, jpeg, png or webp, empty, a link in an archive, or without a label"
-        print(f"ignored {len(ignored)} files ({what}), first {ignored[0]!r}", file=sys.stderr)
-    if bad := [reason for part in parts for reason in part.unreadable]:
-        print(f"packed {len(bad)} unreadable images as they are, first {bad[0]!r}", file=sys.stderr)
-    for part in parts:
-        print(part)
 
 
 def _index(options: argparse.Namespace) -> int:

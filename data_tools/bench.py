@@ -22,6 +22,7 @@ from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
 from data_tools.errors import UsageError
+from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
 from data_tools.shards.shard_set import ShardSet
@@ -151,9 +152,9 @@ def distance_from_pillow(
 ) -> float | None:
     """Mean absolute difference in grey levels between our resized crop and Pillow's.
 
-    Pillow decodes the whole image, turns it upright, crops it and resizes it with its antialiased bicubic
-    filter. None for anything but a plain JPEG, because Pillow decodes it for us too, and for unreadable
-    images.
+    Pillow decodes the whole image, converts it to sRGB, turns it upright, crops it and resizes it with its
+    antialiased bicubic filter. None for anything but a plain JPEG, because Pillow decodes it for us too, and
+    for unreadable images.
     """
     if read_header(data) is None:
         return None
@@ -166,7 +167,9 @@ def distance_from_pillow(
     ours = fit(pixels, transform.tile_size, transform.max_tiles)[0].transpose(1, 2, 0)
     top, left, height, width = box
     with Image.open(io.BytesIO(data)) as image:
-        cropped = ImageOps.exif_transpose(image.convert("RGB")).crop((left, top, left + width, top + height))
+        whole = to_srgb(image, image.info.get("icc_profile")).convert("RGB")
+        whole.info = image.info  # the EXIF block
+        cropped = ImageOps.exif_transpose(whole).crop((left, top, left + width, top + height))
     theirs = np.asarray(cropped.resize(ours.shape[1::-1], Image.Resampling.BICUBIC))
     return float(np.abs(ours.astype(np.int16) - theirs).mean())
 

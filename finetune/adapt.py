@@ -16,7 +16,8 @@ from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_posi
 
 from .source import TrainedWeights
 
-# Parameters whose shapes or values depend on the tiles. They are few and small, so all are read at once.
+# Parameters whose shapes or values depend on the tiles (fold_tiles adds to the bias of ln_post). They are
+# few and small, so all are read at once.
 TABLES = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.")
 TILED = (*TABLES, "ln_post.")
 
@@ -37,7 +38,7 @@ class Adaptation:
     def initial_value(self, model: nn.Module, seed: int) -> InitialValue:
         """A function that gives the first value of one parameter of `model`, read when it is asked for.
 
-        seed: of the parameters that are initialised.
+        seed: for the parameters drawn at random.
         """
 
         def value(name: str, shape: torch.Size) -> Tensor:
@@ -51,7 +52,7 @@ class Adaptation:
 
 
 def adapt(source: TrainedWeights, model: Model, mode: str, missing: Sequence[str] = ()) -> Adaptation:
-    """The parameters of `source` for `model`; position tables are resized by `mode`.
+    """First values for `model` from `source`; mode: how position tables are resized.
 
     The head is initialised (arXiv 2010.11929, section 3.2). All other parameters of the model must be in the
     source, in the same shape once positions are resized; except those of `missing`, names of parameters or

@@ -17,7 +17,7 @@ from pretrain.run.folder import GOING_ON, RunFolder, read_rows
 from .slurm.requeue import QUEUED
 
 SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
-STALLED_STEPS = 20.0  # usual times of a step without a new one, but at least STALLED
+STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
 GONE = " is no longer in the queue, and wrote no status"
 

@@ -268,7 +268,7 @@ class SkippingStream:
         self._stream: BatchStream | None = None
 
     def seek(self, step: int) -> int:
-        """Skip what is to be skipped after `step` steps; returns how many steps are then done or skipped."""
+        """Pass over the steps of train.skip after `step`; returns how many are then done or skipped."""
         target = step
         while passed := [last for first, last in self._ranges if first <= target + 1 <= last]:
             target = max(passed)

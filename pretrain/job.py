@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .inputs import Inputs
     from .model.init import StartingValues
 
-# Seconds that other processes wait: torchrun reports the process that ends first as the cause.
+# Seconds that the other processes wait before they end: torchrun blames the first to end.
 FIRST_TO_FAIL_ENDS_FIRST = 2.0
 
 
@@ -37,7 +37,7 @@ def run_job(
     """Train as `config` says and exit.
 
     stop: set by signals. prepare: returns the initial weights of a run that starts from other weights; called
-    only if the run has no checkpoint. Whatever needs no other process is checked before joining them.
+    only if the run has no checkpoint. All that one process can check is checked before they join.
     """
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
@@ -134,7 +134,7 @@ def run_job(
             folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
     except KeyboardInterrupt:
-        folder.set_status("failed", exit_code=1, reason="interrupted twice", rank=rank)
+        folder.set_status("failed", exit_code=1, reason="Ctrl-C, twice", rank=rank)
         os._exit(1)
     except Exception as error:
         _fail_unexpectedly(folder, rank, error)

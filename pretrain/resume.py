@@ -43,7 +43,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     """Load `found`, the newest whole checkpoint, into the engine; returns its step.
 
     Raises UsageError that names what differs if classes, order of images, optimizer or model are not the
-    same. Newer checkpoints are damaged; after loading they are set aside.
+    same. Newer, damaged checkpoints are set aside after loading.
     """
     _check_classes(found, inputs)
     _check_optimizer(found, config.optim)

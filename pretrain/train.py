@@ -43,8 +43,8 @@ from .run.tracking import Tracker, start_tracking
 def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Trainer:
     """Build the model, spread it over the processes, and load the newest checkpoint of the run folder.
 
-    starting_values: the initial weights of a run without a checkpoint; None: random ones. Rows of metrics of
-    steps after the checkpoint are deleted from the run folder. Called by all processes together. Raises
+    starting_values: the initial weights of a run without a checkpoint; None: random ones. Rows of
+    metrics.jsonl after the checkpoint's step are deleted. Called by all processes together. Raises
     UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
     """
     config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
@@ -158,7 +158,7 @@ class Trainer:
         return EXIT_CODE if stopping and not self.finished else 0
 
     def _enter_phase(self, phase: str) -> None:
-        """Tell the watchdog that a phase begins, and let a fault happen there."""
+        """Tell the watchdog that a phase begins; run the injected fault if one is due there."""
         self.watchdog.enter(self.step, phase)
         self.fault.enter(self.step + (phase in STEP_PHASES), phase)
 
@@ -178,7 +178,7 @@ class Trainer:
         return batch
 
     def _step_boundary(self) -> bool:
-        """Exchange between all processes what changed in a step; returns whether one was asked to stop.
+        """Tell all processes what changed in a step; returns whether any process was asked to stop.
 
         Raises DataError for too many unreadable samples.
         """
@@ -271,7 +271,7 @@ class Trainer:
             return make_examples(self.inputs.example_stream(), self.engine)
 
     def _evaluation_missing(self) -> bool:
-        """Whether the evaluation at the step of the checkpoint was interrupted."""
+        """Whether the evaluation due at the checkpoint's step is not in metrics.jsonl yet."""
         rows = read_rows(self.folder.metrics)
         done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
         return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
@@ -287,7 +287,7 @@ class Trainer:
         self._enter_phase("save")
         self._note_nonfinite()
         if self.nonfinite.streak and self.step < self.inputs.steps:
-            log.warning("step %d: not saved, as the last steps were left out", self.step)
+            log.warning("step %d: not saved: the last steps were not finite", self.step)
             return
         state = {} if self.world.rank else state_to_save(self.job, self.engine, self.step, self.images)
         self.saver.save(self.step, self.engine.ranges(), state)

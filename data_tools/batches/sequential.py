@@ -29,7 +29,14 @@ from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.remote import expand, patiently, shown
-from data_tools.shards.samples import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label, split_name, unusable
+from data_tools.shards.samples import (
+    IMAGE_EXTENSIONS,
+    LABEL_EXTENSIONS,
+    is_companion,
+    parse_label,
+    split_name,
+    unusable,
+)
 from data_tools.shards.tar import scan
 from data_tools.tile_batch import BadSample, TileBatch
 
@@ -46,12 +53,13 @@ class _Sample:
     images: list[bytes] = field(default_factory=list)
     labels: dict[str, tuple[int, ...] | tuple[float, ...] | str | None] = field(default_factory=dict)
     problem: str = ""
+    companion: str = ""  # what is wrong with an image of another name, if there is no other image
 
     def label(self, num_classes: int) -> int:
         """The only label; DecodeError if the sample cannot be used."""
         found = self.labels["cls"] if "cls" in self.labels else self.labels.get("json")
         if self.problem or len(self.images) != 1:
-            raise DecodeError(self.problem or f"{len(self.images)} images under one key")
+            raise DecodeError(self.problem or self.companion or f"{len(self.images)} images under one key")
         if found is None or isinstance(found, str) or len(found) != 1:
             raise DecodeError(found if isinstance(found, str) else "not one label")
         if isinstance(found[0], float):
@@ -235,7 +243,9 @@ def _samples(file: ForwardFile, url: str) -> Iterator[_Sample]:
                 yield sample
             sample = _Sample(key, url, problem="this key again, further on" if key in seen else "")
             seen.add(key)
-        if problem:
+        if problem and member.regular and is_companion(extension):
+            sample.companion = problem
+        elif problem:
             sample.problem = problem
         elif extension in IMAGE_EXTENSIONS:
             file.seek(member.offset)

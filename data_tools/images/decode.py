@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools.images import jpeg
+from data_tools.images.colour import to_srgb
+from data_tools.images.formats import READ, other_format
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
 
-# "JPEG" includes MPO, a JPEG of a phone with a second picture inside.
-FORMATS = ("JPEG", "PNG", "WEBP")
 _BACKGROUND = (255, 255, 255)
 # _check_size() compares the header with max_pixels before anything is allocated. Pillow's own limit could
 # be lower than what the user allows.
@@ -75,6 +75,7 @@ class _Jpeg:
 
     def __init__(self, data: bytes, header: jpeg.Header, max_pixels: int) -> None:
         self._data, self._max_pixels = data, max_pixels
+        self._grey, self._profile = header.grey, header.icc
         self._orientation = _jpeg_orientation(header)
         turned = self._orientation in (5, 6, 7, 8)
         self.height, self.width = (header.width, header.height) if turned else (header.height, header.width)
@@ -84,6 +85,9 @@ class _Jpeg:
         pixels = jpeg.decode_region(self._data, *stored)
         if pixels is None:  # then Pillow decides, as it does where nvimgcodec is missing
             return Decoded(_pillow(self._data, self._max_pixels)).region(top, left, height, width)
+        if self._profile:
+            stored_as = Image.fromarray(pixels[:, :, 0] if self._grey else pixels)
+            pixels = np.array(to_srgb(stored_as, self._profile).convert("RGB"))
         return _upright(pixels, self._orientation)
 
     def _as_stored(self, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -101,8 +105,8 @@ def open_image(data: bytes, max_pixels: int) -> Picture:
     """The image in `data`, turned upright by its EXIF orientation. A plain JPEG is decoded only in region().
 
     The content decides the format (JPEG, PNG, WebP), not a file name. An animation gives its first
-    picture; transparent pixels are laid on white; 16-bit grey is divided by 257; colour profiles are
-    ignored. Thread-safe.
+    picture. 16-bit grey is divided by 257. Colours are converted to sRGB where an ICC profile says that they
+    are others. Transparency of every kind is then laid on white, in sRGB. Thread-safe.
     DecodeError for anything else, for more than max_pixels and for a truncated file. A JPEG is truncated
     if no end marker follows its scan. Damage inside a scan gives wrong pixels without an error, as in
     libjpeg; below the decoded region it is not noticed at all.
@@ -120,19 +124,32 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     return picture.region(0, 0, picture.height, picture.width)
 
 
-def _pillow(data: bytes, max_pixels: int) -> Pixels:
+def decode_other(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
+    """As decode(), for an image of one of Pillow's `formats`."""
+    return _pillow(data, max_pixels, formats)
+
+
+def _pillow(data: bytes, max_pixels: int, formats: tuple[str, ...] = READ) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
             _check_size(image.height, image.width, len(data), max_pixels, is_jpeg)
             image.load()
-            return _upright(_rgb(image), _orientation(image))
+            orientation = _orientation(image)
+            whole = _mend_png(image, data) if image.format == "PNG" else image
+            return _upright(_rgb(whole), orientation)
     except DecodeError:
         raise
     except Image.UnidentifiedImageError:
-        raise DecodeError("not a JPEG, PNG or WebP image") from None
+        raise DecodeError(what_it_is(data)) from None
     except Exception as error:  # a decoder may raise anything on hostile bytes
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def what_it_is(data: bytes) -> str:
+    """Why bytes that no decoder takes are no image to train on."""
+    other = other_format(data)
+    return f"{other}, and not JPEG, PNG or WebP" if other else "not a JPEG, PNG or WebP image"
 
 
 def _check_size(height: int, width: int, size: int, max_pixels: int, is_jpeg: bool) -> None:
@@ -144,18 +161,49 @@ def _check_size(height: int, width: int, size: int, max_pixels: int, is_jpeg: bo
 
 
 def _rgb(image: Image.Image) -> Pixels:
+    colours, alpha = _parts(image)
+    if colours.mode not in ("RGB", "L", "CMYK"):
+        raise DecodeError(f"pixels of mode {colours.mode} are not supported")
+    colours = to_srgb(colours, image.info.get("icc_profile")).convert("RGB")
+    if alpha is not None:
+        colours.putalpha(alpha)
+        background = Image.new("RGBA", colours.size, (*_BACKGROUND, 255))
+        colours = Image.alpha_composite(background, colours).convert("RGB")
+    return np.array(colours)  # a copy, because torch takes no read-only memory
+
+
+def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of an image in 8 bits, and how opaque it is; None where it is so everywhere."""
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
-        grey = ((wide + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        grey = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        return grey, None if transparent is None else Image.fromarray(wide != transparent).convert("L")
+    if image.mode in ("LA", "La"):
+        image = image.convert("LA")
+        return image.getchannel("L"), image.getchannel("A")
+    if image.mode in ("RGBA", "RGBa", "PA") or transparent is not None:
         image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
-        image = Image.alpha_composite(background, image)
-    if image.mode not in ("RGB", "RGBA", "L", "P", "1", "CMYK"):
-        raise DecodeError(f"pixels of mode {image.mode} are not supported")
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return np.array(rgb)  # a copy, because torch takes no read-only memory
+        return image.convert("RGB"), image.getchannel("A")
+    return image.convert({"P": "RGB", "1": "L"}.get(image.mode, image.mode)), None
+
+
+def _mend_png(image: Image.Image, data: bytes) -> Image.Image:
+    """A PNG as its header says it: Pillow widens or narrows the pixels, but not the transparent colour.
+
+    PNG, third edition, 11.3.1.1: grey with alpha of 16 bits becomes RGBA, of which one channel is the grey.
+    """
+    bits, colour_type = data[24], data[25]
+    transparent = image.info.get("transparency")
+    if bits in (2, 4) and isinstance(transparent, int) and image.mode == "L":
+        image.info["transparency"] = transparent % (1 << bits) * 255 // ((1 << bits) - 1)
+    if bits == 16 and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if bits == 16 and colour_type == 4:
+        profile = image.info.get("icc_profile")
+        image = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
+        image.info["icc_profile"] = profile
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

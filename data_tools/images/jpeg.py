@@ -44,8 +44,9 @@ except ImportError:
 _CPU_ONLY = -99999  # nvimgcodec's number for "no device"
 _MIN_HEADER = 4
 _MIN_COLUMNS = 8
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, _APP1, _APP2 = 0xDA, 0xE1, 0xE2
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_ICC = b"ICC_PROFILE\0"  # then the number of the part, how many there are, and the part; ICC.1 B.4
 # Sequential and progressive DCT with Huffman coding. The other markers from 0xC0 to 0xCF are tables, or
 # frames (lossless, hierarchical, arithmetic) that Pillow decodes.
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)
@@ -55,12 +56,17 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 
 @dataclass(frozen=True)
 class Header:
-    """Sides in pixels, before the image is turned upright; EXIF and XMP blocks, empty if there are none."""
+    """Sides in pixels, before the image is turned upright; EXIF and XMP blocks, colour profile.
+
+    Blocks are empty if there are none. grey: there is one component and not three.
+    """
 
     height: int
     width: int
+    grey: bool
     exif: bytes
     xmp: bytes
+    icc: bytes
 
 
 def read_header(data: bytes) -> Header | None:
@@ -70,7 +76,8 @@ def read_header(data: bytes) -> Header | None:
     """
     if data[:3] != b"\xff\xd8\xff":
         return None
-    sides, exif, xmp, at = None, b"", b"", 2
+    frame, exif, xmp, at = None, b"", b"", 2
+    icc: list[bytes] = []
     while True:
         if len(data) < at + _MIN_HEADER or data[at] != 0xFF or data[at + 1] in _WITHOUT_LENGTH:
             return None
@@ -78,12 +85,12 @@ def read_header(data: bytes) -> Header | None:
         if marker == _START_OF_SCAN:
             break
         if marker in _PLAIN_FRAMES:
-            if sides or length < 8 or len(data) < at + 10:
+            if frame or length < 8 or len(data) < at + 10:
                 return None
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
             if bits != 8 or components not in (1, 3) or not height or not width:
                 return None
-            sides = height, width
+            frame = height, width, components == 1
         elif marker in _OTHER_FRAMES or length < 2:
             return None
         elif marker == _APP1:
@@ -94,10 +101,19 @@ def read_header(data: bytes) -> Header | None:
                 exif = segment
             elif segment.startswith(_XMP):
                 xmp = segment
+        elif marker == _APP2 and data.startswith(_ICC, at + 4):
+            icc.append(data[at + 4 + len(_ICC) : at + 2 + length])
         at += 2 + length
-    if sides is None or data.rfind(b"\xff\xd9", at) < 0:
+    if frame is None or data.rfind(b"\xff\xd9", at) < 0:
         return None
-    return Header(*sides, exif, xmp)
+    return Header(*frame, exif, xmp, _joined(icc))
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """The profile of these APP2 segments, as Pillow joins them; empty if their number is another."""
+    parts = sorted(parts)
+    complete = parts and len(parts[0]) > 1 and parts[0][1] == len(parts)
+    return b"".join(part[2:] for part in parts) if complete else b""
 
 
 _thread = threading.local()

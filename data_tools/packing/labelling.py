@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
-from data_tools.packing.sources import ShardSource, Source, extension
+from data_tools.packing.listing import Listing
+from data_tools.packing.sources import ShardSource
 from data_tools.shards.labels import MAX_CLASSES
 
-_SPLITS = {"train", "val", "valid", "validation", "test"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _SEPARATORS = re.compile(r"[|;]")
 
@@ -35,32 +35,21 @@ class Labelled:
 
     entries: list[Entry]
     classes: list[str]
-    ignored: list[str] = field(default_factory=list)  # files and samples that are left out
+    ignored: list[str] = field(default_factory=list)  # images and samples left out for want of a label
 
 
-def label_by_folder(source: Source) -> Labelled:
+def label_by_folder(source: Listing) -> Labelled:
     """Labels from the first folder of each path, as in torchvision's ImageFolder.
 
-    Class names are in byte order. UsageError for an image outside of any class folder, and for folders
-    that are all called train, val, test or the like. DataError for a source without images.
+    Class names are in byte order. check_class_folders() says whether these folders are classes.
     """
-    images, ignored = _images(source)
-    if loose := next((path for path in images if "/" not in path), None):
-        raise UsageError(
-            f"{source.name} holds {loose!r} outside of any class folder: put every image in the "
-            "folder of its class, or give the labels with --csv FILE."
-        )
-    classes = sorted({path.partition("/")[0] for path in images}, key=os.fsencode)
-    if set(classes) <= _SPLITS:
-        raise UsageError(
-            f"{source.name} holds the splits {', '.join(classes)}, not classes: pack each alone."
-        )
+    classes = sorted({path.partition("/")[0] for path in source.images}, key=os.fsencode)
     number = {name: label for label, name in enumerate(classes)}
-    entries = [Entry(path, images[path], number[path.partition("/")[0]]) for path in images]
-    return Labelled(entries, classes, ignored)
+    entries = [Entry(path, size, number[path.partition("/")[0]]) for path, size in source.images.items()]
+    return Labelled(entries, classes)
 
 
-def label_by_csv(source: Source, table: str | Path) -> Labelled:
+def label_by_csv(source: Listing, table: str | Path) -> Labelled:
     """Labels from a csv with the columns file and label; images that it does not list are ignored.
 
     Several labels are separated by | or ;. If all labels are whole numbers, they are the classes. If all
@@ -68,7 +57,7 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
     class names, which get numbers in byte order.
     UsageError for a csv that is missing or lacks a column; DataError, with the line, for a bad row.
     """
-    images, ignored = _images(source)
+    images = source.images
     names: dict[str, list[str]] = {}
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
@@ -85,9 +74,14 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
                 path = (row["file"] or "").removeprefix("./")
                 labels = [label.strip() for label in _SEPARATORS.split(row["label"] or "")]
                 if path not in images:
+                    why = source.why_not(path)
                     raise DataError(
                         f"{table}:{reader.line_num}: {source.name} has no image {path!r}: "
-                        "files are named by their path inside of it."
+                        + (
+                            f"it is passed over ({why})."
+                            if why
+                            else "files are named by their path inside of it."
+                        )
                     )
                 if what := _wrong(path, labels, names):
                     raise DataError(f"{table}:{reader.line_num}: {path!r} {what}.")
@@ -105,7 +99,7 @@ def label_by_csv(source: Source, table: str | Path) -> Labelled:
         if path in names:
             numbers = tuple(number[label] for label in names[path])
             entries.append(Entry(path, images[path], numbers if several else numbers[0]))
-    return Labelled(entries, classes, ignored + [path for path in images if path not in names])
+    return Labelled(entries, classes, [path for path in images if path not in names])
 
 
 def label_by_shards(source: ShardSource) -> Labelled:
@@ -145,18 +139,3 @@ def _number(labels: set[str], table: str) -> tuple[dict[str, int] | dict[str, fl
         return {label: float(label) for label in labels}, []
     classes = sorted(labels, key=os.fsencode)
     return {name: label for label, name in enumerate(classes)}, classes
-
-
-def _images(source: Source) -> tuple[dict[str, int], list[str]]:
-    images: dict[str, int] = {}
-    ignored: list[str] = []
-    for path, size in sorted(source.files(), key=lambda item: os.fsencode(item[0])):
-        if path in images:
-            raise DataError(f"{source.name} holds {path!r} twice: only one of them can be meant.")
-        if extension(path) and size:
-            images[path] = size
-        else:
-            ignored.append(path)
-    if not images:
-        raise DataError(f"{source.name} holds no image (jpg, jpeg, png or webp).")
-    return images, ignored

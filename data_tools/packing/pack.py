@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,24 +24,30 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import DataError, UsageError
-from data_tools.images.decode import DecodeError
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
-from data_tools.packing.recode import AS_IT_IS, Recode
-from data_tools.packing.shard_writer import PackedImage, metadata, write_shards
-from data_tools.packing.sources import ShardSource, Source, open_source
+from data_tools.packing.layout import ANNOTATIONS, check_class_folders, has_annotations, label_by_annotations
+from data_tools.packing.listing import Listing, Reason
+from data_tools.packing.prepare import Prepare
+from data_tools.packing.recode import USUAL, Recode
+from data_tools.packing.shard_writer import metadata, write_shards
+from data_tools.packing.sources import ShardSource, Source, list_images, open_source
+from data_tools.packing.summary import Account, account_for
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.index import (
     CLASSES_NAME,
     INDEX_NAME,
     LABELS_NAME,
     OFFSETS_NAME,
+    Summary,
     build_index,
     write_json,
 )
+from data_tools.shards.side_files import is_side_file
 
 PLAN_NAME = "pack.json"
 _NAMES = "|".join((CLASSES_NAME, INDEX_NAME, OFFSETS_NAME, LABELS_NAME, PLAN_NAME))
 _OURS = re.compile(rf"(shard-\d{{6}}\.tar|{_NAMES})(\.tmp)?")
+_EARLIER = {"icc": False, "convert": False}  # what pack did before these were options of recode
 _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
 
 
@@ -48,8 +55,8 @@ _SPLIT, _SHUFFLE = 0, 1  # keys of the two permutations
 class Packed:
     """One folder of shards that pack() wrote.
 
-    bytes: of all shards. ignored: files of the source that were left out. unreadable: images that recode
-    should have written anew but could not decode; they are packed as they were.
+    bytes: of all shards. account: of the whole source. unreadable: images that recode should have written
+    anew but could not decode; they are packed as they were.
     """
 
     folder: Path
@@ -57,8 +64,14 @@ class Packed:
     classes: int
     shards: int
     bytes: int
-    ignored: tuple[str, ...]
+    account: Account
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The files and samples of the source that were left out."""
+        passed = [path for paths in self.account.passed.values() for path in paths]
+        return (*passed, *self.account.unlabelled)
 
     def __str__(self) -> str:
         return (
@@ -89,7 +102,9 @@ def pack(
     shuffle: bool = True,
     seed: int = 0,
     split: tuple[str, float] | None = None,
-    recode: Recode = AS_IT_IS,
+    recode: Recode = USUAL,
+    follow_links: bool = False,
+    class_folders: bool = False,
     max_pixels: int = 67_108_864,
     workers: int = 1,
     on_images: Callable[[int, int], None] = lambda more, total: None,
@@ -99,13 +114,16 @@ def pack(
     csv: a file with the labels, see label_by_csv(). shuffle: in an order drawn from `seed`, else in that
     of the paths. split: (name, share) writes that share of the images to dst/name and the rest to
     dst/train. recode: which images to write anew; one of more than max_pixels counts as unreadable.
+    follow_links: also those that lead out of `src`. class_folders: the first folders are the classes, even
+    if check_class_folders() would say that they are not.
     workers: threads; their number changes no byte. on_images(more, total) is called whenever `more` of
     `total` images have been written. Returns one Packed for each folder.
     UsageError for options that cannot work or a dst that holds something else; DataError for a
     source without images or one that changes while it is packed.
     """
-    source, dst = open_source(src), Path(dst)
-    labelled = _label(source, csv)
+    source, dst = open_source(src, follow_links), Path(dst)
+    listing = list_images(source, recode.convert)
+    labelled, by_folder = _label(source, listing, csv, class_folders)
     parts = {dst: labelled.entries}
     if split:
         name, share = split
@@ -114,7 +132,9 @@ def pack(
         parts = {dst / "train": rest, dst / name: held_out}
     for folder in parts:
         _check_folder(folder, lambda name: bool(_OURS.fullmatch(name)))
-    packed, total = [], len(labelled.entries)
+    prepare, total = Prepare(source, recode, max_pixels), len(labelled.entries)
+    written: list[Entry] = []
+    parted: list[tuple[Path, Summary, tuple[str, ...]]] = []
     for folder, entries in parts.items():
         if shuffle:
             order = permute(np.arange(len(entries)), len(entries), hash64(seed, _SHUFFLE))
@@ -122,23 +142,41 @@ def pack(
         content = _content(entries, labelled.classes)
         limit = max_pixels if recode else None
         plan = _Plan(len(entries), seed, shuffle, shard_size, recode, limit, content)
-        unreadable: list[str] = []
-
-        def prepare(entry: Entry, unreadable: list[str] = unreadable) -> PackedImage:
-            return _prepare(source, entry, recode, max_pixels, unreadable)
-
+        before = len(prepare.unreadable)
         with _begun(folder, plan, labelled.classes):
-            write_shards(folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total))
-            packed.append(_finish(folder, labelled, len(entries), sorted(unreadable)))
-    return packed
+            keys = write_shards(
+                folder, entries, shard_size, prepare, workers, lambda more: on_images(more, total)
+            )
+            summary = _finish(folder, len(keys), prepare)
+        written += [entries[key] for key in keys]
+        parted.append((folder, summary, tuple(sorted(prepare.unreadable[before:]))))
+    if left_out := {entry.path for entry in labelled.entries} - {entry.path for entry in written}:
+        listing.passed[Reason.UNCONVERTED] = sorted(left_out, key=os.fsencode)
+    notes = [*listing.notes, *prepare.notes()]
+    if earlier := len({entry.path for entry in written}.difference(prepare.prepared)):
+        notes.append(f"images that an earlier run had packed, and that were not looked at again: {earlier}")
+    account = account_for(labelled, listing, written, prepare.unusable, notes, by_folder)
+    return [
+        Packed(folder, part.samples, len(labelled.classes), part.shards, part.bytes, account, unreadable)
+        for folder, part, unreadable in parted
+    ]
 
 
-def _label(source: Source, csv: str | Path | None) -> Labelled:
+def _label(
+    source: Source | ShardSource, listing: Listing, csv: str | Path | None, class_folders: bool
+) -> tuple[Labelled, bool]:
+    """The labels of all images, and whether they are those of the folders."""
     if isinstance(source, ShardSource):
         if csv:
             raise UsageError(f"{source.name} holds shards, which have labels of their own: leave out --csv.")
-        return label_by_shards(source)
-    return label_by_csv(source, csv) if csv else label_by_folder(source)
+        return label_by_shards(source), False
+    if csv:
+        return label_by_csv(listing, csv), False
+    if has_annotations(listing) and not class_folders:
+        return label_by_annotations(listing, source.read(ANNOTATIONS)), False
+    listing.pass_over_companions()
+    check_class_folders(listing, class_folders)
+    return label_by_folder(listing), True
 
 
 def _divide(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
@@ -161,7 +199,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a new folder for the shards.")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if other := [name for name in names if not allowed(name)]:
+    if other := [name for name in names if not allowed(name) and not is_side_file(name)]:
         raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
 
 
@@ -179,7 +217,8 @@ def _begun(folder: Path, plan: _Plan, classes: list[str]) -> Iterator[None]:
         except DataError:
             if not any(folder.glob("shard-*.tar")):
                 for path in folder.iterdir():
-                    path.unlink()
+                    if _OURS.fullmatch(path.name):
+                        path.unlink()
             raise
 
 
@@ -187,48 +226,33 @@ def _begin(folder: Path, plan: _Plan, classes: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN_NAME
     if path.exists():
-        if json.loads(path.read_text()) != asdict(plan):
+        found, wanted = json.loads(path.read_text()), asdict(plan)
+        if isinstance(found, dict) and isinstance(found.get("recode"), dict):
+            found["recode"] = _EARLIER | found["recode"]
+        if found != wanted:
             raise UsageError(
                 f"{folder} holds shards of another source or other options ({PLAN_NAME}): "
                 "give a new folder, or delete this one."
             )
-    elif shards := sorted(folder.glob("*.tar")):
-        raise UsageError(f"{folder} already holds {shards[0].name}: give a new or an empty folder.")
+    elif shards := sorted(path.name for path in folder.glob("*.tar") if not is_side_file(path.name)):
+        raise UsageError(f"{folder} already holds {shards[0]}: give a new or an empty folder.")
     else:
         write_json(path, asdict(plan))
     write_json(folder / CLASSES_NAME, classes)
 
 
-def _finish(folder: Path, labelled: Labelled, images: int, unreadable: list[str]) -> Packed:
+def _finish(folder: Path, images: int, prepare: Prepare) -> Summary:
     for left in folder.glob("*.tmp"):
         left.unlink()
+    if not images:
+        raise DataError(
+            f"{prepare.source.name} holds no image that could be converted, first "
+            f"{min(prepare.unconverted)!r}."
+        )
     summary = build_index(folder)
     if summary.samples != images:
         raise DataError(
             f"{folder} has {summary.samples} readable samples for {images} images, first "
             f"{next(iter(summary.problems), 'none')}: this is a fault of pack."
         )
-    return Packed(
-        folder,
-        summary.samples,
-        len(labelled.classes),
-        summary.shards,
-        summary.bytes,
-        tuple(labelled.ignored),
-        tuple(unreadable),
-    )
-
-
-def _prepare(
-    source: Source, entry: Entry, recode: Recode, max_pixels: int, unreadable: list[str]
-) -> PackedImage:
-    data = source.read(entry.path)
-    if len(data) != entry.size:
-        raise DataError(f"{entry.path!r} in {source.name} changed while it was packed: start again.")
-    extension = None
-    if recode:
-        try:
-            data, extension = recode(data, max_pixels)
-        except DecodeError as error:
-            unreadable.append(f"{entry.path}: {error}")
-    return PackedImage(data, extension or entry.path.rpartition(".")[2].lower(), metadata(entry))
+    return summary

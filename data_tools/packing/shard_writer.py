@@ -43,44 +43,51 @@ def write_shards(
     folder: Path,
     entries: list[Entry],
     shard_size: int,
-    prepare: Callable[[Entry], PackedImage],
+    prepare: Callable[[Entry], PackedImage | None],
     workers: int,
     on_images: Callable[[int], None],
-) -> None:
+) -> list[int]:
     """Write the shards that are missing in `folder`. A shard is full when the next image would not fit.
 
-    `workers` threads call prepare(entry) and nothing else. on_images(n) is called whenever n more images
-    are in shards. Raises what prepare() raises.
+    `workers` threads call prepare(entry) and nothing else; an entry for which it returns None is left out.
+    on_images(n) is called whenever n more images are in shards. Returns the numbers of the entries that
+    are in shards, which are their keys. Raises what prepare() raises.
     """
-    number = done = 0
+    number = 0
+    written: list[int] = []
     while (path := _shard_path(folder, number)).exists():
-        written = _count_images(path)
-        on_images(written)
-        number, done = number + 1, done + written
+        keys = _keys(path)
+        on_images(len(keys))
+        number, written = number + 1, written + keys
+    start = written[-1] + 1 if written else 0
     with ThreadPoolExecutor(workers, "pack") as pool:
-        images = _ahead(pool, prepare, iter(entries[done:]), workers * _AHEAD)
-        image = next(images, None)
-        while image is not None:
+        prepared = enumerate(_ahead(pool, prepare, iter(entries[start:]), workers * _AHEAD), start)
+        images = ((key, image) for key, image in prepared if image is not None)
+        following = next(images, None)
+        while following is not None:
             size = 0
             with _new_shard(_shard_path(folder, number)) as writer:
-                while image is not None and (size == 0 or size + image.size <= shard_size):
+                while following is not None and (size == 0 or size + following[1].size <= shard_size):
+                    key, image = following
                     writer.write(
-                        {"__key__": f"{done:09d}", image.extension: image.data, "json": image.metadata}
+                        {"__key__": f"{key:09d}", image.extension: image.data, "json": image.metadata}
                     )
-                    size, done = size + image.size, done + 1
+                    size += image.size
+                    written.append(key)
                     on_images(1)
-                    image = next(images, None)
+                    following = next(images, None)
             number += 1
+    return written
 
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    prepare: Callable[[Entry], PackedImage],
+    prepare: Callable[[Entry], PackedImage | None],
     entries: Iterator[Entry],
     count: int,
-) -> Iterator[PackedImage]:
+) -> Iterator[PackedImage | None]:
     """prepare(entry) for every entry, in order; up to `count` of them are begun ahead."""
-    waiting: deque[Future[PackedImage]] = deque(
+    waiting: deque[Future[PackedImage | None]] = deque(
         pool.submit(prepare, entry) for entry in islice(entries, count)
     )
     try:
@@ -96,9 +103,10 @@ def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.tar"
 
 
-def _count_images(path: Path) -> int:
+def _keys(path: Path) -> list[int]:
     with open(path, "rb") as file:
-        return sum(member.name.endswith(".json") for member in scan(file, str(path), path.stat().st_size))
+        names = [member.name for member in scan(file, str(path), path.stat().st_size)]
+    return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.labels import NO_LABEL, parse_classes
 from data_tools.shards.samples import Problem, Scan, scan_shard
+from data_tools.shards.side_files import is_side_file
 from data_tools.shards.storage import Storage
 
 INDEX_NAME = "shardindex.json"
@@ -111,13 +112,14 @@ def build_index(folder: str | Path, urls: Sequence[str] = (), threads: int | Non
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The *.tar files of a folder in order of their names.
+    """The *.tar files of a folder in order of their names, but no side files such as ._a.tar.
 
     UsageError if there are none, DataError for a compressed one.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give the folder that holds the *.tar shards.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = [name for name in found if not is_side_file(name)]
     if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
         raise DataError(
             f"{folder / compressed} is compressed, so no sample can be read from its middle: "

@@ -2,8 +2,9 @@
 
 A sample consists of all members of a shard that have the same key. The key is the path up to the first
 dot of the base name, as in the webdataset library; the rest, in lower case, is the extension. A sample has
-one image (jpg, jpeg, png, webp) and a label: KEY.cls, an integer in ASCII digits; where there is none, the
-"label" of KEY.json, which is a number or a list of numbers. Nothing is extracted and nothing unpickled.
+one image (jpg, jpeg, png, webp; KEY.seg.png beside it is passed over) and a label: KEY.cls, an integer in
+ASCII digits; where there is none, the "label" of KEY.json, which is a number or a list of numbers. Nothing is
+extracted and nothing unpickled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from data_tools.errors import DataError
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import NO_LABEL, parse_cls, parse_json
+from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
 
@@ -113,13 +115,15 @@ def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample]
     """Samples by key in the order of their first members; problems; how many members are ignored."""
     samples: dict[str, _Sample] = {}
     problems: list[Problem] = []
+    companions: list[Problem] = []
     ignored = 0
     for member in scan(file, shown, file.size):
         if member.folder:
             continue
         key, extension = split_name(member.name)
         if reason := unusable(member, extension):
-            problems.append(Problem(name, key, reason))
+            belongs = member.regular and is_companion(extension)
+            (companions if belongs else problems).append(Problem(name, key, reason))
             continue
         if extension not in IMAGE_EXTENSIONS and extension not in LABEL_EXTENSIONS:
             ignored += 1
@@ -134,13 +138,23 @@ def _group(file: ForwardFile, name: str, shown: str) -> tuple[dict[str, _Sample]
                 if found
                 else parse_label(file, member, extension)
             )
-    return samples, problems, ignored
+    alone = [one for one in companions if one.key not in samples or not samples[one.key].images]
+    return samples, problems + alone, ignored + len(companions) - len(alone)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample."""
-    match = _NAME.fullmatch(name)
+    """The key of a member, and its extension in lower case; "" for a file that belongs to no sample.
+
+    As in webdataset, .name has no key; what lies in a folder such as @eaDir is no sample either.
+    """
+    match = None if "/" in name and side_part(name) else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else (name, "")
+
+
+def is_companion(extension: str) -> bool:
+    """Whether a member is a further image of a sample, such as a mask: seg.png, but not 2.png."""
+    words, _, kind = extension.rpartition(".")
+    return kind in IMAGE_EXTENSIONS and words != "" and not all(map(str.isdigit, words.split(".")))
 
 
 def unusable(member: Member, extension: str) -> str | None:

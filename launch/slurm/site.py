@@ -39,7 +39,7 @@ def read_site(name: str) -> Site:
     if not file.exists():
         known = ", ".join(sorted(path.stem for path in SITES.glob("*.yaml")))
         raise UsageError(f"--cluster {name}: {file} is not there; there are: {known or 'none'}")
-    # `read` is typed for recipes; of a schema it needs no more than that it is a dataclass.
+    # `read` is typed for recipes, but it works with any dataclass.
     site = loading.read(file, Site)  # type: ignore[type-var]
     for item in site.environment:
         variable, equals, _ = item.partition("=")

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `python -m launch slurm`; UsageError for numbers that cannot be."""
+    """The options of `python -m launch slurm`; UsageError for impossible numbers."""
     parser = argparse.ArgumentParser(
         prog="python -m launch slurm",
         description="Check a job, write its batch script into the run folder, and queue it.",
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check(given: argparse.Namespace) -> Config:
-    """The job's configuration, checked now for what would end the job hours later, after it has waited.
+    """The job's configuration, checked for mistakes that would end the job after hours in the queue.
 
     Raises UsageError or DataError.
     """
@@ -119,7 +119,7 @@ def copy_recipe(recipe: Path, folder: Path) -> Path:
 
 
 def submit(script: Path, after: str | None) -> str:
-    """Queue `script`, to start when job `after` has succeeded if that is given; returns the job id.
+    """Queue `script`, to start once job `after` (if any) has succeeded; returns the job id.
 
     Raises UsageError where there is no sbatch or it refuses.
     """
@@ -128,7 +128,7 @@ def submit(script: Path, after: str | None) -> str:
             f"sbatch is not on this machine; the script is written to {script}, and --print shows it"
         )
     dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    # sbatch takes SLURM's variables for options: inside a job, they would be those of that job.
+    # sbatch reads options from SLURM's variables, which inside a job are set for that job.
     keep = {
         k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
     }

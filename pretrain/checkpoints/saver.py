@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..engine.ranges import LocalRange
     from ..run.processes import World
 
-SPARE = 2**20  # bytes; more than headers, state.json and manifest.json need
+SPARE = 2**20  # bytes for each process: more than headers, rank-N.json and manifest.json need
 
 log = logging.getLogger("pretrain")
 
@@ -63,7 +63,7 @@ class Saver:
         self._allocation = threading.Thread()
 
     def reserve(self, ranges: Iterable[LocalRange]) -> None:
-        """Begin to allocate the host memory that `save` copies such ranges to; a thread does it.
+        """Begin to allocate, in a thread, the host memory into which `save` copies the ranges.
 
         Getting memory takes longer than filling it. And if the host has too little, the run fails at its
         start and not at its first checkpoint.
@@ -81,14 +81,14 @@ class Saver:
     def save(self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any]) -> None:
         """Save `ranges`, and `state` as state.json, as the checkpoint of step `step`.
 
-        Waits for the one before. Returns when the ranges are copied to host memory; without `background`,
+        Waits for the last save. Returns when the ranges are copied to host memory; without `background`,
         when the checkpoint is published. Raises UserError as `on_error` says.
         """
         self.finish()
         self.error = self._thread_error = None
         parts = [(item, *item.own_part) for item in ranges]
         parts = [part for part in parts if part[2].numel()]
-        needed = sum(self.world.gather(4 * sum(data.numel() for *_, data in parts)))
+        needed = sum(self.world.gather(4 * sum(data.numel() for *_, data in parts) + SPARE))
         temporary = temporary_folder(step_folder(self.root, step))
         try:
             self.world.on_rank0(lambda: _make_room(temporary, needed))
@@ -124,7 +124,7 @@ class Saver:
 
     @property
     def written(self) -> bool:
-        """Whether the thread of this process has ended its present work (see `advance`)."""
+        """Whether this process's thread is done with its stage (see `advance`)."""
         return self._thread is None or not self._thread.is_alive()
 
     def advance(self) -> None:
@@ -168,7 +168,7 @@ class Saver:
         self._thread.start()
 
     def _copy(self, values: list[Tensor]) -> list[Tensor]:
-        """Copies of `values` in host memory that every save uses again; pinned if they come from a GPU."""
+        """Copy `values` into host memory that each save uses again; pinned if they are on a GPU."""
         sizes = [value.numel() for value in values]
         cuda = any(value.is_cuda for value in values)
         if self._allocation.ident:
@@ -233,10 +233,10 @@ def _make_room(temporary: Path, needed: int) -> None:
         free = shutil.disk_usage(temporary).free
     except OSError as error:
         raise _unwritten(temporary, f"{needed} bytes", error) from None
-    if needed + SPARE > free:
+    if needed > free:
         temporary.rmdir()
         raise UserError(
-            f"{temporary.parent}: no room for {temporary.stem}: it needs {needed + SPARE} bytes, "
+            f"{temporary.parent}: no room for {temporary.stem}: it needs {needed} bytes, "
             f"{free} are free; the checkpoints before it are whole",
             shared=True,
         )

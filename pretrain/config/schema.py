@@ -23,7 +23,7 @@ class AugmentConfig:
     """Random changes of the training images (data_tools/augment)."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area that is kept; (1, 1): no crop
-    # width/height of the crop; with several tiles a factor of the image's own
+    # width/height of the crop; with several tiles: times the image's own
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     flip: bool = False
     randaugment_ops: int = 0  # operations of RandAugment on each image; 0: none
@@ -91,7 +91,7 @@ class ModelConfig:
     head_activation: str = "tanh"
     head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
     pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
-    class_token: bool | None = None  # null: where the pool is cls
+    class_token: bool | None = None  # null: only if pool is cls
     pre_norm: bool = False  # a norm before the first block, and patches without a bias
     final_norm: str = "tokens"  # tokens | pooled: before or after the pool
     num_classes: int | None = None  # null: as in classes.json

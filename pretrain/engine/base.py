@@ -75,11 +75,11 @@ class Engine(ABC):
         loss.backward()
 
     def loaded(self) -> None:  # noqa: B027 (most engines have nothing to do)
-        """Take over new values; called after something was written into the ranges."""
+        """Update the engine's own copies after the ranges were written to."""
 
     @property
     def replica(self) -> tuple[int, int]:
-        """(index, count): which of the processes that hold the same whole parameter this one is."""
+        """(i, n): n processes hold the same whole parameter; this one is number i of them, from 0."""
         return 0, 1
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -97,14 +97,14 @@ class Engine(ABC):
         batch = batch.to(self.world.device)
         with self.synchronize(last), self.autocast():
             total = loss(self.forward_module(batch), batch).sum()
-            # Engines average gradients over the processes, but the objective is a sum over them. A loss that
-            # is not finite makes every gradient NaN (0 * inf), so that all processes see it in the norm.
+            # Engines average gradients over the processes, but their sum is wanted. 0.0 * total is NaN if the
+            # loss is not finite: it makes every gradient NaN, and all processes see that in the norm.
             scale = self.world.size / self.config.train.batch_size
             self.backward(total * (scale + 0.0 * total.detach()))
         return total.detach()
 
     def _seed_noise(self, seed: int) -> None:
-        # torch.manual_seed writes down the call's stack for every kind of device that is not in use.
+        # Not torch.manual_seed, which is slow: it records a stack trace for each unused device.
         torch.default_generator.manual_seed(seed)
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -127,7 +127,7 @@ class Engine(ABC):
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         set_learning_rate(self.optimizer, learning_rate)
-        # torch's optimizers look for this attribute, but only its GradScaler sets it.
+        # torch's fused optimizers skip the step if this is 1; usually GradScaler sets it.
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -179,7 +179,7 @@ class Engine(ABC):
         return {name: int(count) for name, count in zip(steps, counts, strict=True)}
 
     def set_optimizer_steps(self, steps: dict[str, int]) -> None:
-        """Set what `optimizer_steps` returns."""
+        """The reverse of `optimizer_steps`."""
         for name, parameter in self.model.named_parameters():
             if "step" in self.optimizer.state.get(parameter, {}):
                 self.optimizer.state[parameter]["step"].fill_(steps[name])

@@ -63,7 +63,7 @@ def _compiled(forward: Forward) -> Forward:
         if not packing.single:
             for tensor in (x, packing.image, packing.host_offsets):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        # What no block reads is the same for all batches: torch 2.11 compiles anew where it differs.
+        # Fields that no block reads get fixed values: torch 2.11 compiles anew where they differ.
         same: dict[str, Any] = {"order": None, "inverse": None, "image_inverse": None, "groups": ()}
         image = packing.image
         return compiled(x, replace(packing, row=image, column=image, uniform=False, **same))

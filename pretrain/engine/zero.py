@@ -7,8 +7,8 @@ is used of DeepSpeed's objects, and the tests fail if a new version of DeepSpeed
 
 In bf16, stages 2 and 3 compute with bf16 copies of the parameters. Gradients are summed in fp32 over
 processes and micro-batches, but DeepSpeed first rounds the gradient of each micro-batch to bf16. Stage 1
-computes under autocast instead: with bf16 copies, DeepSpeed would sum in fp32 only with another optimizer,
-which keeps its state elsewhere.
+computes under autocast instead: with bf16 copies, DeepSpeed sums in fp32 only with another of its
+optimizers, whose state lies elsewhere.
 """
 
 from __future__ import annotations

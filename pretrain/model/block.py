@@ -149,8 +149,8 @@ class Block(nn.Module):
 
     def set_drop_path(self, rate: float) -> None:
         """Skip a branch for this share of the images, in [0, 1)."""
-        # A tensor, even for 0: torch.compile would make a graph for each block's own number. On the CPU,
-        # from where a kernel takes a single number without a copy.
+        # A tensor, even for 0: torch.compile would make a graph for each block's own number. On the CPU:
+        # kernels take a single number from there without a copy.
         self.keep = torch.tensor(1.0 - rate, device="cpu")
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:

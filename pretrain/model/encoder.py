@@ -143,7 +143,7 @@ def build_encoder(
 
 
 def _positions(config: ModelConfig, arch: Architecture, geometry: Geometry) -> TokenPositionalEmbedding:
-    """The position table for `geometry`: one pixel of its embedding's arguments stands for a patch."""
+    """The position table for `geometry`; the embedding is built with patches of one pixel."""
     width, grid, class_token = arch.embed_dim, geometry.grid, arch.class_token
     sincos, std = config.position == "sincos2d", 0.02
     if geometry.max_tiles == 1:

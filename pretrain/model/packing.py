@@ -54,8 +54,8 @@ class Packing:
     ) -> Packing:
         """The packing of images whose tiles lie row by row.
 
-        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: the most tiles that an image of
-        any batch can have; torch.compile makes one graph for all batches. ValueError for another grid, and
+        grid: integer (B, 2), rows and columns, on the CPU. max_tiles: the most tiles of an image in
+        any batch; with it torch.compile makes one graph for all batches. ValueError for another grid, and
         if there is no image or an image has no tile.
         """
         _check(grid)

@@ -11,7 +11,7 @@ from data_tools.errors import DivergedError
 
 
 class NonFinite:
-    """limit: so many such steps in a row end the run. total: how many there were before.
+    """limit: this many such steps in a row end the run. total: how many there were before.
 
     Whether a step was finite stays on the device until `look` fetches all steps at once. `look` is called
     where the training loop waits for the device anyway. streak: such steps in a row up to the last one.

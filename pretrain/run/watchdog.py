@@ -33,7 +33,7 @@ PHASE_ORDER = ("start-up", *PHASES)
 class Watchdog:
     """Watches this process inside a `with` statement.
 
-    hosts: of every rank. timeout: seconds; somewhat less than this without a call of `enter` ends the process
+    hosts: of every rank. timeout: seconds; if `enter` is not called for a little less, the process ends
     with exit code 1.
     """
 

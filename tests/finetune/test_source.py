@@ -21,13 +21,18 @@ CPU = torch.device("cpu")
 HUGE = 10**400
 
 
+def short(value: Any) -> str:
+    """The name of a test's value; that of one would have 400 digits."""
+    return repr(value)[:30]
+
+
 def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """`values` with another value for `key`, in which dots lead into groups."""
     first, _, rest = key.partition(".")
     return values | {first: changed(values.get(first) or {}, rest, value) if rest else value}
 
 
-def refused(path: Path, load: bool = True) -> UserError:
+def refused(path: Path) -> UserError:
     """The error of opening and loading weights, which must come at once and with little memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
@@ -69,6 +74,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("objective", "guessing"),
         ("model", None),
     ],
+    ids=short,
 )
 def test_a_description_that_lies_is_refused(file: Path, tmp_path: Path, key: str, value: Any) -> None:
     copy = write_weights(tmp_path / "copy.safetensors")
@@ -130,7 +136,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("program", "name", "key", "value"), CONFIGS)
+@pytest.mark.parametrize(("program", "name", "key", "value"), CONFIGS, ids=short)
 def test_a_configuration_of_another_program_that_lies_is_refused(
     file: Path, tmp_path: Path, program: str, name: str, key: str, value: Any
 ) -> None:

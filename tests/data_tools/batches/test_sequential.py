@@ -133,3 +133,15 @@ def test_hostile_shards_are_refused_or_give_good_samples_only(name, hostile: Pat
         first = list(islice(batches, 40))
     assert all(0 <= batch.labels.item() < 4 and batch.weight.item() == 1 for batch in first)
     assert any(batch.bad for batch in first) == bool(READ[name][1] or name == "bad_images_inside")
+
+
+def test_masks_beside_an_image_are_no_fault_of_its_sample(server, tmp_path) -> None:
+    members = []
+    for n in range(8):
+        image = [(f"x{n}.jpg", picture(n)), (f"x{n}.cls", b"%d" % (n % 5))]
+        mask = [(f"x{n}.input.jpg", picture(99)), (f"x{n}.seg.png", picture(98, kind="PNG"))]
+        members += [*mask, *image] if n % 2 else [*image, *mask]
+    write_tar(tmp_path / "a.tar", members)
+    with stream(server, ["a.tar"], buffer=1) as batches:
+        (batch,) = islice(batches, 1)
+    assert len(set(checksum(batch))) == 8 and not batch.bad

@@ -209,3 +209,27 @@ def test_a_label_beyond_all_classes_is_left_out(tmp_path: Path) -> None:
     summary = build_index(tmp_path)
     assert summary.samples == 1 and [problem.key for problem in summary.problems] == ["b", "c"]
     assert "is more than 1,000,000 classes" in summary.problems[0].reason
+
+
+def test_side_files_inside_of_a_shard_and_beside_it_are_no_samples(tmp_path) -> None:
+    names = ["./x.jpg", "./._x.jpg", "@eaDir/x.jpg/THUMB.jpg", "__MACOSX/y.jpg", "d/.thumbs/z.jpg"]
+    write_tar(tmp_path / "a.tar", [*((name, picture(1)) for name in names), ("./x.cls", b"0")])
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
+    summary = build_index(tmp_path)
+    assert (summary.samples, summary.shards, summary.problems) == (1, 1, ())
+    assert summary.ignored == 4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_masks_beside_an_image_are_no_fault_of_its_sample(tmp_path, first: bool) -> None:
+    masks = [("x.input.jpg", picture(2)), ("x.seg.png", picture(3, kind="PNG"))]
+    image = [("x.jpg", picture(1)), ("x.cls", b"0")]
+    write_tar(tmp_path / "a.tar", [*masks, *image] if first else [*image, *masks])
+    summary = build_index(tmp_path)
+    assert (summary.samples, summary.problems, summary.ignored) == (1, (), 2)
+    assert ShardSet.open(tmp_path).read(0) == picture(1)
+    write_tar(
+        tmp_path / "a.tar", [*image, ("y.input.jpg", picture(4)), ("y.cls", b"1"), ("x.2.jpg", picture(5))]
+    )
+    problems = {problem.key: problem.reason for problem in build_index(tmp_path).problems}
+    assert problems.keys() == {"x", "y"} and "the first dot of y.input.jpg" in problems["y"]

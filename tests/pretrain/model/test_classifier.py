@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from data_tools.errors import UsageError
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model import Classifier
 from pretrain.model.inspection import inspect
 from pretrain.model.packing import Packing
-from pretrain.model.variants import USUAL_NAMES
+from pretrain.model.variants import HYBRIDS, USUAL_NAMES
 
 GRIDS = ((1, 2), (1, 1), (2, 2), (3, 1), (1, 1))
 OPTIONS = {
@@ -100,10 +100,12 @@ def test_gradients_reach_every_parameter(small, tile_batch, fields, max_tiles):
 
 @pytest.mark.parametrize("name", USUAL_NAMES)
 def test_gradients_reach_every_parameter_of_every_variant(small, name):
-    patch = None if name.startswith("hybrid") else 8
-    side = 64 if name.startswith("hybrid") else 32
-    model = small(name=name, patch_size=patch, tile_size=side, noise=0.05).train()
-    model(torch.randn(2, 3, side, side)).square().sum().backward()
+    fields: dict = {"patch_size": 8, "tile_size": 32}
+    if name in HYBRIDS:
+        narrow = BackboneConfig(depths=list(HYBRIDS[name][1]), stem=8, groups=8)
+        fields = {"patch_size": None, "tile_size": 64, "backbone": narrow}
+    model = small(name=name, noise=0.05, **fields).train()
+    model(torch.randn(2, 3, fields["tile_size"], fields["tile_size"])).square().sum().backward()
     assert untouched(model) == []
 
 

@@ -37,7 +37,8 @@ def test_parameter_counts_are_the_published_ones(name, side, grid, millions, rou
 
 def test_every_parameter_begins_and_learns_and_flops_are_counted():
     sizes = {"embed_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32}
-    config = ModelConfig(name="hybrid_r26_s32", **sizes)
+    backbone = BackboneConfig(depths=[2, 2, 2, 2], stem=8, groups=8)
+    config = ModelConfig(name="hybrid_r26_s32", backbone=backbone, **sizes)
     with torch.device("meta"):
         model = Classifier(config, tile_size=64, max_tiles=1, num_classes=3, **PIXELS)
     model.to_empty(device="cpu")

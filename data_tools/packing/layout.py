@@ -1,0 +1,207 @@
+"""Which folders are classes: layouts that look like class folders and are not, recognised by name and shape.
+
+Nothing here guesses: what is recognised is refused with what to do, or labelled as its own file says.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from data_tools.errors import DataError, UsageError
+from data_tools.packing.labelling import Entry, Labelled
+from data_tools.packing.listing import Listing, Reason, common_start, extension
+
+ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, with tabs between them
+_SPLITS = {
+    "train": "train training trn trainset traindata",
+    "val": "val valid validation validate valset dev devel development eval evaluation holdout",
+    "test": "test testing tst testset testdata query gallery probe",
+    "extra": "extra unlabeled unlabelled unsup unsupervised pred predict prediction",
+}
+_ROLE = {word: role for role, words in _SPLITS.items() for word in words.split()}
+_WORDS = {
+    # These say nothing of their own: train_images, seg_train, dataset_test.
+    "neutral": "set data dataset images image imgs img seg split part new full mini",
+    "containers": "images image imgs img jpg jpeg jpegs jpgs png pngs jpegimages photos photo pictures "
+    "picture pics pic frames data dataset files raw all",
+    "annotations": "masks mask labels label annotations annotation annots segmentation segmentations "
+    "segmentationclass segmentationobject gt groundtruth trimaps depth edges boxes bbox",
+}
+_NEUTRAL = frozenset(_WORDS["neutral"].split())
+_NO_CLASS = frozenset(f"{_WORDS['containers']} {_WORDS['annotations']}".split())
+_SHOWN = 8
+
+
+def check_class_folders(listing: Listing, told: bool = False) -> None:
+    """UsageError, with what to do, if the first folders of the paths are not classes.
+
+    told: the user says that they are; then only images outside of them are an error.
+
+    They are not if images lie outside of them; if they are splits such as train and val, by their names or
+    because they have the same sub-folders; if each holds such splits; if there is one folder around the
+    class folders; if they are called images, masks and the like.
+    """
+    name = listing.name
+    if loose := next((path for path in listing.images if "/" not in path), None):
+        tables = [
+            path
+            for path in listing.passed.get(Reason.NO_IMAGE, [])
+            if "/" not in path and extension(path) in ("csv", "tsv", "txt")
+        ]
+        known = f" (perhaps {tables[0]!r} has them)" if tables else ""
+        raise UsageError(
+            f"{name} holds {loose!r} outside of any class folder: put every image in the folder of its "
+            f"class, or give the labels with --csv FILE{known}."
+        )
+    if told:
+        return
+    below = _sub_folders(listing)
+    own = "--class-folders takes them for classes all the same"
+    if splits := _named_splits(below):
+        raise UsageError(
+            f"{name} holds the splits {_some(splits)}, not classes: {_pack_each(listing, splits)} {own}."
+        )
+    names = list(below)
+    if around := _folder_around(listing):
+        subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
+        raise UsageError(
+            f"{name} holds one folder, {'/'.join(around)!r}, with the folders {_some(subs)} in it: "
+            f"{_pack_each(listing, ['/'.join(around)])} {own}."
+        )
+    if within := _splits_within(below):
+        raise UsageError(
+            f"{name} holds class folders ({_some(names)}) with the splits {_some(within)} in each, which "
+            f"would be mixed: move them to {within[0]}/CLASS and so on and pack each alone. {own}."
+        )
+    if shared := _same_sub_folders(below):
+        parts, subs = shared
+        raise UsageError(
+            f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
+            f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
+        )
+    if all(_squeezed(folder) in _NO_CLASS for folder in names):
+        raise UsageError(
+            f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
+        )
+
+
+def has_annotations(listing: Listing) -> bool:
+    """Whether the source is tiny-imagenet's val: one folder images, and val_annotations.txt beside it."""
+    folders = {path.partition("/")[0] for path in listing.images}
+    return folders == {"images"} and ANNOTATIONS in listing.passed.get(Reason.NO_IMAGE, [])
+
+
+def label_by_annotations(listing: Listing, annotations: bytes) -> Labelled:
+    """The labels of tiny-imagenet's val, from the content of val_annotations.txt.
+
+    DataError, with the line, for one that names no image or no class.
+    """
+    labels: dict[str, str] = {}
+    for number, line in enumerate(annotations.decode("utf-8", "replace").splitlines(), 1):
+        file, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0].strip()
+        path = f"images/{file}"
+        if path not in listing.images or path in labels or not label:
+            raise DataError(
+                f"{listing.name}: {ANNOTATIONS}:{number} is not a file of images/ that no other line names, "
+                "a tab and a class."
+            )
+        labels[path] = label
+    classes = sorted(set(labels.values()))
+    number_of = {name: label for label, name in enumerate(classes)}
+    listing.notes.append(f"labels are from {ANNOTATIONS}, as tiny-imagenet has them")
+    entries = [
+        Entry(path, size, number_of[labels[path]]) for path, size in listing.images.items() if path in labels
+    ]
+    return Labelled(entries, classes, [path for path in listing.images if path not in labels])
+
+
+def _sub_folders(listing: Listing, depth: int = 1) -> dict[str, set[str]]:
+    """For each folder of this depth, in byte order, the sub-folders of it that hold images."""
+    found: dict[str, set[str]] = {}
+    for path in listing.images:
+        parts = path.split("/")
+        subs = found.setdefault("/".join(parts[:depth]), set())
+        if len(parts) > depth + 1:
+            subs.add(parts[depth])
+    return found
+
+
+def _folder_around(listing: Listing) -> list[str]:
+    """The one folder, perhaps with others around it, that holds several folders with all images."""
+    around = common_start([path.split("/")[:-1] for path in listing.images])
+    return around if around and len(_sub_folders(listing, len(around))["/".join(around)]) > 1 else []
+
+
+def _words(name: str) -> list[str]:
+    """seg_train -> seg, train; TrainSet2 -> train, set."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+", name)]
+
+
+def _squeezed(name: str) -> str:
+    return "".join(_words(name))
+
+
+def _role(name: str) -> str | None:
+    """train, val, test or extra if the folder's name says nothing else."""
+    words = _words(name)
+    roles = {_ROLE[word] for word in words if word in _ROLE}
+    if squeezed := _ROLE.get(_squeezed(name)):
+        return squeezed
+    known = _NEUTRAL | _NO_CLASS | _ROLE.keys()
+    return roles.pop() if len(roles) == 1 and known.issuperset(words) else None
+
+
+def _loose_role(name: str) -> str | None:
+    """As _role(), for a name that may say other things too, such as chest_xray_train."""
+    return _role(name) or next((_ROLE[word] for word in _words(name) if word in _ROLE), None)
+
+
+def _named_splits(below: dict[str, set[str]]) -> list[str]:
+    """The folders that are splits by their names."""
+    roles = {name: _role(name) for name in below}
+    splits = [name for name in below if roles[name]]
+    if splits and (len(splits) == len(below) or len({roles[name] for name in splits}) > 1):
+        return splits
+    loose = {name: _loose_role(name) for name in below}
+    alone = len(below) == 1 and all(len(subs) > 1 for subs in below.values())
+    several = len(set(loose.values())) > 1 or alone
+    return list(below) if all(loose.values()) and several else []
+
+
+def _splits_within(below: dict[str, set[str]]) -> list[str]:
+    """The sub-folders if all folders hold nothing but splits of at least two kinds."""
+    subs = set().union(*below.values())
+    if subs and all(below.values()) and all(map(_role, subs)) and len({_role(sub) for sub in subs}) > 1:
+        return sorted(subs)
+    return []
+
+
+def _same_sub_folders(below: dict[str, set[str]]) -> tuple[list[str], list[str]] | None:
+    """Folders that share sub-folders, and these; None if fewer than two, or than half of all, are shared."""
+    counts = Counter(sub for subs in below.values() for sub in {sub.casefold() for sub in subs})
+    shared = sorted(sub for sub, count in counts.items() if count > 1)
+    if len(shared) < 2 or 2 * len(shared) < len(counts):
+        return None
+    return [name for name, subs in below.items() if {sub.casefold() for sub in subs} & set(shared)], shared
+
+
+def _pack_each(listing: Listing, folders: list[str]) -> str:
+    """The command that packs the first of these folders of a source."""
+    on_disk = Path(listing.name).is_dir()
+    one = (Path(listing.name) if on_disk else Path("FOLDER")) / listing.prefix / folders[0]
+    if on_disk and not one.exists():  # the tars of a folder were taken for its folders
+        one = one.with_name(f"{one.name}.tar")
+    each = len(folders) > 1 or _role(folders[0]) is not None
+    what, into = ("pack each alone", f"DST/{folders[0]}") if each else ("pack that", "DST")
+    command = f"python -m data_tools pack {shlex.quote(str(one))} {shlex.quote(into)}"
+    return f"{'' if on_disk else 'unpack it into a FOLDER and '}{what}: {command}."
+
+
+def _some(names: list[str]) -> str:
+    """The first names, as a list in words; a name with control characters is quoted."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
