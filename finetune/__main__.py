@@ -1,4 +1,4 @@
-"""python -m finetune CONFIG init=RUN|CHECKPOINT|FILE [key=value ...], and evaluate, predict, export."""
+"""python -m finetune CONFIG init=RUN|CHECKPOINT|FILE [key=value ...]; evaluate, predict, export, convert."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pretrain.model.init import InitialValue, StartingValues
 
     from .predict import Prediction
+    from .source import TrainedWeights
 
 EVALUATION_TIMEOUT = 1800  # s that a process waits for the others in an exchange
 
@@ -25,7 +26,7 @@ EVALUATION_TIMEOUT = 1800  # s that a process waits for the others in an exchang
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit; a UserError is printed as one line and becomes its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"evaluate": _evaluate, "predict": _predict, "export": _export}
+    commands = {"evaluate": _evaluate, "predict": _predict, "export": _export, "convert": _convert}
     stop = StopFlag()
     if not given or given[0] not in commands:
         stop.install()  # before the imports below, which take seconds
@@ -48,7 +49,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
-        epilog="Other commands: python -m finetune evaluate | predict | export, each with --help.",
+        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
     parser.add_argument(
@@ -68,8 +69,9 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     def prepare() -> StartingValues:
         def starting_values(model: nn.Module) -> InitialValue:
             assert isinstance(model, Model)
-            adaptation = adapt(source, model, config.init_resize)
-            log.info("%s", adaptation.summary)
+            adaptation = adapt(source, model, config.init_resize, config.init_missing)
+            for text in (adaptation.summary, *(f"{source.name}: {note}" for note in source.notes)):
+                log.info("%s", text)
             write_json(config.folder / "init.json", adaptation.origin)
             return adaptation.initial_value(model, config.run.seed)
 
@@ -91,6 +93,7 @@ def _evaluate(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from pretrain.run import processes
+    from pretrain.run.nonfinite import finite
 
     from .evaluate import evaluate_run
     from .source import open_source
@@ -99,6 +102,8 @@ def _evaluate(arguments: list[str]) -> int:
         raise UsageError("--batch-size must be above 0 and --workers at least 0")
     source = open_source(given.run, given.weights)
     world = processes.start(EVALUATION_TIMEOUT)
+    if world.rank == 0:
+        _print_notes(source)
     found = evaluate_run(
         source,
         given.shards[0] if len(given.shards) == 1 else given.shards,
@@ -107,7 +112,7 @@ def _evaluate(arguments: list[str]) -> int:
         given.workers,
     )
     if world.rank == 0:
-        print(json.dumps(found.row()))
+        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
     processes.leave(world, 0)
 
 
@@ -125,6 +130,7 @@ def _predict(arguments: list[str]) -> int:
     from .predict import open_run
 
     run = open_run(given.run, given.weights)
+    _print_notes(run.source)
     code = 0
     for path in given.images:
         try:
@@ -136,6 +142,11 @@ def _predict(arguments: list[str]) -> int:
             row = {"image": path} | _as_json(found)
             print(json.dumps(row) if given.json else f"{path}: {_as_text(found)}")
     return code
+
+
+def _print_notes(source: TrainedWeights) -> None:
+    for note in source.notes:
+        print(f"note: {source.name}: {note}", file=sys.stderr)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:
@@ -171,6 +182,28 @@ def _export(arguments: list[str]) -> int:
     else:
         done = export_folder(given.run, given.destination, given.format, given.weights)
         print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune convert",
+        description="Weights in pickles of torch.save as a safetensors file. Only tensors and plain values "
+        "are read (weights_only=True), which runs no code of the pickle.",
+    )
+    parser.add_argument("sources", metavar="PICKLE", nargs="+", help="a file, or all parts of a checkpoint")
+    parser.add_argument("destination", metavar="DST", help="the safetensors file to write")
+    parser.add_argument("--key", default="", help="the entry with the weights, such as model_ema")
+    given = parser.parse_args(arguments)
+
+    from .formats.unpickle import convert
+
+    done = convert(given.sources, given.destination, given.key)
+    origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
+    print(f"{done.tensors} tensors of {origin} -> {done.path}")
+    if done.left_out:
+        names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
+        print(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
     return 0
 
 

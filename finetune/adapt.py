@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from data_tools.errors import UsageError
+from pretrain.config.keys import nearest
 from pretrain.model.build import Model
 from pretrain.model.init import InitialValue, initial_value
 from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_position_table
@@ -16,7 +18,8 @@ from .source import TrainedWeights
 
 # Parameters whose shapes or values depend on the tiles (fold_tiles adds to the bias of ln_post). They are
 # few and small, so all are read at once.
-TILED = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.", "ln_post.")
+TABLES = ("token_pos_embedding.", "pre_tile_pos_embed.", "post_tile_pos_embed.")
+TILED = (*TABLES, "ln_post.")
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,26 @@ class Adaptation:
         return value
 
 
-def adapt(source: TrainedWeights, model: Model, mode: str) -> Adaptation:
+def adapt(source: TrainedWeights, model: Model, mode: str, missing: Sequence[str] = ()) -> Adaptation:
     """First values for `model` from `source`; mode: how position tables are resized.
 
-    The head is initialised (arXiv 2010.11929, section 3.2). All other parameters must be in both, in the same
-    shape once positions are resized. Raises UsageError naming the first that is not.
+    The head is initialised (arXiv 2010.11929, section 3.2). All other parameters of the model must be in the
+    source, in the same shape once positions are resized; except those of `missing`, names of parameters or
+    modules, which are initialised too where the source lacks them. Raises UsageError naming the first that is
+    not.
     """
     with torch.device("meta"):
         original = source.build()
     old, new = original.geometry, model.geometry
     if old.prefix != new.prefix:
+        has = "has a" if old.prefix else "has no"
         raise UsageError(
-            f"{source.name}: pretrained with model.pool={source.facts['model']['pool']}, and a class "
-            f"token is part of the body: set model.pool to the same",
+            f"{source.name}: it {has} class token, which is part of the body: set "
+            f"model.class_token={str(bool(old.prefix)).lower()}, and model.pool to go with it",
             shared=True,
         )
-    _refuse_differences(source, {name for name, _ in original.named_parameters()})
+    source.check(original, ignore="head.")
+    _check_missing(model, missing)
     shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith("head.")}
     adapted = _adapted(source, old, new, mode)
     shapes |= {name: tuple(value.shape) for name, value in adapted.items()}
@@ -74,8 +81,15 @@ def adapt(source: TrainedWeights, model: Model, mode: str) -> Adaptation:
         if name.startswith("head.") or (name not in shapes and (new_tables or new_pool)):
             origin[name] = "initialised"
             continue
+        if name not in shapes and any(f"{name}.".startswith(f"{part}.") for part in missing):
+            origin[name] = "initialised"
+            continue
         if name not in shapes:
-            raise UsageError(f"{source.name}: it lacks {name}, which this model needs", shared=True)
+            raise UsageError(
+                f"{source.name}: it lacks {name}, which this model needs; "
+                f"init_missing=[{name.rpartition('.')[0]}] lets it begin anew",
+                shared=True,
+            )
         if shapes[name] != tuple(parameter.shape):
             raise UsageError(
                 f"{source.name}: {name} has shape {list(shapes[name])}, this model has "
@@ -98,14 +112,12 @@ def _adapted(source: TrainedWeights, old: Geometry, new: Geometry, mode: str) ->
     }
 
 
-def _refuse_differences(source: TrainedWeights, expected: set[str]) -> None:
-    """UsageError unless the weights have the names of the model that source.facts describes."""
-    missing = sorted(name for name in expected - source.shapes.keys() if not name.startswith("head."))
-    surplus = sorted(name for name in source.shapes.keys() - expected if not name.startswith("head."))
-    if missing or surplus:
-        lacks = f"lacks {missing[0]}" if missing else ""
-        has = f"holds {surplus[0]}, which its model does not know" if surplus else ""
-        raise UsageError(f"{source.name}: it {' and '.join(filter(None, (lacks, has)))}", shared=True)
+def _check_missing(model: nn.Module, missing: Sequence[str]) -> None:
+    """UsageError for a name in init_missing that the model does not have."""
+    known = [name for name, _ in (*model.named_parameters(), *model.named_modules()) if name]
+    for name in missing:
+        if name not in known:
+            raise UsageError(f"init_missing: the model has no {name!r}{nearest(name, known)}", shared=True)
 
 
 def _summary(
@@ -122,10 +134,23 @@ def _summary(
         positions = f"positions {_extent(old)} unchanged"
     else:
         positions = f"positions {_extent(old)}→{_extent(new)} ({mode})"
+    anew = _modules(name for name in body if origin[name] == "initialised")
+    left = _modules(
+        name
+        for name in source.shapes.keys() - origin.keys()
+        if not name.startswith("head.") and not any(part in name for part in TABLES)
+    )
     return (
         f"init {source.name}: backbone {len(taken)}/{len(body)} tensors, {positions}, head re-initialised "
         f"{source.facts['num_classes']}→{model.num_classes}"
+        + (f", also anew: {', '.join(anew)}" if anew else "")
+        + (f", not taken: {', '.join(left)}" if left else "")
     )
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The modules of weights and biases, and parameters of other names, each once."""
+    return sorted({name.removesuffix(".weight").removesuffix(".bias") for name in names})
 
 
 def _extent(geometry: Geometry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from data_tools.errors import DataError, UsageError
 from data_tools.images.decode import DecodeError, decode
 from data_tools.tile_batch import TileBatch
+from pretrain.checkpoints.facts import distinct_names
 from pretrain.config.schema import DataConfig
 from pretrain.inputs import eval_transform
 from pretrain.model.classifier import Classifier
+from pretrain.objective import probabilities
 
 from .source import TrainedWeights, open_source
 
@@ -23,8 +26,9 @@ from .source import TrainedWeights, open_source
 class Prediction:
     """What a model predicts for one image.
 
-    classes: (name, probability), the likeliest first; numbers: the outputs of a regression, whose classes are
-    empty.
+    classes: (name, probability), the likeliest first; no two names are alike (see `distinct_names`). The
+    probabilities of a model trained by sigmoid are of each class by itself. numbers: the outputs of a
+    regression, whose classes are empty.
     """
 
     classes: tuple[tuple[str, float], ...] = ()
@@ -49,6 +53,11 @@ class TrainedRun:
         """The names of the classes, by label; None if the training data had none."""
         return self.source.facts["classes"]
 
+    @cached_property
+    def class_names(self) -> list[str]:
+        """A name for each class, no two alike; see `distinct_names`."""
+        return distinct_names(self.classes, self.source.facts["num_classes"])
+
     @property
     def preprocessing(self) -> DataConfig:
         """How images become the model's input: tile size, resizing, mean, std and so on."""
@@ -64,15 +73,16 @@ class TrainedRun:
     @torch.inference_mode()
     def _predict(self, image: str | Path | bytes, topk: int) -> Prediction:
         outputs = self.model(self._batch(image).to(self.device))[0]
+        if not torch.isfinite(outputs).all():
+            raise DataError(f"{self.source.name}: its outputs for {_name(image)} are no finite numbers")
         if self.source.objective == "regression":
             return Prediction(numbers=tuple(outputs.tolist()))
-        probabilities = outputs.softmax(-1)
-        best = probabilities.topk(min(topk, len(probabilities)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Prediction(classes=tuple((self.source.class_name(label), p) for label, p in pairs))
+        best = probabilities(outputs, self.source.objective).topk(min(topk, len(outputs)))
+        names, pairs = self.class_names, zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Prediction(classes=tuple((names[label], p) for label, p in pairs))
 
     def _batch(self, image: str | Path | bytes) -> TileBatch:
-        name = "image" if isinstance(image, bytes) else str(image)
+        name = _name(image)
         data = self.preprocessing
         try:
             content = image if isinstance(image, bytes) else Path(image).read_bytes()
@@ -102,6 +112,10 @@ def open_run(path: str | Path, weights: str = "auto", device: str | torch.device
     model = source.load(chosen)
     assert isinstance(model, Classifier)
     return TrainedRun(source, model, chosen)
+
+
+def _name(image: str | Path | bytes) -> str:
+    return "image" if isinstance(image, bytes) else str(image)
 
 
 def _single(tiles: Tensor, rows: int, columns: int) -> TileBatch:

@@ -14,7 +14,7 @@ from data_tools.tile_batch import TileBatch
 
 from .engine.base import Engine
 from .model.inspection import rolled_out
-from .objective import Measure
+from .objective import Measure, probabilities
 from .run.processes import World
 from .run.report import Example
 
@@ -96,12 +96,13 @@ def make_examples(batches: Iterable[TileBatch], engine: Engine) -> list[Example]
 def _examples(batch: TileBatch, engine: Engine) -> Iterator[Example]:
     with rolled_out(engine.model) as rollout:
         outputs = engine.logits(batch.to(engine.world.device)).float().cpu()
+    predicted = probabilities(outputs, engine.config.objective.name)
     tiles = batch.tiles.split(batch.tiles_per_image.tolist())
     for image, (rows, columns) in enumerate(batch.grid.tolist()):
         if batch.weight[image]:
             attention = rollout.patches(engine.model, image, rows, columns).cpu()
             known = _known(batch.labels[image])
-            yield Example(tiles[image].clone(), (rows, columns), known, outputs[image], attention)
+            yield Example(tiles[image].clone(), (rows, columns), known, predicted[image], attention)
 
 
 def _known(labels: Tensor) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -86,18 +87,45 @@ def build_measure(name: str) -> Measure:
 
     name: of the objective. regression: loss, and mae, the mean absolute error. masked_patches: loss, and
     colours, the share guessed right. With classes: loss, top1, and with more than 5 classes top5; the loss is
-    `softmax`, or `sigmoid` for several labels an image, without smoothing. A prediction is right if it is one
-    of the image's labels.
+    the objective's, without smoothing. A prediction is right if it is one of the image's labels.
     """
-    return {"regression": _errors, "masked_patches": _colours}.get(name, _guesses)
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "softmax": _one_of,
+        "sigmoid": partial(sigmoid, smoothing=0.0),
+    }
+    if name in losses:
+        return partial(_guesses, losses[name])
+    return {"regression": _errors, "masked_patches": _colours}[name]
 
 
-def _guesses(logits: Tensor, batch: TileBatch) -> dict[str, Tensor]:
+def probabilities(outputs: Tensor, name: str) -> Tensor:
+    """What outputs (..., classes) of a model say about each class; name: of its objective.
+
+    softmax: probabilities that sum to 1; sigmoid: one of each class by itself. The outputs of the other
+    objectives are no scores of classes and come back unchanged.
+    """
+    if name == "softmax":
+        return outputs.softmax(-1)
+    return outputs.sigmoid() if name == "sigmoid" else outputs
+
+
+def _guesses(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, batch: TileBatch) -> dict[str, Tensor]:
     logits, classes = logits.float(), logits.shape[-1]
-    function = sigmoid if batch.labels.ndim == 2 else softmax
     hits = multi_hot(batch.labels, classes).gather(1, logits.topk(min(5, classes)).indices)
-    found = {"loss": function(logits, batch.labels, 0.0), "top1": hits[:, 0]}
+    found = {"loss": loss(logits, batch.labels), "top1": hits[:, 0]}
     return found | ({"top5": hits.any(1)} if classes > 5 else {})
+
+
+def _one_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the log of the probability that the class is one of the image's labels; 0 without labels.
+
+    With one label this is the cross-entropy.
+    """
+    if labels.ndim == 1:
+        return softmax(logits, labels, 0.0)
+    hot = multi_hot(labels, logits.shape[-1])
+    right = logits.log_softmax(-1).masked_fill(~hot, -torch.inf).logsumexp(-1)
+    return torch.where(hot.any(-1), -right, 0.0)
 
 
 def _errors(outputs: Tensor, batch: TileBatch) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from data_tools.errors import DataError
 from data_tools.shards.urls import without_secrets
 from data_tools.tile_batch import TileBatch
 
+from .checkpoints.facts import distinct_names
 from .checkpoints.retention import Retention
 from .checkpoints.saver import Saver
 from .config.fault import STEP_PHASES, parse_fault
@@ -51,7 +52,7 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     with torch.device("meta"):
         model = build_model(config, inputs.num_classes)
     freeze(model, config.optim.freeze)
-    parameters = sum(p.numel() for p in model.parameters())
+    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     found = newest_checkpoint(folder, world)
     if starting_values is None or found:
         starting_values = partial(random_values, seed=config.run.seed)
@@ -66,10 +67,8 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     )
     progress = progress_at(found, step, folder, world)
     world.on_rank0(lambda: folder.drop_after(step))
-    processes = "process" if world.size == 1 else "processes"
-    kind, precision = config.engine.kind, config.engine.precision
-    size = f"{parameters / 1e6:.1f} M parameters"
-    log.info("%s: %s, engine %s %s, %d %s", model_text(config), size, kind, precision, world.size, processes)
+    spread = f"{config.engine.kind} {config.engine.precision}, {world.size} process{'es' * (world.size > 1)}"
+    log.info("%s: %s, engine %s", model_text(config), size, spread)
     epochs = inputs.epochs(inputs.steps)
     log.info("%s; %d steps%s", job.split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
     log.info(inputs.order_text())
@@ -153,7 +152,8 @@ class Trainer:
             raise self.saver.error  # the last checkpoint is missing
         examples = [] if stopping else self._examples()
         if world.rank == 0:
-            write_report(self.folder, config, self.inputs.classes, examples)
+            names = distinct_names(self.inputs.classes, self.inputs.num_classes)
+            write_report(self.folder, config, names, examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
 

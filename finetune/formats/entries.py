@@ -105,6 +105,11 @@ def give(model: nn.Module, entries: Sequence[Entry]) -> dict[str, Tensor]:
     }
 
 
+def shapes_of(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """The shapes of a peer's tensors or arrays, by name."""
+    return {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+
+
 def tensor(value: Any) -> Tensor:
     """A numpy array or a tensor as a tensor."""
     if isinstance(value, np.ndarray):

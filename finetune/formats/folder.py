@@ -1,6 +1,7 @@
 """Checkpoints of transformers, timm and Google: what `init=` reads, and what `export` writes.
 
-transformers and timm: a folder with model.safetensors and config.json. Google: one .npz file.
+transformers and timm: a folder with config.json and model.safetensors, which may be in parts. Google: one
+.npz file.
 """
 
 from __future__ import annotations
@@ -8,17 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from data_tools.errors import DataError, UsageError, UserError
@@ -27,9 +25,20 @@ from pretrain.config.schema import DataConfig
 from pretrain.model.classifier import Classifier
 
 from . import load_peer, to_peer
+from .descriptions import AnyDescription, HfDescription, HfPreprocessor, TimmDescription
+from .entries import Weights
+from .files import (
+    CONFIG,
+    PREPROCESSOR,
+    WEIGHTS,
+    find_files,
+    read_arrays,
+    read_description,
+    read_tensors,
+)
 from .google import infer_config
 from .hf_settings import hf_classes, hf_config, hf_objective, hf_preprocessing, hf_preprocessor
-from .names import class_names, tell
+from .names import class_names
 from .timm_settings import (
     position_mode,
     timm_arguments_of,
@@ -39,55 +48,121 @@ from .timm_settings import (
     timm_weights,
 )
 
-CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 HF_FORMATS = {"vit": "hf_vit", "vit-hybrid": "hf_vit_hybrid"}  # by model_type
+# Before the names of tensors: what DataParallel, torch.compile and training scripts put there.
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+NO_OBJECTIVE = "it does not say what its outputs mean: they are taken for scores of classes under a softmax"
 
 T = TypeVar("T")
 
 
 class ForeignModel(NamedTuple):
-    """A model of another program, and the keys of `weights_file.FACTS` that describe it."""
+    """A model of another program, and the keys of `weights_file.FACTS` that describe it.
+
+    notes: sentences about what was taken or left out.
+    """
 
     model: Classifier
     facts: dict[str, Any]
+    notes: tuple[str, ...]
 
 
-def holds_foreign_model(path: Path) -> bool:
-    """Whether `path` is a folder with a config.json, a file in such a folder, or an .npz file."""
-    return path.exists() and (path.suffix == ".npz" or (_folder(path) / CONFIG).is_file())
+class Description(NamedTuple):
+    """What the files of a checkpoint say beside its weights: `facts` without the model, and notes as above.
+
+    load(weights): the model that they describe.
+    """
+
+    load: Callable[[Weights], nn.Module]
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def read_folder(path: Path) -> ForeignModel:
-    """Load a checkpoint of another program: its folder, the weights file in it, or an .npz file.
+    """Load a checkpoint of another program, whose files are those of `find_files`.
 
-    UsageError for one that is not supported, DataError if it is damaged.
+    A prefix of PREFIXES before the names of tensors is removed where the weights then fit, which a note says.
+    Raises UsageError for one that is not supported, DataError if it is damaged.
     """
-    if path.suffix == ".npz":
-        return _read_google(path)
-    config = _read_json(_folder(path) / CONFIG)
-    file = path if path.is_file() else path / WEIGHTS
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{file}: damaged, missing or not a safetensors file: {error}") from None
-    if "architecture" in config:
-        source, arguments = "timm", _naming_the_file(path, timm_arguments_of, config, weights)
-        weights = dict(timm_weights(config, arguments, weights))
-        preprocessing = _naming_the_file(path, timm_preprocessing, config)
-        classes, objective, resize = timm_classes(config), "softmax", position_mode(config)
-    elif config.get("model_type") in HF_FORMATS:
-        source, arguments = HF_FORMATS[config["model_type"]], config
-        processor = _folder(path) / PREPROCESSOR
-        known = _read_json(processor) if processor.is_file() else {}
-        preprocessing = _naming_the_file(path, hf_preprocessing, known)
-        classes, resize = _naming_the_file(path, hf_classes, config), None
-        objective = _naming_the_file(path, hf_objective, config)
+    files = find_files(path)
+    if files is None:
+        raise UsageError(f"{path}: it has no {CONFIG} of transformers or timm")
+    if files.folder is None:
+        weights: dict[str, Any] = read_arrays(path)
+        facts = {"objective": "softmax", "classes": None}
+        given = Description(_load_google, facts, (NO_OBJECTIVE,))
     else:
+        given = _describe(files.folder)
+        weights = read_tensors(files)
+    forms = list(without_prefixes(weights))
+    errors = []
+    for removed, form in forms:
+        try:
+            model = _naming_the_file(path, given.load, form)
+        except UsageError as error:
+            errors.append(error)
+        else:
+            note = f"the prefix {removed!r} before the names of its tensors was removed"
+            notes = (*given.notes, *((note,) if removed else ()))
+            assert isinstance(model, Classifier)
+            return _foreign_model(path, model, given._replace(notes=notes))
+    # A prefix that all names have belongs to none of them: what is wrong beside it says the last error.
+    everywhere = all(name.startswith(forms[-1][0]) for name in weights)
+    raise errors[-1 if everywhere else 0]
+
+
+def without_prefixes(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was removed, the weights by the names that are left), beginning with the weights as they are.
+
+    Each further form lacks one more of PREFIXES, where names have it and stay different.
+    """
+    removed, names = "", {name: name for name in weights}
+    while True:
+        yield removed, {short: weights[name] for name, short in names.items()}
+        prefix = next((p for p in PREFIXES if any(n.startswith(p) for n in names.values())), "")
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+        if not prefix or len(set(names.values())) < len(names):
+            return
+        removed += prefix
+
+
+def _describe(folder: Path) -> Description:
+    """The description of a model in a folder of timm or transformers."""
+    kind = read_description(folder / CONFIG, AnyDescription)
+    if "architecture" in kind:
+        config = read_description(folder / CONFIG, TimmDescription)
+        facts: dict[str, Any] = {"preprocessing": _naming_the_file(folder, timm_preprocessing, config)}
+        facts |= {"classes": timm_classes(config), "objective": config.get("objective") or "softmax"}
+        notes = () if config.get("objective") else (NO_OBJECTIVE,)
+        return Description(partial(_load_timm, config), facts, notes)
+    if kind.get("model_type") not in HF_FORMATS:
         raise UsageError(
-            f"{_folder(path) / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
+            f"{folder / CONFIG}: neither timm's (architecture) nor transformers' of model_type "
             f"{' or '.join(HF_FORMATS)}"
         )
-    return _checkpoint(path, source, arguments, weights, preprocessing, classes, objective, resize)
+    config = read_description(folder / CONFIG, HfDescription)
+    notes = ()
+    processor: dict[str, Any] = {}
+    if (folder / PREPROCESSOR).is_file():
+        processor = read_description(folder / PREPROCESSOR, HfPreprocessor)
+    else:
+        notes = (f"it has no {PREPROCESSOR}: the defaults of transformers' ViTImageProcessor are taken",)
+    size = config.get("image_size", 224)
+    known = _naming_the_file(folder / PREPROCESSOR, hf_preprocessing, processor, size)
+    facts = {"preprocessing": known.data, "classes": _naming_the_file(folder / CONFIG, hf_classes, config)}
+    facts |= {"objective": _naming_the_file(folder / CONFIG, hf_objective, config)}
+    load = partial(load_peer, HF_FORMATS[config["model_type"]], config)
+    return Description(load, facts, notes + known.notes)
+
+
+def _load_google(weights: Weights) -> nn.Module:
+    return load_peer("google", infer_config(weights), weights)
+
+
+def _load_timm(config: dict[str, Any], weights: Weights) -> nn.Module:
+    arguments = timm_arguments_of(config, weights)
+    taken = timm_weights(config, arguments, weights)
+    return load_peer("timm", arguments, taken, resize=position_mode(config))
 
 
 def write_folder(
@@ -154,62 +229,30 @@ def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
     return {"side": data.tile_size, "short": short, "bicubic": bicubic, "mean": data.mean, "std": data.std}
 
 
-def _read_google(path: Path) -> ForeignModel:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            weights = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path}: damaged or not an .npz file of plain arrays: {error}") from None
-    config = _naming_the_file(path, infer_config, weights)
-    return _checkpoint(path, "google", config, weights, {}, None)
-
-
-def _checkpoint(
-    path: Path,
-    source: str,
-    config: dict[str, Any],
-    weights: dict[str, Any],
-    preprocessing: dict[str, Any],
-    classes: list[str] | None,
-    objective: str = "softmax",
-    resize: str | None = None,
-) -> ForeignModel:
-    model = _naming_the_file(path, partial(load_peer, resize=resize), source, config, weights)
-    assert isinstance(model, Classifier)
+def _foreign_model(path: Path, model: Classifier, given: Description) -> ForeignModel:
     if not isinstance(model.tile_size, int) or model.encoder.in_channels != 3:
         raise UsageError(f"{path}: only square images of three channels can be fine-tuned")
     model.encoder.mask_token = model.pooler = None
-    if classes and model.num_classes and len(classes) != model.num_classes:
-        tell(f"{path}: {len(classes)} class names for {model.num_classes} outputs, so the names are left out")
-    facts: dict[str, Any] = {
+    classes = given.facts["classes"]
+    preprocessing = {"tile_size": model.tile_size, "max_tiles": 1, "mean": model.mean, "std": model.std}
+    facts = given.facts | {
         "step": 0,
-        "objective": objective,
         "model": asdict(model.config),
         "num_classes": model.num_classes,
         "classes": classes if classes and len(classes) == model.num_classes else None,
-        "preprocessing": {"tile_size": model.tile_size, "max_tiles": 1} | preprocessing,
+        "preprocessing": preprocessing | given.facts.get("preprocessing", {}),
     }
-    facts["preprocessing"] = {"mean": model.mean, "std": model.std} | facts["preprocessing"]
-    return ForeignModel(model, facts)
+    notes = given.notes if model.num_classes else tuple(n for n in given.notes if n != NO_OBJECTIVE)
+    if classes and facts["classes"] is None and model.num_classes:
+        notes += (f"it names {len(classes)} classes, but has {model.num_classes}: the names are not used",)
+    return ForeignModel(model, facts, notes)
 
 
 def _naming_the_file(path: Path, function: Callable[..., T], *arguments: Any) -> T:
-    """The function's result; its ValueError becomes a UsageError that names the file."""
+    """The function's result; what is wrong in its arguments, which a stranger wrote, becomes a UsageError."""
     try:
         return function(*arguments)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged or not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return content
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise UsageError(f"{path}: its weights and its description do not fit each other: {error}") from None

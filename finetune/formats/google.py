@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.heads import MlpHead
 from pretrain.model.hybrid import ResNetV2
 from pretrain.model.variants import resolve
 
-from .entries import Entry, Weights, convolution, give, load, same, tensor, transposed, viewed
+from .entries import Entry, Weights, convolution, give, load, same, shapes_of, tensor, transposed, viewed
 from .names import backbone_of, blocks_of, classifier_only, fitted, image_size, refuse, square, units_of
 
 NORM_EPS = 1e-6
@@ -169,13 +170,14 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         dropout=transformer.get("dropout_rate", 0.0),
         attention_dropout=transformer.get("attention_dropout_rate", 0.0),
     )
-    size = config.get("image_size") or _image_size(weights, fields)
-    channels = _channels(weights, bool(resnet))
+    size = image_size(config.get("image_size") or _image_size(weights, fields))
+    channels, classes = _channels(weights, bool(resnet)), config.get("num_classes") or 0
+    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
     return Classifier(
         fields,
-        tile_size=image_size(size),
+        tile_size=size,
         max_tiles=1,
-        num_classes=config.get("num_classes") or 0,
+        num_classes=classes,
         mean=[0.5] * channels,
         std=[0.5] * channels,
         in_channels=channels,

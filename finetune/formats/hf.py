@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
 from . import names
-from .entries import Entry, Weights, affine, give, load, stacked, viewed
+from .entries import Entry, Weights, affine, give, load, shapes_of, stacked, viewed
 from .hf_backbone import bit_config, bit_entries, feature_grids, read_bit, unused_norm, without_unused
 from .hf_names import BODY, HEAD_ONLY, as_in_files
 from .hf_settings import ACTIVATIONS
@@ -150,9 +151,11 @@ def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | 
         dropout=config["hidden_dropout_prob"],
         attention_dropout=config["attention_probs_dropout_prob"],
     )
+    size = names.image_size(config["image_size"])
+    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
     return Classifier(
         fields,
-        tile_size=names.image_size(config["image_size"]),
+        tile_size=size,
         max_tiles=1,
         num_classes=classes,
         mean=[0.5] * channels,

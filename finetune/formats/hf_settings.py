@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from pretrain.checkpoints.facts import distinct_names
 
 from .names import class_names
 
@@ -29,6 +29,41 @@ PROBLEMS = {
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
+class Processor(NamedTuple):
+    """What one of transformers' image processors does where its file does not say it.
+
+    name: of the class, without what it ends with. square: whether one number as size is height and width, not
+    the shortest edge. crops: whether it crops the centre. size, crop: in pixels; crop 0: as size.
+    """
+
+    name: str
+    square: bool
+    crops: bool
+    size: int
+    crop: int
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_HALF = (0.5, 0.5, 0.5)
+_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PROCESSORS = (
+    Processor("ViT", True, False, 224, 0, 2, _HALF, _HALF),
+    Processor("DeiT", True, True, 256, 224, 3, _HALF, _HALF),
+    Processor("CLIP", False, True, 224, 224, 3, *_CLIP),
+    Processor("ViTHybrid", False, True, 224, 224, 3, *_CLIP),
+    Processor("Bit", False, True, 224, 224, 3, *_CLIP),
+)
+
+
+class HfPreprocessing(NamedTuple):
+    """Keys of `data`, and sentences about what is not done as in transformers."""
+
+    data: dict[str, Any]
+    notes: tuple[str, ...]
+
+
 def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The config.json of transformers: `config` of `to_peer`, with objective and classes.
 
@@ -40,20 +75,9 @@ def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     return config | {
         "problem_type": problems.get(facts.get("objective", "softmax")),
         "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": _ids(names),
+        "label2id": {name: index for index, name in enumerate(distinct_names(names, len(names)))},
         "torch_dtype": "float32",
     }
-
-
-def _ids(names: Sequence[str]) -> dict[str, int]:
-    """The number of each class by its name; equal names have their numbers behind them: "crane (134)"."""
-    times, found = Counter(names), dict[str, int]()
-    for index, name in enumerate(names):
-        key = name if times[name] == 1 else f"{name} ({index})"
-        while key in found or (key != name and key in times):
-            key = f"{key} ({index})"
-        found[key] = index
-    return found
 
 
 def hf_classes(config: dict[str, Any]) -> list[str] | None:
@@ -65,7 +89,7 @@ def hf_classes(config: dict[str, Any]) -> list[str] | None:
     numbers = [str(number) for number in range(len(labels))]
     if labels.keys() != set(numbers):
         raise ValueError(f"id2label does not number its {len(labels)} classes from 0 to {len(labels) - 1}")
-    return [labels[number] for number in numbers] or None
+    return [str(labels[number]) for number in numbers] or None
 
 
 def hf_objective(config: dict[str, Any]) -> str:
@@ -108,33 +132,71 @@ def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
     } | common
 
 
-def hf_preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
-    """Keys of `data` from a preprocessor_config.json; ValueError for what evaluation cannot do."""
-    size = processor.get("size") or {}
-    if isinstance(size, int):
-        size = {"shortest_edge" if processor.get("do_center_crop") else "height": size}
-    for key in ("do_resize", "do_center_crop"):
-        if processor.get(key) is False and (key == "do_resize" or "shortest_edge" in size):
-            raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
-    crop = processor.get("crop_size") or size.get("shortest_edge", 0)
-    for sides in (size, crop if isinstance(crop, dict) else {}):
+def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> HfPreprocessing:
+    """Keys of `data` from a preprocessor_config.json, and what of it is not done.
+
+    image_size: the model's, as in config.json. ValueError for what evaluation cannot do.
+    """
+    kind, notes = _processor(processor)
+    size, crop = (_sides(processor.get(key), kind.square) for key in ("size", "crop_size"))
+    short, square = size.get("shortest_edge"), size.get("height", kind.size)
+    crops = processor.get("do_center_crop")
+    crops = kind.crops if crops is None else crops and (kind.crops or kind.name == "")
+    if processor.get("do_resize") is False or (short and not crops):
+        key = "do_center_crop" if processor.get("do_resize") is not False else "do_resize"
+        raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
+    for sides in (size, crop):
         if sides.get("width", sides.get("height")) != sides.get("height"):
             raise ValueError(f"{sides}: only square sizes are supported")
-    found: dict[str, Any] = {"eval_crop": "shortest_edge" in size}
-    if "shortest_edge" in size:
-        crop = crop if isinstance(crop, int) else crop["height"]
-        if crop > size["shortest_edge"]:
-            raise ValueError(f"crop_size {crop} is more than shortest_edge {size['shortest_edge']}")
-        found["eval_resize"] = size["shortest_edge"] if size["shortest_edge"] > crop else 0
-    resample = processor.get("resample", 2)
+    before = short or square
+    side = crop.get("height", crop.get("shortest_edge", kind.crop or before)) if crops else before
+    if side > before:
+        raise ValueError(f"crop_size {side} is more than {'shortest_edge' if short else 'size'} {before}")
+    found: dict[str, Any] = {"eval_crop": bool(short) or side < before}
+    if found["eval_crop"]:
+        found["eval_resize"] = before if before > side else 0
+        if not short:
+            notes += (
+                f"images are resized to {before}x{before} there, whatever their ratio; here their short side "
+                "is, before the crop",
+            )
+    tile = image_size if isinstance(image_size, int) else image_size[0]
+    if side != tile:
+        notes += (f"images are of {side} pixels there; here of {tile}, the image_size of the model",)
+        found["eval_resize"] = round(found.get("eval_resize", 0) * tile / side)
+    resample = processor.get("resample", kind.resample)
     if resample not in RESAMPLE:
         raise ValueError(f"resample={resample}: only 2 (bilinear) and 3 (bicubic) are supported")
     found["eval_resample"] = RESAMPLE[resample]
     # transformers computes (pixel * rescale_factor - mean) / std, we (pixel / 255 - mean) / std.
     factor = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
-    plain = not processor.get("do_normalize", True)
-    for key, usual in (("mean", 0.0), ("std", 1.0)):
-        values = processor.get(f"image_{key}") or 0.5
-        values = [values] * 3 if isinstance(values, int | float) else values
-        found[key] = tuple((usual if plain else value) / factor for value in values)
-    return found
+    plain = processor.get("do_normalize") is False
+    for key, neutral, usual in (("mean", 0.0, kind.mean), ("std", 1.0, kind.std)):
+        given = processor.get(f"image_{key}")
+        values = usual if given is None else (given,) * 3 if isinstance(given, int | float) else given
+        found[key] = tuple((neutral if plain else value) / factor for value in values)
+    return HfPreprocessing(found, notes)
+
+
+def _processor(processor: dict[str, Any]) -> tuple[Processor, tuple[str, ...]]:
+    """The image processor that a preprocessor_config.json names, or the one that it is written for."""
+    full = processor.get("image_processor_type") or processor.get("feature_extractor_type") or ""
+    name = full.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    known = next((kind for kind in PROCESSORS if kind.name == name), None)
+    if known:
+        return known, ()
+    size = processor.get("size")
+    edge = (
+        "shortest_edge" in size if isinstance(size, dict) else bool(size and processor.get("do_center_crop"))
+    )
+    kind = next(kind for kind in PROCESSORS if kind.name == ("CLIP" if edge else "ViT"))
+    notes = (f"{full} is not known: it is read as {kind.name}ImageProcessor",) if full else ()
+    mean, std = ((0.5,) * 3, (0.5,) * 3)
+    return Processor("", not edge, edge, kind.size, 0, 2, mean, std), notes
+
+
+def _sides(given: Any, square: bool) -> dict[str, int]:
+    """Sizes by name; square: whether one number means height and width, not the shortest edge."""
+    if isinstance(given, int):
+        return {"height": given, "width": given} if square else {"shortest_edge": given}
+    return dict(given or {})

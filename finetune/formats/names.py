@@ -31,14 +31,11 @@ def tell(sentence: str) -> None:
 def class_names(facts: Mapping[str, Any]) -> list[str] | None:
     """One name for each output, None where nobody named the classes; facts: the keys of `weights_file.FACTS`.
 
-    Outputs behind the last name are called LABEL_7 and so on, as by transformers. ValueError for more names
-    than outputs.
+    Outputs behind the last name are called LABEL_7 and so on, as by transformers.
     """
     known, outputs = facts["classes"], facts["num_classes"]
     if not known:
         return None
-    if len(known) > outputs:
-        raise ValueError(f"there are {len(known)} class names, but only {outputs} outputs")
     return [*known, *(f"LABEL_{index}" for index in range(len(known), outputs))]
 
 

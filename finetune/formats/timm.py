@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import ModelConfig
 from pretrain.model.block import LayerScale
 from pretrain.model.classifier import Classifier
@@ -16,7 +17,7 @@ from pretrain.model.variants import resolve
 
 from . import names
 from . import timm_arguments as arguments
-from .entries import Entry, Weights, affine, give, load, same, tensor, viewed
+from .entries import Entry, Weights, affine, give, load, same, shapes_of, tensor, viewed
 from .timm_arguments import ACTIVATIONS, DEFAULTS, POOLS
 from .timm_backbone import BACKBONE, infer_resnet, read_resnet, resnet_arguments, resnet_entries
 from .timm_parallel import as_blocks
@@ -128,11 +129,13 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         attention_dropout=config["attn_drop_rate"],
         drop_path=config["drop_path_rate"],
     )
+    size, classes = names.image_size(config["img_size"]), config["num_classes"] or 0
+    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
     return Classifier(
         fields,
-        tile_size=names.image_size(config["img_size"]),
+        tile_size=size,
         max_tiles=1,
-        num_classes=config["num_classes"] or 0,
+        num_classes=classes,
         mean=[0.5] * channels,
         std=[0.5] * channels,
         in_channels=channels,

@@ -56,6 +56,7 @@ def timm_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]
         "global_pool": config["global_pool"],
         "model_args": arguments,
         "label_names": class_names(facts),
+        "objective": facts.get("objective", "softmax"),  # read again by `init=`; timm passes over it
         "pretrained_cfg": {
             "input_size": [config["in_chans"], size, size],
             "num_classes": classes,

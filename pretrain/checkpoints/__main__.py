@@ -185,10 +185,11 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
     with torch.device("meta"):
         model = build_model(config, config.model.num_classes)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    tensors = read_foreign(Path(source), shapes)
+    tensors, prefix = read_foreign(Path(source), shapes)
     facts = {"step": 0, "classes": None, **model_facts(config, config.model.num_classes)}
     write_weights(Path(destination), shapes, tensors.__getitem__, facts)
-    print(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}")
+    removed = f", without the prefix {prefix!r} before their names" if prefix else ""
+    print(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}{removed}")
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -35,6 +36,26 @@ def model_facts(config: Config, num_classes: int) -> dict[str, Any]:
         "objective": config.objective.name,
         "preprocessing": {key: asdict(config.data)[key] for key in PREPROCESSING},
     }
+
+
+def distinct_names(classes: Sequence[str] | None, count: int) -> list[str]:
+    """One name for each of `count` classes, no two alike, so that names may be keys.
+
+    A name that several classes have is followed by the number of the class, as in "crane (134)"; a class
+    without a name is called by its number.
+    """
+    given = list(classes or ())[:count]
+    often = Counter(given)
+    names: list[str] = []
+    taken = set(given)
+    for label in range(count):
+        name = given[label] if label < len(given) else str(label)
+        if label >= len(given) or often[name] > 1:
+            while name in taken:
+                name = f"{name} ({label})"
+            taken.add(name)
+        names.append(name)
+    return names
 
 
 def difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

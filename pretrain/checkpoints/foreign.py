@@ -17,12 +17,12 @@ from torch import Tensor
 from data_tools.errors import DataError, UsageError
 
 
-def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """{name: tensor} of a DeepSpeed ZeRO folder or a DCP folder, fp32, on the CPU.
+def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], str]:
+    """{name: tensor} of a DeepSpeed ZeRO folder or a DCP folder, fp32, on the CPU; and a prefix.
 
     shapes: of the wanted tensors, by name. In the folder all names may have the same prefix, such as
-    "model.". Raises UsageError if the folder is neither, or if a tensor is missing or has another shape;
-    DataError if it cannot be read.
+    "model.", which is returned. Raises UsageError if the folder is neither, or if a tensor is missing or has
+    another shape; DataError if it cannot be read.
     """
     kind = format_of(folder)
     try:
@@ -36,7 +36,7 @@ def read_foreign(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{folder}: it cannot be read: {text[0]}") from None
     prefix = _prefix(folder, saved, shapes)
-    return {name: _fitting(folder, saved, prefix + name, shape) for name, shape in shapes.items()}
+    return {name: _fitting(folder, saved, prefix + name, shape) for name, shape in shapes.items()}, prefix
 
 
 def format_of(folder: Path) -> str:

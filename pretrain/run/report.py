@@ -65,20 +65,21 @@ class Example:
     """An evaluated image.
 
     tiles: uint8 (rows · columns, C, S, S). grid: (rows, columns) of tiles. labels: classes or numbers.
-    outputs: of the model, (outputs,). attention: see `Rollout.patches`.
+    predicted: the probability of each class, or the numbers that the model gives, (outputs,). attention: see
+    `Rollout.patches`.
     """
 
     tiles: Tensor
     grid: tuple[int, int]
     labels: tuple[float, ...]
-    outputs: Tensor
+    predicted: Tensor
     attention: Tensor
 
 
 def write_report(
-    folder: RunFolder, config: Config, classes: list[str] | None, examples: Sequence[Example]
+    folder: RunFolder, config: Config, classes: Sequence[str], examples: Sequence[Example]
 ) -> None:
-    """Write report.html from metrics.jsonl. classes: their names; None: numbers. examples: images to show."""
+    """Write report.html from metrics.jsonl. classes: a name for each. examples: images to show."""
     rows = list(read_rows(folder.metrics))
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
@@ -139,7 +140,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _example(item: Example, objective: str, classes: list[str] | None) -> str:
+def _example(item: Example, objective: str, classes: Sequence[str]) -> str:
     caption = {"regression": _numbers, "masked_patches": _colours}.get(objective, _guess)(item, classes)
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
@@ -160,21 +161,21 @@ def _image(pixels: NDArray[np.uint8], text: str) -> str:
     return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
-def _guess(item: Example, classes: list[str] | None) -> str:
-    probabilities = item.outputs.softmax(-1)
-    best = int(probabilities.argmax())
-    name, *truth = (classes[int(i)] if classes else str(int(i)) for i in (best, *item.labels))
+def _guess(item: Example, classes: Sequence[str]) -> str:
+    best = int(item.predicted.argmax())
+    name, *truth = (classes[int(label)] for label in (best, *item.labels))
     correction = ""
-    if best not in item.labels:
+    if item.labels and best not in item.labels:
         correction = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
-    return f"{html.escape(name)} {float(probabilities[best]):.0%}{correction}"
+    return f"{html.escape(name)} {float(item.predicted[best]):.0%}{correction}"
 
 
-def _numbers(item: Example, classes: list[str] | None) -> str:
-    predicted, true = (", ".join(f"{value:.3g}" for value in x) for x in (item.outputs.tolist(), item.labels))
+def _numbers(item: Example, classes: Sequence[str]) -> str:
+    both = (item.predicted.tolist(), item.labels)
+    predicted, true = (", ".join(f"{value:.3g}" for value in values) for values in both)
     return f"{predicted} (is {true})"
 
 
-def _colours(item: Example, classes: list[str] | None) -> str:
-    loss, share = item.outputs.tolist()
+def _colours(item: Example, classes: Sequence[str]) -> str:
+    loss, share = item.predicted.tolist()
     return f"loss {loss:.2f}, {share:.0%} of the colours"

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported import facts_of, rewrite, write_weights
 from jobs import Data, metrics, run, succeed, write_recipe
 
 from data_tools.errors import DataError
 from finetune import open_run
+from finetune.export import export_folder
+from pretrain.checkpoints.facts import distinct_names
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,52 @@ def test_the_report_needs_no_network(trained: Path) -> None:
     assert page.count("<svg") >= 5
     assert page.count('<img alt="" src="data:image/png;base64,') == 12
     assert page.count('<img alt="attention" src="data:image/png;base64,') == 12
+
+
+@pytest.mark.parametrize("classes", [("crane", "crane", "red"), ("crane", "crane", "crane (0)")])
+def test_classes_with_equal_names_stay_apart(classes: tuple[str, ...], data: Data, tmp_path: Path) -> None:
+    file = write_weights(tmp_path / "small.safetensors", classes=classes)
+    image = next(data.images.rglob("*.png"))
+    found = json.loads(succeed("finetune", "predict", file, image, "--json"))["classes"]
+    assert sum(found.values()) == pytest.approx(1.0) and len(found) == 3
+    assert {"crane (1)", classes[2]} < found.keys()
+    export_folder(str(file), str(tmp_path / "hf"), "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    assert sorted(config["label2id"].values()) == [0, 1, 2]
+    assert list(config["id2label"].values()) == list(classes)
+    assert open_run(tmp_path / "hf").classes == list(classes)
+
+
+def test_more_outputs_than_names_are_called_by_their_numbers() -> None:
+    assert distinct_names(["a", "a", "2"], 4) == ["a (0)", "a (1)", "2", "3"]
+    assert distinct_names(["2"], 3) == ["2", "1", "2 (2)"]
+    assert distinct_names(None, 2) == ["0", "1"]
+
+
+@pytest.mark.parametrize("program", ["hf", "timm"])
+@pytest.mark.parametrize("objective", ["softmax", "sigmoid", "regression"])
+def test_an_export_still_knows_its_objective(
+    program: str, objective: str, data: Data, tmp_path: Path
+) -> None:
+    file = write_weights(tmp_path / "small.safetensors", objective=objective)
+    export_folder(str(file), str(tmp_path / "theirs"), program)
+    image = next(data.images.rglob("*.png"))
+    wanted, found = (open_run(path).predict([image]) for path in (file, tmp_path / "theirs"))
+    assert found == wanted
+    assert open_run(tmp_path / "theirs").source.notes == ()
+
+
+def test_who_does_not_say_an_objective_is_taken_for_softmax_and_that_is_said(tmp_path: Path) -> None:
+    export_folder(str(write_weights(tmp_path / "small.safetensors")), str(tmp_path / "timm"), "timm")
+    config = json.loads((tmp_path / "timm/config.json").read_text())
+    del config["objective"]
+    (tmp_path / "timm/config.json").write_text(json.dumps(config))
+    assert any("softmax" in note for note in open_run(tmp_path / "timm").source.notes)
+
+
+def test_outputs_that_are_no_numbers_are_an_error(data: Data, tmp_path: Path) -> None:
+    file = write_weights(tmp_path / "small.safetensors")
+    rewrite(file, facts_of(), **{"head.weight": torch.full((3, 24), 1e38)})
+    done = run("finetune", "predict", file, next(data.images.rglob("*.png")), "--json")
+    assert done.returncode == 3 and done.stdout == ""
+    assert "no finite numbers" in done.stderr and done.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from finetune.adapt import adapt
 from finetune.source import open_source
 from pretrain.config.schema import Config, ObjectiveConfig
 from pretrain.model.build import build_model
-from pretrain.objective import build_measure, build_objective
+from pretrain.objective import build_measure, build_objective, probabilities
 
 MASKED = ("objective.name=masked_patches", "optim.schedule=constant", "model.pool=map")
 
@@ -115,3 +115,33 @@ def test_several_numbers_are_averaged() -> None:
     labels = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
     loss = build_objective(ObjectiveConfig(name="regression"))(torch.ones(2, 2), batch(labels))
     assert loss.tolist() == [1.0, 0.0]
+
+
+def test_what_is_shown_and_measured_is_the_objectives() -> None:
+    outputs = torch.tensor([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(probabilities(outputs, "softmax"), outputs.softmax(-1))
+    assert torch.equal(probabilities(outputs, "sigmoid"), outputs.sigmoid())
+    for other in ("regression", "masked_patches"):
+        assert torch.equal(probabilities(outputs, other), outputs)
+    one, several = torch.tensor([1, 2]), torch.tensor([[0, 1], [-1, -1]])
+    for labels in (one, several):
+        loss = build_objective(ObjectiveConfig(name="sigmoid"))(outputs, batch(labels))
+        assert build_measure("sigmoid")(outputs, batch(labels))["loss"][0] == loss[0]
+    cross_entropy = torch.nn.functional.cross_entropy(outputs, one, reduction="none")
+    assert torch.equal(build_measure("softmax")(outputs, batch(one))["loss"], cross_entropy)
+    found = build_measure("softmax")(outputs, batch(several))["loss"]
+    assert found[0].item() == pytest.approx(-outputs[0].softmax(-1)[:2].sum().log().item(), abs=1e-6)
+    assert found[1].item() == 0.0
+
+
+def test_a_sigmoid_model_is_shown_by_the_probability_of_each_class(data: Data, tmp_path: Path) -> None:
+    """At the start its outputs are 0, which is one half for each class and one third under a softmax."""
+    settings = (f"run.dir={tmp_path}", "objective.name=sigmoid", "train.steps=1", "optim.lr=1e-12")
+    succeed("pretrain", write_recipe(tmp_path, data), *settings)
+    page = (tmp_path / "tiny/report.html").read_text()
+    assert page.count(" 50%") == 12 and "33%" not in page
+    row = metrics(tmp_path / "tiny")[-1]
+    assert row["loss"] == pytest.approx(3 * torch.tensor(2.0).log().item(), abs=1e-5)
+    image = next(data.images.rglob("*.png"))
+    said = json.loads(succeed("finetune", "predict", tmp_path / "tiny", image, "--json"))
+    assert list(said["classes"].values()) == [pytest.approx(0.5, abs=1e-5)] * 3

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported import write_weights
 from golden import under
 from jobs import Data, run, succeed
 from references.made import made
 from safetensors.torch import load_file, save_file
-from weight_files import write_weights
 
 from data_tools.errors import UsageError
 from finetune.export import export_folder

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from bench.timm_architectures import PAGE, read_timm, with_table
+from exported import write_weights
 from references import timm as reference
 from references.timm_itself import timm_or_skip
 from safetensors.torch import save_file
-from weight_files import write_weights
 
 from data_tools.errors import UsageError
 from finetune.export import export_folder
@@ -231,12 +231,11 @@ def test_what_the_file_does_not_say_of_its_images_is_told(
     assert "config.json does not say interpolation, crop_pct, mean, std" in caplog.text
 
 
-def test_names_that_are_not_one_for_each_output_are_left_out_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_that_are_not_one_for_each_output_are_left_out_and_told(tmp_path: Path) -> None:
     _, config, weights = made_up("vit_tiny_patch16_224", label_names=["cat", "dog"])
-    assert read_folder(write(tmp_path, config, weights)).facts["classes"] is None
-    assert "2 class names for 5 outputs" in caplog.text
+    found = read_folder(write(tmp_path, config, weights))
+    assert found.facts["classes"] is None
+    assert "it names 2 classes, but has 5: the names are not used" in found.notes
 
 
 def test_an_early_config_json_has_everything_in_one_place(tmp_path: Path) -> None:
