@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output
+from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
 from pretrain.run.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -140,13 +140,13 @@ def _predict(arguments: list[str]) -> int:
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print(json.dumps(row) if given.json else f"{path}: {_as_text(found)}")
+            print(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
     return code
 
 
 def _print_notes(source: TrainedWeights) -> None:
     for note in source.notes:
-        print(f"note: {source.name}: {note}", file=sys.stderr)
+        print(printable(f"note: {source.name}: {note}"), file=sys.stderr)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:

@@ -139,6 +139,13 @@ def test_classes_with_equal_names_stay_apart(classes: tuple[str, ...], data: Dat
     assert open_run(tmp_path / "hf").classes == list(classes)
 
 
+def test_names_of_a_stranger_cannot_write_to_the_terminal(data: Data, tmp_path: Path) -> None:
+    file = write_weights(tmp_path / "small.safetensors", classes=("a\x1b[2J", "b\nerror: forged", "c"))
+    output = succeed("finetune", "predict", file, next(data.images.rglob("*.png")))
+    assert r"a\x1b[2J" in output and r"b\nerror: forged" in output
+    assert "\x1b" not in output and "\nerror: forged" not in output
+
+
 def test_more_outputs_than_names_are_called_by_their_numbers() -> None:
     assert distinct_names(["a", "a", "2"], 4) == ["a (0)", "a (1)", "2", "3"]
     assert distinct_names(["2"], 3) == ["2", "1", "2 (2)"]
