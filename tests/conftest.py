@@ -20,7 +20,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="only the tests that start no other process")
+    parser.addoption("--quick", action="store_true", help="only quick tests that start no other process")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +33,13 @@ def quick(request: pytest.FixtureRequest) -> None:
     """With --quick, a test is skipped as soon as it starts a process."""
     if request.config.getoption("--quick"):
         sys.addaudithook(_skip_at_a_process)
+
+
+@pytest.fixture(autouse=True)
+def not_slow(request: pytest.FixtureRequest) -> None:
+    """With --quick, a test marked as slow is skipped."""
+    if request.config.getoption("--quick") and request.node.get_closest_marker("slow"):
+        pytest.skip("--quick: it is marked as slow")
 
 
 def _skip_at_a_process(event: str, arguments: tuple[object, ...]) -> None:

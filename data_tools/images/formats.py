@@ -40,6 +40,15 @@ _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
 )
 
 
+def no_image(data: bytes) -> str | None:
+    """What bytes are that begin as no known image: a Git LFS pointer or no image; None for an image."""
+    if data[:2] == b"\xff\xd8" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[8:12] == b"WEBP":
+        return None
+    if other_format(data):
+        return None
+    return "Git LFS pointer" if data.startswith(b"version https://git-lfs") else "no image"
+
+
 def other_format(data: bytes) -> str | None:
     """The name of a known image format that training does not read, such as GIF; else None."""
     for first, name in _FIRST_BYTES:

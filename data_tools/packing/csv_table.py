@@ -18,9 +18,10 @@ from data_tools.errors import DataError, UsageError
 
 FILE, LABEL = "file", "label"
 _FILE_NAMES = {
-    *("file", "files", "filename", "filenames", "filepath", "path", "paths", "relpath", "relativepath"),
-    *("image", "images", "imagename", "imagepath", "imagefile", "imagefilename", "imageid", "imageids"),
-    *("img", "imgname", "imgpath", "imgid", "imgfile", "photo", "picture", "id", "name"),
+    *("file", "files", "filename", "filenames", "filepath", "filepaths", "path", "paths", "relpath"),
+    *("relativepath", "image", "images", "imagename", "imagenames", "imagepath", "imagepaths"),
+    *("imagefile", "imagefiles", "imagefilename", "imageid", "imageids", "img", "imgname", "imgpath"),
+    *("imgpaths", "imgid", "imgfile", "photo", "picture", "id", "name"),
 }
 _LABEL_NAMES = {
     *("label", "labels", "labelid", "labelname", "class", "classes", "classid", "classname", "classlabel"),

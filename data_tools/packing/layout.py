@@ -87,6 +87,11 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         raise UsageError(
             f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
         )
+    if odd := [folder for folder in names if _role(folder) or _squeezed(folder) in _NO_CLASS]:
+        listing.notes.append(
+            "warning: folders taken for classes among others, though splits or folders of images are called "
+            f"so: {_some(odd)}: move them out of the source if they are no classes"
+        )
 
 
 def has_annotations(listing: Listing) -> bool:
@@ -177,10 +182,15 @@ def _splits_within(below: dict[str, set[str]]) -> list[str]:
 
 
 def _same_sub_folders(below: dict[str, set[str]]) -> tuple[list[str], list[str]] | None:
-    """Folders that share sub-folders, and these; None if fewer than two, or than half of all, are shared."""
+    """Folders that share sub-folders, and these; None if fewer than half of all are shared, or only one.
+
+    One is enough where a folder has the name of a split, if it is not called images or the like.
+    """
     counts = Counter(sub for subs in below.values() for sub in {sub.casefold() for sub in subs})
     shared = sorted(sub for sub, count in counts.items() if count > 1)
-    if len(shared) < 2 or 2 * len(shared) < len(counts):
+    named = any(map(_role, below)) and not any(_squeezed(sub) in _NO_CLASS for sub in shared)
+    enough = 1 if named else 2
+    if len(shared) < enough or 2 * len(shared) < len(counts):
         return None
     return [name for name, subs in below.items() if {sub.casefold() for sub in subs} & set(shared)], shared
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from data_tools.errors import DataError
 from data_tools.images.decode import DecodeError
-from data_tools.images.formats import CONVERTED_NAMES, READ_AS, other_format
+from data_tools.images.formats import CONVERTED_NAMES, READ_AS, no_image, other_format
 from data_tools.packing.labelling import Entry
 from data_tools.packing.listing import extension
 from data_tools.packing.recode import Recode, Written, file_extension
@@ -56,7 +56,7 @@ class Prepare:
             if named is None:
                 self.unconverted.append(f"{entry.path}: {error}")
                 return None
-            if not other_format(data):
+            if not other_format(data) and not no_image(data):
                 self.unreadable.append(f"{entry.path}: {error}")
             self.unusable.add(entry.path)
             written, found = Written(data), named
@@ -68,7 +68,7 @@ class Prepare:
             self.converted.append(written.converted)
             if written.pictures > 1:
                 self.several.append(path)
-        elif other := other_format(written.data):
+        elif other := other_format(written.data) or no_image(written.data):
             self.misnamed.append((path, other))
             self.unusable.add(path)
         if written.recoloured:
@@ -87,9 +87,9 @@ class Prepare:
             paths, formats = zip(*self.misnamed, strict=True)
             advice = "--convert writes them anew"
             if not CONVERTED_NAMES.issuperset(formats) or self.recode.convert:
-                advice = "convert them with another program"
+                advice = "fetch them again, or convert them with another program"
             found.append(
-                f"warning: images that training cannot read, of other formats than their names say: "
+                f"warning: images that training cannot read, of other content than their names say: "
                 f"{_many(paths)} ({_counted(formats)}): {advice}"
             )
         if self.unreadable:

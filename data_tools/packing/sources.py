@@ -111,4 +111,5 @@ def images_added(source: Source | ShardSource, listing: Listing) -> list[str]:
     if not isinstance(source, FolderSource):
         return []
     source.list_into(now := Listing(source.name, listing.convert))
-    return sorted(now.images.keys() - listing.images.keys(), key=os.fsencode)
+    known = listing.images.keys() | {path for paths in listing.passed.values() for path in paths}
+    return sorted(now.images.keys() - known, key=os.fsencode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from bench import gpu_step, packing
 
 
@@ -11,6 +12,7 @@ def test_packing_prints_its_table(capsys) -> None:
     assert "padded MB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_step_of_each_kind_is_measured() -> None:
     kinds = ["agreement", "copy", "l16, batch 256, fsdp, eager", "b16, batch 400", "ddp", "selective"]
     rows = gpu_step.main(["--quick", "--rows", *kinds])

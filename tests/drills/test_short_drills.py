@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from drills import kills, saves, starts
 from jobs import Data
 
@@ -16,5 +17,6 @@ def test_two_starts_and_stops(data: Data, tmp_path: Path) -> None:
     starts.drill(tmp_path, data, ["fsdp"], rounds=2)
 
 
+@pytest.mark.slow
 def test_memory_over_thirty_saves(tmp_path: Path) -> None:
     saves.drill(tmp_path, saves=30, megabytes=20)

@@ -133,7 +133,7 @@ def test_without_convert_one_line_counts_them(kind: str, tmp_path, capsys) -> No
     assert cli.main(["pack", str(source), str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert f"images of formats that --convert takes: 1 (1 .{kind})" in said
-    assert "of other formats than their names say: 2, first 'cow/1.jpg' (2 " in said and "--convert" in said
+    assert "of other content than their names say: 2, first 'cow/1.jpg' (2 " in said and "--convert" in said
     assert "classes without images: 2" in said and "'cow'" in said and "'cat'" in said
     (source / "dog/1.jpg").unlink()
     (source / "dog/2.JPG").unlink()
@@ -149,7 +149,23 @@ def test_formats_that_nothing_here_reads_are_not_promised(tmp_path, capsys) -> N
     for options in ([], ["--convert"]):
         assert cli.main(["pack", str(source), str(tmp_path / f"out{len(options)}"), *options]) == 0
         said = capsys.readouterr().err
-        assert "1, first 'cat/1.jpg' (1 HEIC): convert them with another program" in said
+        assert "1, first 'cat/1.jpg' (1 HEIC): fetch them again, or convert them" in said
+
+
+def test_what_is_no_image_at_all_is_warned_of(tmp_path, capsys) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    contents = {"cat/1.jpg": b"<html>404</html>", "cat/2.jpg": pointer, "dog/1.jpg": picture(1)}
+    assert cli.main(["pack", str(source_of(tmp_path, contents)), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "2, first 'cat/1.jpg' (1 Git LFS pointer, 1 no image): fetch them again" in said
+    assert "classes without images: 1" in said and "came while" not in said
+
+
+def test_masks_are_not_taken_for_images_that_came_later(tmp_path, capsys) -> None:
+    contents = {"cat/1.jpg": picture(1), "cat/1.mask.png": picture(2, kind="PNG"), "dog/1.jpg": picture(3)}
+    assert cli.main(["pack", str(source_of(tmp_path, contents)), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "second images of a sample, such as masks: 1" in said and "came while" not in said
 
 
 @pytest.mark.parametrize(("kind", "becomes"), [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "JPEG")])

@@ -69,6 +69,19 @@ def test_equal_sub_folders_are_splits(paths: list[str]) -> None:
         check_class_folders(listing(*paths))
 
 
+def test_a_split_that_lacks_classes_of_the_others_is_a_split() -> None:
+    with pytest.raises(UsageError, match=r"holdout, split_1 with the same sub-folders \(cat\)"):
+        check_class_folders(listing("holdout/cat/1.jpg", "split_1/cat/1.jpg", "split_1/dog/1.jpg"))
+
+
+@pytest.mark.parametrize("odd", ["test", "train", "unlabeled", "images"])
+def test_one_split_among_classes_is_warned_of(odd: str) -> None:
+    layout = listing("cat/1.jpg", "dog/1.jpg", f"{odd}/1.jpg")
+    check_class_folders(layout)
+    (note,) = layout.notes
+    assert note.startswith("warning: folders taken for classes") and f": {odd}: " in note
+
+
 def test_splits_inside_of_classes_are_not_mixed() -> None:
     with pytest.raises(UsageError, match=r"class folders \(cat, dog\) with the splits test, train in each"):
         check_class_folders(listing("cat/train/1.jpg", "cat/test/1.jpg", "dog/train/1.jpg"))

@@ -45,6 +45,7 @@ def gradients(model: nn.Module, seed: int, grid: list[tuple[int, int]]) -> dict[
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
 def test_all_blocks_share_one_graph_over_20_batches_of_other_tile_counts(
     model: VisionTransformer, checkpointing: str
@@ -74,6 +75,7 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_selective_checkpointing_computes_no_matrix_product_or_attention_twice(
     model: VisionTransformer,
 ) -> None:
