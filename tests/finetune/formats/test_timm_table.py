@@ -87,6 +87,7 @@ def differ(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_each_architecture_computes_what_timm_computes(name: str, tmp_path: Path) -> None:
     timm = timm_or_skip()
