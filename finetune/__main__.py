@@ -59,7 +59,8 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
     from pretrain.job import run_job
     from pretrain.model.build import Model
-    from pretrain.run.folder import log, write_json
+    from pretrain.run.files import write_json
+    from pretrain.run.folder import log
 
     from .adapt import adapt
     from .config import load_finetune

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError
-from pretrain.run.folder import GOING_ON, RunFolder, read_rows
+from pretrain.run.files import read_rows
+from pretrain.run.folder import GOING_ON, RunFolder
 
-from .slurm.requeue import QUEUED
+from .slurm.requeue import LIFE, QUEUED
 
 SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
@@ -73,7 +74,7 @@ class Standing:
 def look(folder: RunFolder) -> Standing:
     """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one."""
     status = folder.status()
-    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
+    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl", *LIFE)][-1]
     queued = folder.path / QUEUED
     job = queued.read_text(encoding="utf-8").strip() if queued.exists() else None
     waiting = "" if job in (None, status.get("job"), life.get("job")) else queued_text(str(job))
