@@ -82,7 +82,7 @@ class Watchdog:
                 file = stack.enter_context(self._log_file.open("ab"))
             before = time.monotonic()
             while not self._closed.wait(TICK):
-                if file:  # where Python itself hangs, and with it this thread, at least the stacks are written
+                if file:  # if Python itself hangs, and this thread too, at least the stacks are written
                     faulthandler.dump_traceback_later(self.timeout, file=file)
                 self._update_status()
                 now = time.monotonic()
