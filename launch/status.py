@@ -15,11 +15,12 @@ from data_tools.errors import UsageError
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
-from .slurm.requeue import LIFE, QUEUED
+from .slurm.requeue import QUEUED
 
 SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
+TOLD = ("job", "restart", "state", "code", "reason", "time", "requeued")  # of a life
 GONE = " is no longer in the queue, and wrote no status"
 
 
@@ -74,7 +75,7 @@ class Standing:
 def look(folder: RunFolder) -> Standing:
     """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one."""
     status = folder.status()
-    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl", *LIFE)][-1]
+    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl", *TOLD)][-1]
     queued = folder.path / QUEUED
     job = queued.read_text(encoding="utf-8").strip() if queued.exists() else None
     waiting = "" if job in (None, status.get("job"), life.get("job")) else queued_text(str(job))
