@@ -11,16 +11,17 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import UserError
 from pretrain.run.folder import GOING_ON, RunFolder, read_rows
 
-QUEUED = "slurm/queued"  # in a run folder: the id of the job that was queued last
+from .queue import ask
+
 STOPPED = 75
 WILL_REPEAT = {2: "configuration", 3: "data", 4: "divergence"}
 GOES_ON = ("RUNNING", "SIGNALING")
@@ -152,8 +153,10 @@ def newest_checkpoint(folder: RunFolder) -> int:
 
 def ask_slurm(job: str, restart: int) -> SlurmAction:
     """What `scontrol show job` says, called in life `restart` of the job (0 is the first)."""
-    done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
-    return read_action(done.stdout, restart)
+    try:
+        return read_action(ask("scontrol", "show", "job", "-o", job).stdout, restart)
+    except UserError:
+        return SlurmAction()
 
 
 def read_action(answer: str, restart: int) -> SlurmAction:
@@ -174,10 +177,17 @@ def read_action(answer: str, restart: int) -> SlurmAction:
 
 
 def seconds(text: str) -> int:
-    """A time as SLURM writes it, [days-]hours:minutes:seconds, in seconds."""
-    days, _, clock = text.rpartition("-")
-    hours, minutes, rest = (int(part) for part in clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
+    """A time as SLURM writes and reads it, in seconds.
+
+    text: minutes, minutes:seconds, hours:minutes:seconds, or days- and hours, hours:minutes or all three.
+    Raises ValueError for anything else.
+    """
+    if not re.fullmatch(r"([0-9]+-[0-9]+|[0-9]+)(:[0-9]+){0,2}", text):
+        raise ValueError(text)
+    days, dash, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 if __name__ == "__main__":

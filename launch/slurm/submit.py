@@ -5,130 +5,94 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import shlex
-import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, printable
 from pretrain.config import loading
-from pretrain.config.schema import Config
 
-from .requeue import QUEUED
+from .checks import check_settings, check_start
+from .options import fill_in, parse
+from .queue import RECORD, SCRIPT, ask, in_queue
 from .script import batch_script
-from .site import read_site
-
-PLAIN = re.compile(r"[\w/.+=@,:-]+")
+from .site import find_site, read_site
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check, write and queue a job, or with --print only check and write it. Returns the exit code."""
+    """Check, write and queue a job, or with --print only check and show it. Returns the exit code."""
     given = parse(arguments)
-    site = read_site(given.cluster)
-    config = check(given)
-    folder = config.folder.resolve() / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "job.sh"
-    text = batch_script(given, site, config, copy_recipe(Path(given.config), folder))
-    script.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths keep their bytes
+    recipe = Path(loading.find_recipe(given.config))
+    site_file = find_site(given.cluster, recipe)
+    site = read_site(site_file)
+    config, inputs = check_settings(given)
+    notes = [f"cluster {printable(str(site_file.resolve()))}", *fill_in(given, site, config)]
     if given.print:
-        print(text, end="")
+        print(batch_script(given, site, config, recipe.resolve()), end="")
+        print("\n".join(notes), file=sys.stderr)
         return 0
-    job = submit(script, given.after)
-    (config.folder / QUEUED).write_text(f"{job}\n", encoding="utf-8")
+    check_start(given, config, inputs)
+    run, content = config.folder.resolve(), recipe.read_bytes()
+    # A copy, so that a job that waits for days runs what was checked.
+    copy = run / f"slurm/recipe-{hashlib.sha256(content).hexdigest()[:8]}.yaml"
+    script, record = run / SCRIPT, run / RECORD
+    text = batch_script(given, site, config, copy)
+    waiting = [entry.job for entry in in_queue([run])[run]]
+    with undone_on_error(run / "slurm", [copy, script, record]):
+        copy.write_bytes(content)
+        script.write_text(text, encoding="utf-8")
+        job = submit(script, given)
+        try:
+            record.write_text("".join(f"{known}\n" for known in [*waiting, job]), encoding="utf-8")
+        except OSError:
+            ask("scancel", job)
+            raise
     print(f"job {job} is queued")
     print(f"script  {script}")
-    print(f"log     {folder}/{job}.out")
+    print(f"log     {run}/slurm/{job}.out")
+    print("\n".join(notes))
     print(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
     return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of `python -m launch slurm`; UsageError for impossible numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch slurm",
-        description="Check a job, write its batch script into the run folder, and queue it.",
-    )
-    parser.add_argument("config", metavar="CONFIG", help="a recipe")
-    parser.add_argument("settings", metavar="key=value", nargs="*", default=[])
-    parser.add_argument("--nodes", required=True, metavar="N", help="a number, or MIN-MAX")
-    parser.add_argument("--gpus-per-node", required=True, type=int, metavar="G", help="0: on CPUs")
-    parser.add_argument("--tasks-per-node", type=int, metavar="T", help="default: one for each GPU")
-    parser.add_argument("--cpus-per-task", type=int, metavar="C")
-    parser.add_argument("--stage", choices=["pretrain", "finetune"], default="pretrain")
-    parser.add_argument("--after", metavar="JOB", help="start when that job has succeeded")
-    parser.add_argument("--launcher", choices=["srun", "torchrun"], default="srun")
-    parser.add_argument("--container", metavar="IMAGE", help="FILE.sif: apptainer; others: pyxis")
-    parser.add_argument("--cluster", metavar="NAME", default="default", help="configs/cluster/NAME.yaml")
-    for name in ("time", "partition", "account", "qos"):
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--print", action="store_true", help="print the script, queue nothing")
-    given = parser.parse_intermixed_args(list(arguments))
-    given.tasks_per_node = given.tasks_per_node or given.gpus_per_node
-    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", given.nodes):
-        raise UsageError(f"--nodes {given.nodes}: a number such as 4, or a range such as 2-4")
-    if given.tasks_per_node < 1:
-        raise UsageError("--gpus-per-node 0: give --tasks-per-node, the processes of each node")
-    return given
+@contextmanager
+def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Make `folder`; after an error in the block, it and `files` are as they were before.
 
-
-def check(given: argparse.Namespace) -> Config:
-    """The job's configuration, checked for mistakes that would end the job after hours in the queue.
-
-    Raises UsageError or DataError.
+    Raises UsageError where they cannot be written.
     """
-    if given.stage == "pretrain":
-        config: Config = loading.load(given.config, given.settings)
-    else:
-        from finetune.config import FinetuneConfig, load_finetune
-
-        config = loading.load(given.config, given.settings, FinetuneConfig)
-        if given.after:  # the weights that it starts from do not exist yet, so the model is not known
-            if not (config.init and Path(config.init).exists()):
-                raise UsageError(f"init={config.init}: no such run: queue the job that trains it first")
-        else:
-            config = load_finetune(given.config, given.settings)[0]
-    from pretrain.config.batch_split import split_batch
-    from pretrain.inputs import open_inputs
-    from pretrain.model.variants import resolve
-
-    low, _, high = given.nodes.partition("-")
-    for nodes in range(int(low), int(high or low) + 1):
-        try:
-            split_batch(config.train, nodes * given.tasks_per_node)
-        except UsageError as error:
-            raise UsageError(f"--nodes {given.nodes}, on {nodes} nodes: {error}") from None
-    if not PLAIN.fullmatch(str(config.folder.resolve())):
-        raise UsageError(
-            f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only "
-            f"letters, digits and . _ - + = @ , : are safe: set another run.name or run.dir"
-        )
-    if not (given.stage == "finetune" and given.after):
-        resolve(config.model).grid(config.data.tile_size)
-    open_inputs(config)
-    return config
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = {file: file.read_bytes() if file.exists() else None for file in files}
+        yield
+    except BaseException as error:
+        for file, content in before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(content)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"{folder}: it cannot be written: {error.strerror}: check run.dir and run.name, and who may "
+                f"write there"
+            ) from None
+        raise
 
 
-def copy_recipe(recipe: Path, folder: Path) -> Path:
-    """Copy the recipe, so that a job that waits for days runs what was checked; returns the copy."""
-    content = recipe.read_bytes()
-    copy = folder / f"recipe-{hashlib.sha256(content).hexdigest()[:8]}.yaml"
-    copy.write_bytes(content)
-    return copy
+def submit(script: Path, given: argparse.Namespace) -> str:
+    """Queue `script`, to start once the job of --after (if any) has succeeded; returns the job id.
 
-
-def submit(script: Path, after: str | None) -> str:
-    """Queue `script`, to start once job `after` (if any) has succeeded; returns the job id.
-
-    Raises UsageError where there is no sbatch or it refuses.
+    Raises UsageError if sbatch refuses.
     """
-    if not shutil.which("sbatch"):
-        raise UsageError(
-            f"sbatch is not on this machine; the script is written to {script}, and --print shows it"
-        )
-    dependency = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    dependency = [f"--dependency=afterok:{given.after}", "--kill-on-invalid-dep=yes"] if given.after else []
     # sbatch reads options from SLURM's variables, which inside a job are set for that job.
     keep = {
         k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"
@@ -137,5 +101,9 @@ def submit(script: Path, after: str | None) -> str:
         ["sbatch", "--parsable", *dependency, str(script)], env=keep, capture_output=True, text=True
     )
     if done.returncode:
-        raise UsageError(f"sbatch refused {script}: {' '.join(done.stderr.split())}")
+        cpus = given.cpus_per_task * given.tasks_per_node
+        raise UsageError(
+            f"sbatch refused the job: {' '.join(done.stderr.split())}; each of its nodes has "
+            f"{given.gpus_per_node} GPUs and {cpus or 'any number of'} CPUs (--cpus-per-task, data.workers)"
+        )
     return done.stdout.strip().partition(";")[0]
