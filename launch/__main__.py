@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return slurm(rest)
         if command == "cancel":
-            from .slurm.cancel import main as cancel
+            from .slurm.queue import cancel
 
             return cancel(rest)
         if command == "status":

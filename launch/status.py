@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError, UserError, printable
+from data_tools.errors import UsageError, printable
 from pretrain.run.folder import GOING_ON, RunFolder, read_rows
 
 from .slurm.checks import SILENT
-from .slurm.queue import RECORD, SCRIPT, Entry, has_slurm, in_queue, recorded
+from .slurm.queue import RECORD, SCRIPT, Entry, in_queue, recorded
 
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
@@ -58,9 +58,8 @@ def is_run(path: Path) -> bool:
 def print_table(runs: Sequence[Path]) -> int:
     """Print a line for each run; returns 1 if one failed, is stalled or gone, otherwise 0."""
     rows, all_good = [], True
-    queue, problem = ask_queue(runs)
-    for run in runs:
-        found = look(RunFolder(run), (queue.get(run, []), problem))
+    for run, entries in in_queue(runs).items():
+        found = look(RunFolder(run), entries)
         (state, *figures), good = summary(found, time.time())
         to_come = f"; {found.waiting}" if found.status and found.waiting else ""
         rows.append([printable(run.name), *figures, printable(state + to_come)])
@@ -90,23 +89,17 @@ class Standing:
             return self.waiting.endswith(GONE)
         if self.requeued is not None:
             return not self.requeued
+        if not self.status:
+            return True
         ended = self.status.get("state") in ("done", "failed", "stopped")
         # The batch script of a SLURM job may still requeue it; it has SILENT seconds to write that down.
         return ended and (not self.status.get("job") or now - self.status["time"] > SILENT)
 
 
-def ask_queue(runs: Sequence[Path]) -> tuple[dict[Path, list[Entry]], str | None]:
-    """The jobs of each run in SLURM's queue; and why that is not known, or None."""
-    try:
-        return in_queue(runs), None if has_slurm() else ""
-    except UserError as error:
-        return {}, f" ({error})"
-
-
-def look(folder: RunFolder, asked: tuple[list[Entry], str | None] | None = None) -> Standing:
+def look(folder: RunFolder, entries: list[Entry] | None = None) -> Standing:
     """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one.
 
-    asked: what `ask_queue` said, if it was asked for several runs at once.
+    entries: its jobs in the queue, if SLURM was asked for several runs at once.
     """
     status = folder.status()
     life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
@@ -118,35 +111,25 @@ def look(folder: RunFolder, asked: tuple[list[Entry], str | None] | None = None)
             facts = {key: life[key] for key in ("state", "job", "restart")}
             reason = life["reason"].removeprefix("failed: ")
             status = status | facts | {"exit_code": life["code"], "reason": reason, "rank": None}
-    waiting = _waiting(folder.path, status, requeued, asked)
+    waiting = _waiting(folder.path, status, requeued, entries)
     if requeued and waiting.endswith(GONE):  # it was cancelled before it began again
         requeued, waiting = False, ""
     return Standing(status, requeued, waiting)
 
 
-def _waiting(
-    run: Path, status: dict[str, Any], requeued: bool | None, asked: tuple[list[Entry], str | None] | None
-) -> str:
+def _waiting(run: Path, status: dict[str, Any], requeued: bool | None, entries: list[Entry] | None) -> str:
     """A sentence about the jobs of the run that are to begin, or to begin again; "" if there is none."""
-    jobs = recorded(run)
+    jobs, last = recorded(run), status.get("job")
     alive = status.get("state") in GOING_ON and time.time() - status["time"] < SILENT
-    if not jobs or (jobs == [status.get("job")] and (alive or requeued is False)):
+    if not jobs or (jobs == [last] and (alive or requeued is False)):
         return ""
-    if asked is None:
-        queue, problem = ask_queue([run])
-        asked = queue.get(run, []), problem
-    entries, unknown = asked
-    at_work = ("RUNNING", "COMPLETING")
-    to_come = [entry for entry in entries if entry.job != status.get("job") or entry.state not in at_work]
-    if to_come:
-        return ", ".join(map(str, to_come))
-    has_begun = jobs[-1] == status.get("job")
-    if unknown is not None:
-        return "" if has_begun else f"queued as SLURM job {jobs[-1]}{unknown}"
-    if has_begun:
-        return f"SLURM job {jobs[-1]}{GONE}" if requeued and not entries else ""
-    began_later = status.get("time", 0.0) > (run / RECORD).stat().st_mtime
-    return "" if began_later else f"SLURM job {jobs[-1]}{GONE}"
+    entries = in_queue([run])[run] if entries is None else entries
+    at_work = ("RUNNING", "COMPLETING", "")
+    to_come = [str(entry) for entry in entries if entry.job != last or entry.state not in at_work]
+    # A start that nobody queued, later than the job that was queued last, says nothing about that job.
+    began = status.get("time", 0.0) > (run / RECORD).stat().st_mtime if jobs[-1] != last else not requeued
+    gone = "" if entries or began else f"SLURM job {jobs[-1]}{GONE}"
+    return ", ".join(to_come) or gone
 
 
 def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]:

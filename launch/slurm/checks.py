@@ -65,8 +65,11 @@ def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs]:
     return config, open_inputs(config)
 
 
-def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> None:
-    """Raises UsageError if the job could not start, or would find its run at work or finished."""
+def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> list[str]:
+    """The ids of the run's jobs in the queue, which this one is to follow.
+
+    Raises UsageError if the job could not start, or would find its run at work or finished.
+    """
     run = config.folder
     if not shutil.which("sbatch"):
         raise UsageError("sbatch is not on this machine; --print shows the script that it would be given")
@@ -77,7 +80,7 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> No
             f"--after {given.after}: {state} is what SLURM says of that job; leave --after out if this one "
             f"need not wait"
         )
-    queued = in_queue([run])[run]
+    queued = [entry for entry in in_queue([run])[run] if entry.state]
     is_chain = given.after in [entry.job for entry in queued]
     if queued and not is_chain:
         raise UsageError(
@@ -94,17 +97,16 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> No
         )
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
-    found = next(iter(complete(RunFolder(run).checkpoints)), None)
-    if found is None or config.run.resume not in ("auto", "never"):
-        return
-    if config.run.resume == "never":
-        raise UsageError(f"{run}: run.resume=never, and it has {found.name}: set another run.name")
-    if (step := int(found.name.removeprefix("step-"))) >= inputs.steps:
-        raise UsageError(
-            f"{run} is finished: step {step} of {inputs.steps}. Ask for more steps by train.steps, or set "
-            f"another run.name"
-        )
-    from pretrain.resume import check_training
+    for found in complete(RunFolder(run).checkpoints)[:1] if config.run.resume in ("auto", "never") else ():
+        if config.run.resume == "never":
+            raise UsageError(f"{run}: run.resume=never, and it has {found.name}: set another run.name")
+        if (step := int(found.name.removeprefix("step-"))) >= inputs.steps:
+            raise UsageError(
+                f"{run} is finished: step {step} of {inputs.steps}. Ask for more steps by train.steps, or "
+                f"set another run.name"
+            )
+        from pretrain.resume import check_training
 
-    with suppress(DataError):  # a damaged checkpoint: the job goes back to an older one
-        check_training(Checkpoint(found), inputs, config)
+        with suppress(DataError):  # a damaged checkpoint: the job goes back to an older one
+            check_training(Checkpoint(found), inputs, config)
+    return [entry.job for entry in queued]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -168,7 +169,7 @@ def read_action(answer: str, restart: int) -> SlurmAction:
     if not fields:
         return SlurmAction()
     limit = fields.get("TimeLimit", "UNLIMITED")
-    in_time = limit == "UNLIMITED" or seconds(fields["RunTime"]) < seconds(limit)
+    in_time = seconds(fields.get("RunTime", "0")) < seconds(limit)
     return SlurmAction(
         preempts=fields.get("PreemptTime", "None") != "None",
         ends=fields["JobState"] not in GOES_ON and in_time,
@@ -176,12 +177,14 @@ def read_action(answer: str, restart: int) -> SlurmAction:
     )
 
 
-def seconds(text: str) -> int:
+def seconds(text: str) -> float:
     """A time as SLURM writes and reads it, in seconds.
 
-    text: minutes, minutes:seconds, hours:minutes:seconds, or days- and hours, hours:minutes or all three.
-    Raises ValueError for anything else.
+    text: minutes, minutes:seconds, hours:minutes:seconds, or days- and hours, hours:minutes or all three; or
+    UNLIMITED. Raises ValueError for anything else.
     """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return math.inf
     if not re.fullmatch(r"([0-9]+-[0-9]+|[0-9]+)(:[0-9]+){0,2}", text):
         raise ValueError(text)
     days, dash, clock = text.rpartition("-")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_tools.errors import UsageError
-from pretrain.config.keys import check_key, known_keys
+from pretrain.config.keys import nearest
 from pretrain.config.loading import OWN_CONFIGS
 
 from .quoting import one_line, option
@@ -19,23 +19,24 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-@dataclass
-class Site:
+class Site(BaseModel):
     """What a file of configs/cluster says; configs/cluster/default.yaml explains the keys."""
+
+    model_config = ConfigDict(extra="forbid")
 
     account: str | None = None
     partition: str | None = None
     qos: str | None = None
     time: str | None = None
     mem: str | None = None
-    cpus_per_task: int | None = None
-    modules: list[str] = field(default_factory=list)
-    setup: list[str] = field(default_factory=list)
-    environment: list[str] = field(default_factory=list)
+    cpus_per_task: NonNegativeInt | None = None
+    modules: list[str] = []
+    setup: list[str] = []
+    environment: list[str] = []
     interface: str | None = None
-    save_seconds: int = 120
-    sbatch: list[str] = field(default_factory=list)
-    srun: list[str] = field(default_factory=list)
+    save_seconds: NonNegativeInt = 120
+    sbatch: list[str] = []
+    srun: list[str] = []
 
 
 def find_site(name: str, recipe: Path) -> Path:
@@ -53,11 +54,9 @@ def find_site(name: str, recipe: Path) -> Path:
     for file in found:
         if file.is_file():
             return file
-    if is_path:
-        raise UsageError(f"--cluster {name}: there is no such file")
     known = sorted({file.stem for folder in places for file in folder.glob("*.yaml")})
-    where = ", ".join(str(folder) for folder in dict.fromkeys(places))
-    raise UsageError(f"--cluster {name}: no {name}.yaml in {where}; there are: {', '.join(known)}")
+    where = ", ".join(map(str, dict.fromkeys(file.parent for file in found)))
+    raise UsageError(f"--cluster {name}: no {found[0].name} in {where}; names: {', '.join(known)}")
 
 
 def read_site(file: Path) -> Site:
@@ -66,28 +65,26 @@ def read_site(file: Path) -> Site:
     Texts are taken as they are written: 1:30:00 is a time, not the number 5400 that YAML makes of it, and
     ${HOME} is left to bash. Raises UsageError that names the key, also for variables that may be secrets.
     """
-    site, keys = Site(), known_keys(Site)
-    kinds = {item.name: str(item.type) for item in fields(Site)}
-    for key, value in _entries(file):
-        check_key(key, keys, str(file))
-        where, is_list = f"{file}: {key}", kinds[key].startswith("list")
-        if value is None and "None" not in kinds[key]:
-            continue
-        if isinstance(value, list) != is_list:
-            raise UsageError(
-                f"{where}: it is {'a list, such as [a, b]' if is_list else 'one value, not a list'}"
-            )
-        for text in value if isinstance(value, list) else [value or ""]:
-            one_line(where, text.replace("\t", " ") if key == "setup" else text)
-        if kinds[key].startswith("int") and isinstance(value, str):
-            if not re.fullmatch("[0-9]{1,6}", value):
-                raise UsageError(f"{where}: {value}: it must be a whole number")
-            setattr(site, key, int(value))
-        else:
-            setattr(site, key, value)
-    site.sbatch, site.srun = (
-        [option(f"{file}: {key}", text) for text in getattr(site, key)] for key in ("sbatch", "srun")
-    )
+    try:
+        text = file.read_text(encoding="utf-8")
+        node, raw = yaml.compose(text, yaml.BaseLoader), yaml.load(text, yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict) or (node and len(node.value) > len(raw)):
+        raise UsageError(f"{file}: the settings of a cluster are a mapping, which has each key once")
+    given = {key: value for key, value in raw.items() if value not in ("", "null", "~")}
+    try:
+        site = Site.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = str(wrong["loc"][0])
+        known = "" if key in Site.model_fields else nearest(key, Site.model_fields)
+        raise UsageError(f"{file}: {key}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}{known}") from None
+    for key, value in given.items():
+        for item in value if isinstance(value, list) else [value]:
+            one_line(f"{file}: {key}", item.replace("\t", " ") if key == "setup" else item)
+    site.sbatch = [option(f"{file}: sbatch", item) for item in site.sbatch]
+    site.srun = [option(f"{file}: srun", item) for item in site.srun]
     for item in site.environment:
         name, equals, _ = item.partition("=")
         if not equals or not VARIABLE.fullmatch(name):
@@ -98,30 +95,3 @@ def read_site(file: Path) -> Site:
                 f"that submits, and sbatch hands it on"
             )
     return site
-
-
-def _entries(file: Path) -> list[tuple[str, str | list[str] | None]]:
-    """Keys and values of a YAML mapping, as they are written."""
-    try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if node is None:
-        return []
-    if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{file}: the settings of a cluster are a mapping of keys to values")
-    keys = [str(key.value) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UsageError(f"{file}: {key} stands there twice")
-    return [(key, _plain(value, f"{file}: {key}")) for key, (_, value) in zip(keys, node.value, strict=True)]
-
-
-def _plain(node: yaml.Node, where: str) -> str | list[str] | None:
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return [item.value for item in node.value]
-    if not isinstance(node, yaml.ScalarNode):
-        raise UsageError(f"{where}: it is a text, a number or a list of texts")
-    return None if node.tag == "tag:yaml.org,2002:null" else node.value

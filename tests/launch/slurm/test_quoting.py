@@ -143,16 +143,16 @@ def test_a_word_with_any_bytes_is_the_same_word_in_bash_on_one_line() -> None:
     ("text", "says"),
     [
         ("partitoin: a", "did you mean partition"),
-        ("sbatch: --x", "it is a list"),
-        ("time: [1]", "one value"),
-        ("save_seconds: soon", "whole number"),
-        ("time: 1\ntime: 2", "twice"),
-        ("- a", "mapping"),
-        ("a: [", "not YAML"),
+        ("sbatch: --x", "valid list"),
+        ("time: [1]", "valid string"),
+        ("save_seconds: soon", "valid integer"),
+        ("time: 1\ntime: 2", "each key once"),
+        ("- a", "a mapping"),
+        ("a: [", "cannot be read"),
         ("srun: [--mpi pmix]", "--name=value"),
         ("srun: [bash]", "--name=value"),
         ("environment: [1A=x]", "NAME=value"),
-        ("setup: {a: b}", "a list of texts"),
+        ("setup: {a: b}", "valid list"),
     ],
 )
 def test_a_mistake_in_a_site_file_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -123,12 +123,14 @@ def test_what_the_job_would_be_refused_for_is_said_before_it_is_queued(
     assert not (recipe.parent / "runs").exists()
 
 
-@pytest.mark.parametrize("sbatch", [None, "echo 'sbatch: error: no  such\npartition' >&2; exit 1"])
+@pytest.mark.parametrize("sbatch", [None, 'echo "no${RANK}$SLURM_JOB_ID  such\npartition" >&2; exit 1'])
 def test_what_sbatch_refuses_leaves_everything_as_it_was(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sbatch: str | None
 ) -> None:
     programs, run = recipe.parent / "bin", recipe.parent / "deep/er/tiny"
     programs.mkdir()
+    monkeypatch.setenv("RANK", "of another job")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("PATH", f"{programs}:/bin" if sbatch else str(programs))
     for name in ("sbatch", "squeue") if sbatch else ():
         (programs / name).write_text(f"#!/bin/sh\n{sbatch if name == 'sbatch' else ''}\n")
@@ -141,7 +143,11 @@ def test_what_sbatch_refuses_leaves_everything_as_it_was(
         before = files()
         code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
         assert code == 2 and error.count("\n") == 1 and files() == before
-        says = "sbatch is not on this machine" if sbatch is None else "no such partition; each of its nodes"
+        says = (
+            "sbatch is not on this machine"
+            if sbatch is None
+            else "no such partition; each of its nodes needs 1 GPUs and 2 CPUs"
+        )
         assert says in error
         (run / "slurm").mkdir(parents=True, exist_ok=True)
         (run / "slurm/job.sh").write_text("an earlier one")
@@ -201,6 +207,8 @@ def test_a_run_has_one_job_which_is_shown_and_cancelled_while_it_waits(
     assert code == 2 and f"--after {job.id}: CANCELLED" in error
     assert "--after 99999: Invalid job id" in launch(capsys, "slurm", *usual, "--after", 99999)[2]
     assert launch(capsys, "cancel", run)[0] == 2, "nothing is left to cancel"
+    assert "PartitionConfig): SLURM does not start it" in launch(capsys, "slurm", *usual, "--nodes", 3)[1]
+    assert launch(capsys, "cancel", run)[0] == 0
     again = QueuedJob(run, *usual)
     call("scancel", again.id)
     code, out, _ = launch(capsys, "status", run)
