@@ -91,7 +91,7 @@ def run_job(
             folder.set_status(
                 "starting",
                 anew=True,
-                **slurm_job(),
+                **({"job": None, "restart": 0} | slurm_job()),  # not those of an earlier start
                 wandb_id=folder.wandb_id(),
                 pid=os.getpid(),
                 steps=inputs.steps,

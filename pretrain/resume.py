@@ -47,9 +47,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     Raises UsageError that names what differs if classes, order of images, optimizer or model are not the
     same. Newer, damaged checkpoints are set aside after loading.
     """
-    _check_classes(found, inputs)
-    _check_optimizer(found, config.optim)
-    _check_order(found, inputs, config.run.accept_new_order)
+    check_training(found, inputs, config)
     averaged = engine.ema is not None and found.has("ema")
     found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
     check_model(found, config, inputs.num_classes)
@@ -65,6 +63,13 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     warn_of_other_noise(found, config, split)
     log.info("resumed from %s: step %d", found.path, found.step)
     return found.step
+
+
+def check_training(found: Checkpoint, inputs: Inputs, config: Config) -> None:
+    """Raises UsageError that names what differs if classes, optimizer or order of images are not the same."""
+    _check_classes(found, inputs)
+    _check_optimizer(found, config.optim)
+    _check_order(found, inputs, config.run.accept_new_order)
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,21 @@ Each life becomes a row of RUN/slurm/lives.jsonl. Needs nothing but Python.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import UserError
 from pretrain.run.files import append_rows, read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
-QUEUED = "slurm/queued"  # in a run folder: the id of the job that was queued last
+from .queue import ask
+
 STOPPED = 75
 WILL_REPEAT = {2: "configuration", 3: "data", 4: "divergence"}
 GOES_ON = ("RUNNING", "SIGNALING")
@@ -155,8 +157,10 @@ def newest_checkpoint(folder: RunFolder) -> int:
 
 def ask_slurm(job: str, restart: int) -> SlurmAction:
     """What `scontrol show job` says, called in life `restart` of the job (0 is the first)."""
-    done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
-    return read_action(done.stdout, restart)
+    try:
+        return read_action(ask("scontrol", "show", "job", "-o", job).stdout, restart)
+    except UserError:
+        return SlurmAction()
 
 
 def read_action(answer: str, restart: int) -> SlurmAction:
@@ -168,7 +172,7 @@ def read_action(answer: str, restart: int) -> SlurmAction:
     if not facts:
         return SlurmAction()
     limit = facts.get("TimeLimit", "UNLIMITED")
-    in_time = limit == "UNLIMITED" or seconds(facts["RunTime"]) < seconds(limit)
+    in_time = seconds(facts.get("RunTime", "0")) < seconds(limit)
     return SlurmAction(
         preempts=facts.get("PreemptTime", "None") != "None",
         ends=facts["JobState"] not in GOES_ON and in_time,
@@ -176,11 +180,20 @@ def read_action(answer: str, restart: int) -> SlurmAction:
     )
 
 
-def seconds(text: str) -> int:
-    """A time as SLURM writes it, [days-]hours:minutes:seconds, in seconds."""
-    days, _, clock = text.rpartition("-")
-    hours, minutes, rest = (int(part) for part in clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
+def seconds(text: str) -> float:
+    """A time as SLURM writes and reads it, in seconds.
+
+    text: minutes, minutes:seconds, hours:minutes:seconds, or days- and hours, hours:minutes or all three; or
+    UNLIMITED. Raises ValueError for anything else.
+    """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return math.inf
+    if not re.fullmatch(r"([0-9]+-[0-9]+|[0-9]+)(:[0-9]+){0,2}", text):
+        raise ValueError(text)
+    days, dash, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 if __name__ == "__main__":
