@@ -12,8 +12,7 @@ from typing import Any
 from data_tools.errors import UsageError, printable
 from pretrain.run.folder import GOING_ON, RunFolder, read_rows
 
-from .slurm.checks import SILENT
-from .slurm.queue import RECORD, SCRIPT, Entry, in_queue, recorded
+from .slurm.queue import RECORD, SCRIPT, SILENT, Entry, in_queue, recorded
 
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
@@ -101,7 +100,7 @@ def look(folder: RunFolder, entries: list[Entry] | None = None) -> Standing:
 
     entries: its jobs in the queue, if SLURM was asked for several runs at once.
     """
-    status = folder.status()
+    status = folder.status() and {"state": "unknown", "time": 0.0} | folder.status()
     life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
     same = all(life.get(key) == status.get(key) for key in ("job", "restart"))
     requeued = None
