@@ -16,13 +16,12 @@ from pretrain.config.schema import Config
 from pretrain.run.folder import GOING_ON, RunFolder
 
 from .container import check_image
-from .queue import NO_SUCH_JOB, in_queue, state_of
+from .queue import NO_SUCH_JOB, SILENT, in_queue, state_of
 
 if TYPE_CHECKING:
     from pretrain.inputs import Inputs
 
 PLAIN = re.compile(r"[\w/.+=@,:-]+")
-SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 NEVER_SUCCEEDS = (
     *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
     NO_SUCH_JOB,

@@ -16,6 +16,7 @@ from data_tools.errors import UsageError, UserError
 RECORD = "slurm/queued"  # in a run folder: the ids of the jobs that were queued for it, the newest last
 SCRIPT = "slurm/job.sh"
 NO_SUCH_JOB = "Invalid job id"
+SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 PATIENCE = 10.0  # s; squeue itself waits for minutes where the controller cannot be reached
 END_PATIENCE = 60.0  # s for the processes of a job to save and end; SLURM's KillWait is 30 s
 
