@@ -215,8 +215,9 @@ def test_a_run_has_one_job_which_is_shown_and_cancelled_while_it_waits(
     assert code == 1 and f"SLURM job {again.id} is no longer in the queue" in out
 
 
-def test_a_job_that_is_cancelled_at_work_saves_and_stays_away(
-    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_job_that_is_cancelled_has_saved_and_stays_away(
+    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str], requeued: bool
 ) -> None:
     run = recipe.parent / "long"
     settings = (f"run.dir={run.parent}", "run.name=long", "train.steps=9999", "checkpoint.every=9999")
@@ -225,9 +226,13 @@ def test_a_job_that_is_cancelled_at_work_saves_and_stays_away(
     job.wait_for_step(2)
     code, _, error = launch(capsys, "slurm", *usual)
     assert code == 2 and f"SLURM job {job.id}: RUNNING. " in error
+    if requeued:
+        call("scontrol", "requeue", job.id)
+        job.wait_for_restart(1)
+        assert f"SLURM job {job.id}: PENDING (" in launch(capsys, "status", run)[1]
     code, out, _ = launch(capsys, "cancel", run)
-    assert code == 0 and f"job {job.id} is cancelled; it was RUNNING" in out
-    code, out, _ = launch(capsys, "status", run)
+    assert code == 0 and f"job {job.id} is cancelled; it was {'PENDING' if requeued else 'RUNNING'}" in out
+    code, out, _ = launch(capsys, "status", run, "--follow")
     assert code == 0 and f"{run}: stopped  step" in out and f"SLURM job {job.id}" in out
     assert job.state == "CANCELLED" and "checkpoint saved" in job.output
     step = status(run)["step"]
