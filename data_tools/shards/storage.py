@@ -59,7 +59,7 @@ class _LocalFolder:
             )  # a reference, so that the file stays open if the cache drops it now
             return os.pread(file.fd, length, start), file.state
         except OSError:
-            _opened_files.cache_clear()  # descriptors may be stale after an outage of their server, or too many
+            _opened_files.cache_clear()  # descriptors may be stale after an outage of the server, or too many
             raise
 
 
