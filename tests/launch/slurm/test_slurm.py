@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,22 @@ def test_what_sbatch_refuses_leaves_everything_as_it_was(
     assert code == 0 and script and files() == before, "--print writes nothing"
 
 
+def test_a_run_that_is_at_work_elsewhere_is_not_queued(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipe.parent / "bin").mkdir()
+    (recipe.parent / "bin/sbatch").write_text("#!/bin/sh\necho asked >&2\nexit 1\n")
+    (recipe.parent / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{recipe.parent}/bin:/bin")
+    run = recipe.parent / "tiny"
+    run.mkdir()
+    for ago, says in ((5, "it is running as process 12 on node9"), (60, "asked")):
+        facts = {"state": "running", "time": time.time() - ago, "pid": 12, "host": "node9"}
+        (run / "status.json").write_text(json.dumps(facts))
+        code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
+        assert code == 2 and says in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -242,6 +260,9 @@ def test_a_job_that_is_cancelled_has_saved_and_stays_away(
     assert code == 2 and "run.resume=never" in error
     code, _, error = launch(capsys, "slurm", *usual, "run.seed=7")
     assert code == 2 and "another order of images" in error
+    if not requeued:
+        succeed("pretrain", recipe, *settings, f"train.steps={step + 1}", "data.trace=false")
+        assert status(run)["state"] == "done" and status(run)["job"] is None, "it ran outside of SLURM"
 
 
 def test_a_secret_in_the_site_settings_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
