@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if not given or given[0] not in commands:
         stop.install()  # before the imports below, which take seconds
 
-    from pretrain.job import fail
+    from pretrain.job import fail, own_rank
     from pretrain.run.rendezvous import adopt_slurm
 
     escape_output()
     raise_limit()
     adopt_slurm()
-    rank = int(os.environ.get("RANK", 0))
+    rank = own_rank()
     try:
         if given and given[0] in commands:
             sys.exit(commands[given[0]](given[1:]))

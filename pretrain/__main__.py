@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,12 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     from .config.loading import load
     from .config.schema import Config
-    from .job import fail, run_job
+    from .job import fail, own_rank, run_job
     from .run.rendezvous import adopt_slurm
 
     escape_output()
     raise_limit()
     adopt_slurm()
+    rank = own_rank()
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         config: Config = load(given.config, given.settings)
     except UsageError as error:
-        fail(error, int(os.environ.get("RANK", 0)), first_only=True)
+        fail(error, rank, first_only=True)
     run_job(config, stop)
 
 

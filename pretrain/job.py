@@ -18,13 +18,15 @@ from .model.variants import resolve
 from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
-from .run.rendezvous import Stopped, slurm_job, started_by_srun
+from .run.lost import is_consequence, silent_ranks
+from .run.rendezvous import Stopped, ranks_from_environment, slurm_job, started_by_srun
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .inputs import Inputs
     from .model.init import StartingValues
+    from .run.processes import World
 
 # Seconds that the other processes wait before they end: torchrun blames the first to end.
 FIRST_TO_FAIL_ENDS_FIRST = 2.0
@@ -40,8 +42,7 @@ def run_job(
     stop: set by signals. prepare: returns the initial weights of a run that starts from other weights; called
     only if the run has no checkpoint. All that one process can check is checked before they join.
     """
-    rank = int(os.environ.get("RANK", 0))
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = ranks_from_environment()
     folder = RunFolder(config.folder, rank)
     try:
         resolve(config.model).grid(config.data.tile_size)
@@ -84,6 +85,7 @@ def run_job(
         folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=error.shared)
     before = folder.status()
+    hosts = ["?"] * size
     try:
         stop.begun = True
         folder.log_to_file_and_console()
@@ -137,7 +139,7 @@ def run_job(
         try:
             error = in_one_sentence(raised)
         except Exception:
-            _fail_unexpectedly(folder, rank, raised)
+            _fail_unexpectedly(folder, world, hosts, raised)
         if isinstance(error, UsageError) and before:
             folder.refuse(error.exit_code, str(error))
             if rank == 0 or not error.shared:
@@ -160,22 +162,43 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
             retrying(lambda: write_json(folder.classes, inputs.classes))
 
 
-def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoReturn:
+def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error: Exception) -> NoReturn:
     """End this process with exit code 1.
 
-    The first process to fail prints its error. The others fail because of it and only log their errors.
+    The first process to fail prints its error. The others fail because of it and only log their errors. If
+    none does, a process was killed: the first to notice says which.
     """
     text = without_secrets(traceback.format_exc())
     reason = without_secrets(f"{type(error).__name__}: {error}")
-    log.error("rank %d on %s failed: %s", rank, socket.gethostname(), text)
-    if folder.set_failed(exit_code=1, reason=reason, rank=rank, traceback=text):
-        print_line(f"{text}error: rank {rank} on {socket.gethostname()} failed: {reason}", error=True)
+    log.error("rank %d on %s failed: %s", world.rank, hosts[world.rank], text)
+    rank, cause = world.rank, f"{text}error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
+    if world.size > 1 and is_consequence(error):
+        time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
+        told = folder.status().get("state") == "failed"
+        silent = [] if told else silent_ranks(folder.path, world.rank, world.size)
+        reason, text = "the processes lost their connections to each other", ""
+        if silent:
+            rank = silent[0]
+            reason = (
+                f"{named(silent, hosts)} ended without a word: killed, as for lack of memory, or its node"
+            )
+        cause = f"error: {reason}"
+    if folder.set_failed(exit_code=1, reason=reason, rank=rank, **({"traceback": text} if text else {})):
+        print_line(cause, error=True)
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
         ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
     else:
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
+
+
+def named(ranks: list[int], hosts: list[str]) -> str:
+    """Processes by rank and host, in words."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} on {hosts[ranks[0]]}"
+    where = ", ".join(sorted({hosts[rank] for rank in ranks})[:4])
+    return f"ranks {', '.join(map(str, ranks[:8]))}{' ...' * (len(ranks) > 8)} on {where}"
 
 
 def in_one_sentence(raised: Exception) -> UserError:
@@ -196,6 +219,14 @@ def _changed_settings(config: Config) -> dict[str, str]:
     except UserError:  # written by another version, or not at all
         return {}
     return loading.changes(old, config)
+
+
+def own_rank() -> int:
+    """The rank of this process; ends it with exit code 2 if its environment contradicts itself."""
+    try:
+        return ranks_from_environment()[0]
+    except UsageError as error:
+        fail(error, 0, first_only=False)
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:

@@ -141,7 +141,7 @@ class Saver:
         assert self._step is not None
         if self._thread:
             self._thread.join()
-        failed = [error for error in self.world.gather(self._thread_error) if error is not None]
+        failed = self.world.gather_errors(self._thread_error)
         step, self._thread = self._step, None
         if failed or self._publishing:
             if self._publishing and not failed and self._score is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,9 +14,10 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, DivergedError, UsageError, UserError
 
-from .rendezvous import join, started_by_srun
+from .lost import FailedElsewhere
+from .rendezvous import join, ranks_from_environment, started_by_srun
 from .stop import StopFlag
 
 
@@ -35,12 +37,28 @@ class World:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in rank order."""
-        values = [value]
-        if self.size > 1:
-            values = [None] * self.size
-            dist.all_gather_object(values, value)
-        return values
+        """The value of every process, in rank order, as JSON leaves it: a tuple comes as a list."""
+        if self.size == 1:
+            return [json.loads(json.dumps(value))]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)]))
+        longest = max(int(length) for length in lengths)
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, torch.nn.functional.pad(data, (0, longest - len(data))))
+        parts = zip(texts, lengths, strict=True)
+        return [json.loads(text[: int(length)].numpy().tobytes()) for text, length in parts]
+
+    def gather_errors(self, mine: Exception | None) -> list[Exception]:
+        """The errors of the processes that have one, in rank order.
+
+        Those of others are of the same kind if they are UserErrors, else FailedElsewhere.
+        """
+        told = self.gather(mine and [type(mine).__name__, str(mine)])
+        own = [
+            mine if rank == self.rank else _error_of(rank, *text) for rank, text in enumerate(told) if text
+        ]
+        return [error for error in own if error is not None]
 
     def barrier(self) -> None:
         """Return when all processes have called it."""
@@ -53,9 +71,8 @@ class World:
             action()
         except Exception as raised:
             mine = raised
-        for error in self.gather(mine):
-            if error is not None:
-                raise error
+        for error in self.gather_errors(mine):
+            raise error
 
     def on_rank0(self, action: Callable[[], Any]) -> None:
         """Run `action` on rank 0 while the others wait; its error is raised on all processes."""
@@ -65,16 +82,19 @@ class World:
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def ranks_from_environment() -> tuple[int, int]:
-    """(rank, size) from the variables RANK and WORLD_SIZE; (0, 1) without them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def _error_of(rank: int, kind: str, text: str) -> Exception:
+    """The error of another process."""
+    known = {error.__name__: error for error in (UserError, UsageError, DataError, DivergedError)}
+    if kind in known:
+        return known[kind](text, shared=True)
+    return FailedElsewhere(f"rank {rank} failed: {kind}: {text}")
 
 
 def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) -> World:
     """Join the other processes of the job and choose this one's device.
 
-    timeout: seconds after which a collective that hangs raises an error. join_timeout: seconds in which
-    srun's processes must find each other. Raises as `rendezvous.join` and `check_gpus` do.
+    timeout: seconds after which a collective that hangs raises an error. join_timeout: seconds in which the
+    processes must find each other. Raises as `rendezvous.join` and `check_gpus` do.
     """
     rank, size = ranks_from_environment()
     device = torch.device("cpu")
@@ -90,11 +110,9 @@ def start(timeout: int, join_timeout: int = 60, stop: StopFlag | None = None) ->
     limit = timedelta(seconds=timeout)
     if size == 1:
         dist.init_process_group(backend, timeout=limit, store=dist.HashStore(), rank=0, world_size=1)
-    elif started_by_srun():
+    else:
         store = join(rank, size, join_timeout, StopFlag() if stop is None else stop)
         dist.init_process_group(backend, timeout=limit, store=store, rank=rank, world_size=size)
-    else:  # torchrun's environment variables say the rest
-        dist.init_process_group(backend, timeout=limit)
     return World(rank, size, device)
 
 

@@ -1,4 +1,4 @@
-"""How the processes of a job find each other.
+"""How the processes of a job find each other, whoever started them.
 
 torchrun sets RANK, WORLD_SIZE and so on. Under srun they are derived from the variables that SLURM sets for
 each task; address and port come from the batch script (launch/slurm/address.py).
@@ -6,6 +6,7 @@ each task; address and port come from the batch script (launch/slurm/address.py)
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import UserError
+from data_tools.errors import UsageError, UserError, printable
 
 from .stop import StopFlag
 
@@ -48,23 +49,46 @@ def slurm_job(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT", "0"))} if job else {}
 
 
+def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(rank, size) from the variables RANK and WORLD_SIZE; (0, 1) without them.
+
+    Raises UsageError if they contradict each other or do not say where the processes meet.
+    """
+    given = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if environment.get(name)}
+    if given in ({}, {"WORLD_SIZE": "1"}, {"RANK": "0"}):
+        return 0, 1
+    told = ", ".join(f"{name}={printable(value)}" for name, value in given.items())
+    todo = "start the processes by torchrun or python -m launch slurm, or unset these variables"
+    if len(given) < 2:
+        missing = ({"RANK", "WORLD_SIZE"} - given.keys()).pop()
+        raise UsageError(f"the environment has {told} but no {missing}: {todo}")
+    if not all(value.isascii() and value.isdigit() for value in given.values()):
+        raise UsageError(f"the environment has {told}: these are no whole numbers: {todo}")
+    rank, size = int(given["RANK"]), int(given["WORLD_SIZE"])
+    if rank >= size:
+        raise UsageError(f"the environment has {told}: the ranks of {size} processes begin at 0: {todo}")
+    port = environment.get("MASTER_PORT", "")
+    if size > 1 and not (environment.get("MASTER_ADDR") and port.isascii() and port.isdigit()):
+        raise UsageError(
+            f"the environment has {told}, but MASTER_ADDR and MASTER_PORT do not say where they meet (the "
+            f"first node and a free port): {todo}"
+        )
+    return rank, size
+
+
 def join(rank: int, size: int, timeout: float, stop: StopFlag | None) -> Store:
-    """The store through which the processes of srun find each other; returns when all have connected.
+    """The store through which the processes find each other; returns when all have connected.
 
     Raises UserError that names rank, host and address after `timeout` seconds, and Stopped if `stop` is set.
     """
     from torch.distributed import PrefixStore
 
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError):
-        raise UserError(
-            f"rank {rank} of {size} on {socket.gethostname()}: MASTER_ADDR and MASTER_PORT are not set; "
-            f"start the job by python -m launch slurm, or set them to the first node and a free port"
-        ) from None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + timeout
-    # So that another job's store at this port is not mistaken for this job's.
+    # So that another job's store at this port, or an earlier life's, is not mistaken for this one's.
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     name = "{job}.{restart}".format(**slurm_job()) if slurm_job() else "job"
+    name = f"{name}.{life}"
     store = PrefixStore(name, _connect(rank, size, address, port, deadline, stop))
     _wait_for_all_ranks(store, rank, size, f"{address}:{port}", deadline, stop)
     store.set_timeout(timedelta(seconds=timeout))
@@ -75,10 +99,11 @@ def _connect(rank: int, size: int, address: str, port: int, deadline: float, sto
     from torch.distributed import TCPStore
 
     here = f"rank {rank} on {socket.gethostname()}"
-    if rank == 0:
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # torchrun has a store already
         try:
-            return TCPStore("localhost", port, size, is_master=True, wait_for_workers=False)
-        except RuntimeError as error:  # among them DistNetworkError
+            host, listening = _listen(address, port, size)
+            return TCPStore(host, port, size, True, wait_for_workers=False, master_listen_fd=listening)
+        except (OSError, RuntimeError) as error:  # among them DistNetworkError
             raise UserError(f"{here} cannot listen at {address}:{port}: {_first_line(error)}") from None
     reason = ""
     while time.monotonic() < deadline:
@@ -95,6 +120,31 @@ def _connect(rank: int, size: int, address: str, port: int, deadline: float, sto
         f"{here} cannot reach rank 0 at {address}:{port}: {reason}; is the name the first node's, and the "
         f"network interface the right one (interface: in configs/cluster)?"
     )
+
+
+def _listen(address: str, port: int, size: int) -> tuple[str, int]:
+    """(an address of this host, the descriptor of a socket that listens there for other hosts).
+
+    It listens on the network of `address` alone; on all networks only where a name means this host itself (as
+    /etc/hosts may say) or no address of this host, but other hosts may resolve it otherwise.
+    """
+    host = ipv4(address)
+    alone = os.environ.get("SLURM_STEP_NUM_NODES") == "1" or os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    at = host if alone or address in (host, "localhost") or not host.startswith("127.") else ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for local in dict.fromkeys((at, "")):
+        server = socket.socket(family, socket.SOCK_STREAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((local, port))
+            server.listen(4096)
+        except OSError as error:
+            server.close()
+            if local and error.errno == errno.EADDRNOTAVAIL:
+                continue
+            raise
+        return local or "localhost", server.detach()
+    raise AssertionError("not reached: the loop returns or raises")
 
 
 def _wait_for_all_ranks(

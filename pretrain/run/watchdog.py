@@ -26,6 +26,7 @@ from typing import Any, Self
 from data_tools.errors import print_line
 
 from ..config.fault import PHASES
+from . import lost
 from .files import read_object, write_json
 from .folder import RunFolder, log
 from .stop import StopFlag
@@ -88,6 +89,8 @@ class Watchdog:
                 now = time.monotonic()
                 self.ran, before = self.ran + min(now - before, 2 * TICK), now
                 idle = self.ran - self.since
+                if idle > 2 * TICK and lost.answers(self.folder.path).exists():
+                    lost.answer(self.folder.path, self.rank)
                 if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
                     self._end_process(idle)
             faulthandler.cancel_dump_traceback_later()
@@ -147,7 +150,8 @@ class Watchdog:
 
 def clear_reports(folder: Path) -> None:
     """Remove the reports that an earlier job wrote to the run folder `folder`."""
-    shutil.rmtree(folder / "logs/hang", ignore_errors=True)
+    for reports in (folder / "logs/hang", lost.answers(folder)):
+        shutil.rmtree(reports, ignore_errors=True)
 
 
 def waits_for_others(frame: FrameType | None) -> bool:

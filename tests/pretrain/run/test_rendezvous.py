@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from itertools import count
 from typing import Any
 
 import pytest
+from jobs import ROOT
 from torch.distributed import Store
 
 from data_tools.errors import UsageError, UserError
 from launch.slurm.address import free_port
-from pretrain.run.processes import check_gpus
-from pretrain.run.rendezvous import Stopped, adopt_slurm, join
+from pretrain.run.processes import check_gpus, start
+from pretrain.run.rendezvous import Stopped, _listen, adopt_slurm, join, ranks_from_environment
 from pretrain.run.stop import StopFlag
 
 NUMBERS = count(os.getpid() * 20)  # a store of the test before may still hold its port
@@ -60,6 +63,65 @@ def test_a_port_that_another_took_is_named(port: int) -> None:
         taken.listen()
         with pytest.raises(UserError, match=f"rank 0 on .* cannot listen at localhost:{port}"):
             join(0, 2, 1.5, StopFlag())
+
+
+def test_the_store_listens_at_the_address_that_the_job_meets_at_alone(port: int) -> None:
+    host, descriptor = _listen("localhost", port, 2)
+    with socket.socket(fileno=descriptor) as server:
+        assert server.getsockname() == ("127.0.0.1", port) and host == "127.0.0.1"
+
+
+CONTRADICTIONS = {
+    "no RANK": {"WORLD_SIZE": "4"},
+    "no WORLD_SIZE": {"RANK": "1"},
+    "no whole numbers": {"RANK": "0", "WORLD_SIZE": "two"},
+    "begin at 0": {"RANK": "4", "WORLD_SIZE": "4"},
+    "MASTER_ADDR and MASTER_PORT": {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "here",
+        "MASTER_PORT": "x",
+    },
+}
+
+
+@pytest.mark.parametrize("says", CONTRADICTIONS)
+def test_variables_that_contradict_each_other_are_refused(says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        ranks_from_environment(CONTRADICTIONS[says])
+
+
+def test_a_variable_left_over_from_another_job_ends_in_one_sentence() -> None:
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    for module in ("pretrain", "finetune"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "configs/quickstart.yaml"],
+            env=env | {"WORLD_SIZE": "8"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith("error: the environment has WORLD_SIZE=8 but no RANK")
+
+
+@pytest.mark.parametrize("given", [{}, {"WORLD_SIZE": "1"}, {"RANK": "", "WORLD_SIZE": ""}])
+def test_without_ranks_there_is_one_process(given: dict[str, str]) -> None:
+    assert ranks_from_environment(given) == (0, 1)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_processes_of_any_launcher_wait_no_longer_than_told(
+    port: int, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """RANK and WORLD_SIZE as mpirun's scripts set them; the other process never comes."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stop = StopFlag()
+    if stopped:
+        stop._set(signal.SIGTERM, None)
+    with pytest.raises(Stopped if stopped else UserError):
+        start(timeout=1800, join_timeout=1, stop=stop)
 
 
 def test_a_signal_ends_the_wait(port: int) -> None:
