@@ -90,9 +90,10 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> li
     status = RunFolder(run).status()
     silent = time.time() - status.get("time", 0.0)
     if status.get("state") in GOING_ON and silent < SILENT and not is_chain:
+        job = f"SLURM job {status['job']}, " if status.get("job") else ""
         raise UsageError(
-            f"{run}: it is running as process {status.get('pid')} on {status.get('host')}, which gave a sign "
-            f"of life {max(0.0, silent):.0f} s ago: end it first, or set another run.name"
+            f"{run}: it is running as {job}process {status.get('pid')} on {status.get('host')}, which gave a "
+            f"sign of life {max(0.0, silent):.0f} s ago: end it first, or set another run.name"
         )
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 

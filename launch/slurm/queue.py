@@ -121,7 +121,8 @@ def cancel(arguments: Sequence[str]) -> int:
             print(f"{entries[0]}: its processes have not ended yet")
             return 0
         time.sleep(1.0)
-    (run / RECORD).unlink(missing_ok=True)
+    begun = [job for job in recorded(run) if (run / f"slurm/{job}.out").exists()]
+    (run / RECORD).write_text("".join(f"{job}\n" for job in begun), encoding="utf-8")
     if not jobs:
         print(f"{run}: none of its jobs is in the queue any more")
     return 0
