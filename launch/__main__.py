@@ -1,16 +1,18 @@
-"""python -m launch slurm CONFIG ... | status RUN: start jobs on clusters, and see their state."""
+"""python -m launch slurm CONFIG ... | status RUN | cancel RUN: jobs on clusters, and their state."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import UserError, escape_output
+from data_tools.errors import UserError, escape_output, printable
 
 USAGE = """usage: python -m launch COMMAND ...
 
   slurm CONFIG --nodes N --gpus-per-node G [key=value ...]   check a job, write its batch script, queue it
   status RUN [--follow]                                      the state of a run, wherever it runs
+  status FOLDER                                              a line for each run in a folder of runs
+  cancel RUN                                                 end the run's job, which does not come back
 """
 
 
@@ -24,12 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .slurm.submit import main as slurm
 
             return slurm(rest)
+        if command == "cancel":
+            from .slurm.queue import cancel
+
+            return cancel(rest)
         if command == "status":
             from .status import main as status
 
             return status(rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError
-from pretrain.run.folder import GOING_ON, RunFolder, read_rows
+from data_tools.errors import UsageError, printable
+from pretrain.run.files import read_rows
+from pretrain.run.folder import GOING_ON, RunFolder
 
-from .slurm.requeue import QUEUED
+from .slurm.queue import RECORD, SCRIPT, SILENT, Entry, in_queue, recorded
 
-SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
+TOLD = ("job", "restart", "state", "code", "reason", "time", "requeued")  # of a life
 GONE = " is no longer in the queue, and wrote no status"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the state of a run; returns 1 if it failed, is stalled or gone, otherwise 0."""
+    """Print the state of a run, or of all in a folder; 1 if one failed, is stalled or gone, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m launch status",
         description="How a run stands, from its folder alone. Exit code 1: failed, stalled or gone.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run folder, or a folder of runs: a line for each"
+    )
     parser.add_argument("--follow", action="store_true", help="print a line at every change, to the end")
     given = parser.parse_args(arguments)
     folder = RunFolder(given.run)
     told = None
     while True:
-        if not folder.status() and not (given.run / "slurm").is_dir():
-            raise UsageError(f"{given.run}: not a run folder: it has no status.json")
+        if not is_run(given.run):
+            runs = sorted(path for path in given.run.glob("*") if is_run(path))
+            if not runs or given.follow:
+                what = "a folder of runs, and --follow is for one run" if runs else "it has no status.json"
+                raise UsageError(f"{given.run}: not a run folder: {what}")
+            return print_table(runs)
         found = look(folder)
         text, good = describe(folder, found, time.time())
         if text.splitlines()[0] != told:
@@ -44,6 +49,26 @@ def main(arguments: Sequence[str]) -> int:
         if not given.follow or found.is_over(time.time()):
             return 0 if good else 1
         time.sleep(20.0 if found.waiting else 1.0)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run that has begun or was queued."""
+    return any((path / name).exists() for name in ("status.json", RECORD, SCRIPT))
+
+
+def print_table(runs: Sequence[Path]) -> int:
+    """Print a line for each run; returns 1 if one failed, is stalled or gone, otherwise 0."""
+    rows, all_good = [], True
+    for run, entries in in_queue(runs).items():
+        found = look(RunFolder(run), entries)
+        (state, *figures), good = summary(found, time.time())
+        to_come = f"; {found.waiting}" if found.status and found.waiting else ""
+        rows.append([printable(run.name), *figures, printable(state + to_come)])
+        all_good &= good
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip())
+    return 0 if all_good else 1
 
 
 @dataclass(frozen=True)
@@ -65,67 +90,56 @@ class Standing:
             return self.waiting.endswith(GONE)
         if self.requeued is not None:
             return not self.requeued
+        if not self.status:
+            return True
         ended = self.status.get("state") in ("done", "failed", "stopped")
         # The batch script of a SLURM job may still requeue it; it has SILENT seconds to write that down.
         return ended and (not self.status.get("job") or now - self.status["time"] > SILENT)
 
 
-def look(folder: RunFolder) -> Standing:
-    """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one."""
+def look(folder: RunFolder, entries: list[Entry] | None = None) -> Standing:
+    """Read the state from status.json, slurm/lives.jsonl, slurm/queued and SLURM's queue, if there is one.
+
+    entries: its jobs in the queue, if SLURM was asked for several runs at once.
+    """
     status = folder.status()
-    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
-    queued = folder.path / QUEUED
-    job = queued.read_text(encoding="utf-8").strip() if queued.exists() else None
-    waiting = "" if job in (None, status.get("job"), life.get("job")) else queued_text(str(job))
+    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl", *TOLD)][-1]
     same = all(life.get(key) == status.get(key) for key in ("job", "restart"))
-    if not life or (not same and life["time"] < status.get("time", 0.0)):
-        return Standing(status, None, waiting)
-    if not same:
-        facts = {key: life[key] for key in ("state", "job", "restart")}
-        reason = life["reason"].removeprefix("failed: ")
-        status = status | facts | {"exit_code": life["code"], "reason": reason, "rank": None}
-    return Standing(status, life["requeued"], waiting)
+    requeued = None
+    if life and (same or life["time"] >= status.get("time", 0.0)):
+        requeued = life["requeued"]
+        if not same:
+            facts = {key: life[key] for key in ("state", "job", "restart")}
+            reason = life["reason"].removeprefix("failed: ")
+            status = status | facts | {"exit_code": life["code"], "reason": reason, "rank": None}
+    waiting = _waiting(folder.path, status, requeued, entries)
+    if requeued and waiting.endswith(GONE):  # it was cancelled before it began again
+        requeued, waiting = False, ""
+    return Standing(status, requeued, waiting)
 
 
-def queued_text(job: str) -> str:
-    """A sentence about a job that is queued, with squeue's answer where there is one."""
-    if not shutil.which("squeue"):
-        return f"queued as SLURM job {job}"
-    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T (%r)"]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    answer = done.stdout.strip()
-    if not answer and (done.returncode == 0 or "Invalid job id" in done.stderr):
-        return f"SLURM job {job}{GONE}"
-    return f"SLURM job {job}: {answer}" if answer else f"queued as SLURM job {job}"
+def _waiting(run: Path, status: dict[str, Any], requeued: bool | None, entries: list[Entry] | None) -> str:
+    """A sentence about the jobs of the run that are to begin, or to begin again; "" if there is none."""
+    jobs, last = recorded(run), status.get("job")
+    alive = status.get("state") in GOING_ON and time.time() - status["time"] < SILENT
+    if not jobs or (jobs == [last] and (alive or requeued is False)):
+        return ""
+    entries = in_queue([run])[run] if entries is None else entries
+    at_work = ("RUNNING", "COMPLETING", "")
+    to_come = [str(entry) for entry in entries if entry.job != last or entry.state not in at_work]
+    # A start that nobody queued, later than the job that was queued last, says nothing about that job.
+    began = status.get("time", 0.0) > (run / RECORD).stat().st_mtime if jobs[-1] != last else not requeued
+    gone = "" if entries or began else f"SLURM job {jobs[-1]}{GONE}"
+    return ", ".join(to_come) or gone
 
 
 def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]:
     """(two lines of text, whether all is well). now: seconds since 1970."""
     status = found.status
+    cells, good = summary(found, now)
+    head = f"{folder.path}: {'  '.join(filter(None, cells))}"
     if not status:
-        return f"{folder.path}: {found.waiting or 'has not begun'}", not found.waiting.endswith(GONE)
-    state, trouble = status["state"], ""
-    if state in GOING_ON:
-        silent, idle = now - status["time"], now - status.get("step_time", status["time"])
-        usual = status.get("seconds_left", 0.0) / max(1, status.get("steps", 0) - status.get("step", 0))
-        if silent > SILENT:
-            trouble = f"gone: no sign of life for {duration(silent)}"
-        elif state == "running" and idle > max(STALLED, STALLED_STEPS * usual):
-            trouble = f"stalled: no step for {duration(idle)}, in phase {status.get('phase')}"
-    elif state == "failed":
-        where = f" (rank {status['rank']})" if status.get("rank") is not None else ""
-        trouble = f"failed, exit code {status.get('exit_code')}{where}: {status.get('reason')}"
-    again = ", requeued" if found.requeued else ""
-    parts = [
-        f"{folder.path}: {trouble or state}{again}",
-        f"step {status.get('step', 0)}/{status.get('steps', '?')}",
-    ]
-    if status.get("loss") is not None:
-        parts.append(f"loss {status['loss']:.4f}")
-    if status.get("images_per_s"):
-        parts.append(f"img/s {status['images_per_s']:.0f}")
-    if state == "running" and status.get("seconds_left") is not None:
-        parts.append(f"eta {duration(status['seconds_left'])}")
+        return head, good
     details = [_checkpoint(folder, now)]
     if "processes" in status:
         details.append(f"processes {status['processes']} from {status['host']}")
@@ -133,7 +147,39 @@ def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]
         details.append(f"SLURM job {status['job']}, restarts {status.get('restart', 0)}")
     if found.waiting:
         details.append(found.waiting)
-    return "  ".join(parts) + "\n  " + " · ".join(details), not trouble
+    return head + "\n  " + " · ".join(details), good
+
+
+def summary(found: Standing, now: float) -> tuple[list[str], bool]:
+    """([state, step, loss, speed, time left], whether all is well); what is not known is "".
+
+    now: seconds since 1970.
+    """
+    status = found.status
+    if not status:
+        return [found.waiting or "has not begun", "", "", "", ""], not found.waiting.endswith(GONE)
+    state, trouble = status["state"], ""
+    if state in GOING_ON:
+        silent, idle = now - status["time"], now - status.get("step_time", status["time"])
+        usual = status.get("seconds_left", 0.0) / max(1, status.get("steps", 0) - status.get("step", 0))
+        if silent > SILENT and found.waiting and not found.waiting.endswith(GONE):
+            state = "interrupted"
+        elif silent > SILENT:
+            trouble = f"gone: no sign of life for {duration(silent)}"
+        elif state == "running" and idle > max(STALLED, STALLED_STEPS * usual):
+            trouble = f"stalled: no step for {duration(idle)}, in phase {status.get('phase')}"
+    elif state == "failed":
+        where = f" (rank {status['rank']})" if status.get("rank") is not None else ""
+        trouble = f"failed, exit code {status.get('exit_code')}{where}: {status.get('reason')}"
+    left = status.get("seconds_left") if state == "running" else None
+    cells = [
+        f"{trouble or state}{', requeued' if found.requeued else ''}",
+        f"step {status.get('step', 0)}/{status.get('steps', '?')}",
+        f"loss {status['loss']:.4f}" if status.get("loss") is not None else "",
+        f"img/s {status['images_per_s']:.0f}" if status.get("images_per_s") else "",
+        f"eta {duration(left)}" if left is not None else "",
+    ]
+    return cells, not trouble
 
 
 def _checkpoint(folder: RunFolder, now: float) -> str:

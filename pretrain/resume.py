@@ -18,7 +18,8 @@ from .config.batch_split import BatchSplit
 from .config.schema import Config, OptimConfig
 from .engine.base import Engine
 from .inputs import Inputs, Job
-from .run.folder import RunFolder, log, read_rows
+from .run.files import read_rows
+from .run.folder import SAMPLE, RunFolder, log
 from .run.processes import World
 
 
@@ -46,9 +47,7 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     Raises UsageError that names what differs if classes, order of images, optimizer or model are not the
     same. Newer, damaged checkpoints are set aside after loading.
     """
-    _check_classes(found, inputs)
-    _check_optimizer(found, config.optim)
-    _check_order(found, inputs, config.run.accept_new_order)
+    check_training(found, inputs, config)
     averaged = engine.ema is not None and found.has("ema")
     found.load_into(engine.ranges(), leave_out="" if averaged else "ema")
     check_model(found, config, inputs.num_classes)
@@ -64,6 +63,13 @@ def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, sp
     warn_of_other_noise(found, config, split)
     log.info("resumed from %s: step %d", found.path, found.step)
     return found.step
+
+
+def check_training(found: Checkpoint, inputs: Inputs, config: Config) -> None:
+    """Raises UsageError that names what differs if classes, optimizer or order of images are not the same."""
+    _check_classes(found, inputs)
+    _check_optimizer(found, config.optim)
+    _check_order(found, inputs, config.run.accept_new_order)
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,18 @@ class Progress:
 
 
 def progress_at(found: Checkpoint | None, step: int, folder: RunFolder, world: World) -> Progress:
-    """The progress of the run in `folder` at `step`, the step of `found`."""
-    bad = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
+    """The progress of the run in `folder` at `step`, the step of `found`.
+
+    What was written after that step is deleted. Called by all processes together.
+    """
+    world.on_rank0(lambda: folder.drop_after(step))
+    bad = sum(row["split"] == "train" for row in read_rows(folder.bad_samples, *SAMPLE))
+    counts = world.gather([bad, len(read_rows(folder.nonfinite, "step"))])[0]
     return Progress(
         step=step,
         images=found.state.get("images", found.state["position"]) if found else 0,
-        bad=world.gather(bad)[0],
-        nonfinite=sum(row["step"] <= step for row in read_rows(folder.nonfinite)),
+        bad=counts[0],
+        nonfinite=counts[1],
         saved=step if found else -1,
     )
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
+from data_tools.errors import UsageError
 from data_tools.shards.names import folders_of
 from data_tools.shards.urls import is_url
 from pretrain.config.checks import training_sources
 from pretrain.config.schema import Config
+
+from .quoting import quote
+
+# Where the packages lie. A container has those of a checkout from here, installed ones from its image.
+CODE = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CODE / "pyproject.toml").is_file()
+
+
+def check_image(image: str) -> None:
+    """Raises UsageError for an image that is an option, or a file that is not there."""
+    is_file = _is_sif(image) or image.endswith(".sqsh") or image.startswith(("/", "./", "../"))
+    if image.startswith("-") or (is_file and not Path(image).exists()):
+        raise UsageError(f"--container {image}: there is no such image on this machine")
 
 
 def srun_options(image: str, config: Config) -> list[str]:
@@ -19,34 +32,37 @@ def srun_options(image: str, config: Config) -> list[str]:
     mounts = ",".join(f"{folder}:{folder}" for folder in mounted(config))
     # Otherwise pyxis starts the task in the folder that the image names.
     return [
-        f"--container-image={shlex.quote(image)}",
-        f"--container-mounts={shlex.quote(mounts)}",
-        f"--container-workdir={shlex.quote(os.getcwd())}",
+        f"--container-image={quote(image)}",
+        f"--container-mounts={quote(mounts)}",
+        f"--container-workdir={quote(os.getcwd())}",
     ]
 
 
 def command_prefix(image: str, config: Config, gpus: bool) -> str:
-    """What stands before the command of each task: apptainer's call, or nothing for pyxis.
-
-    gpus: whether the job uses GPUs.
-    """
+    """What stands before `python` in the command of each task. gpus: whether the job uses GPUs."""
+    path = f"env PYTHONPATH={quote(str(CODE))} " if IS_CHECKOUT and Path.cwd() != CODE else ""
     if not _is_sif(image):
-        return ""
-    binds = shlex.quote(",".join(map(str, mounted(config))))
+        return path
+    binds = quote(",".join(map(str, mounted(config))))
     nvidia = " --nv" if gpus else ""
-    here = shlex.quote(os.getcwd())
-    return f"apptainer exec{nvidia} --bind {binds} --pwd {here} {shlex.quote(image)} "
+    return f"apptainer exec{nvidia} --bind {binds} --pwd {quote(os.getcwd())} {quote(image)} {path}"
 
 
 def mounted(config: Config) -> list[Path]:
-    """The folders that the container must see: code, run, data, weights. None lies within another."""
+    """The folders that the container must see: code, run, data, weights. None lies within another.
+
+    Raises UsageError for one whose name a list of mounts cannot hold.
+    """
     sources = [shards for shards, _ in training_sources(config.data)]
     read = [*sources, config.data.val]
     folders = {folder.resolve() for shards in read if shards for folder in folders_of(shards)}
-    if (init := getattr(config, "init", "")) and not is_url(init):
+    if (init := getattr(config, "init", "")) and not is_url(init) and Path(init).exists():
         path = Path(init).resolve()
         folders.add(path.parent if path.is_file() else path)
-    folders |= {Path.cwd(), config.folder.resolve()}
+    folders |= {Path.cwd(), config.folder.resolve(), *([CODE] if IS_CHECKOUT else [])}
+    for folder in folders:
+        if set(",:") & set(str(folder)):
+            raise UsageError(f"{folder}: a container cannot have a folder with , or : in its name: rename it")
     return sorted(folder for folder in folders if not folders & set(folder.parents))
 
 

@@ -26,6 +26,9 @@ trap '' TERM USR1
 "$python" -m launch.slurm.requeue "$run" "$code" --max-restarts {{max_restarts}}
 code=$?
 if [ "$code" -eq 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID" && sleep 600
+    for _ in {1..10}; do # SLURM's controller may be away for a moment
+        scontrol requeue "$SLURM_JOB_ID" && sleep 600
+        sleep 15
+    done
 fi
 exit "$code"

@@ -5,29 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
 from pretrain.config.schema import Config
 
 from . import container
+from .quoting import quote
 from .site import Site
 
 TEMPLATE = Path(__file__).parent / "job.sh"
+SITE_OPTIONS = ("time", "partition", "account", "qos", "mem")  # the command line overrides the site's
 
 
 def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: Path) -> str:
     """The text of job.sh. given: the options of `python -m launch slurm`; recipe: what the job runs."""
-    run = config.folder.resolve()
+    run = config.folder.resolve()  # of which `check` has made sure that it needs no quotes
     parts = {
-        "title": f"{config.run.name}, nodes: {given.nodes}, processes on each: {given.tasks_per_node}",
-        "directives": "\n".join(f"#SBATCH {option}" for option in _options(given, site, config)),
+        "title": f"{run.name}, nodes: {given.nodes}, processes on each: {given.tasks_per_node}",
+        "directives": "\n".join(f"#SBATCH {quote(option)}" for option in _options(given, site, run.name)),
         "run": str(run),
         "save_seconds": str(site.save_seconds),
-        "python": shlex.quote(sys.executable),
-        "cwd": shlex.quote(os.getcwd()),
-        "setup": "\n".join(_setup(given, site)),
+        "python": quote(sys.executable),
+        "cwd": quote(os.getcwd()),
+        "setup": "\n".join(_setup(site)),
         "srun": " \\\n    ".join(_srun(given, site, config)),
         "command": " \\\n        ".join(_command(given, config, recipe)),
         "max_restarts": str(config.launch.max_restarts),
@@ -35,21 +36,18 @@ def batch_script(given: argparse.Namespace, site: Site, config: Config, recipe: 
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _options(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
+def _options(given: argparse.Namespace, site: Site, name: str) -> list[str]:
     tasks = _tasks_per_node(given)
-    cpus = given.cpus_per_task and given.cpus_per_task * given.tasks_per_node // tasks
+    cpus = given.cpus_per_task * given.tasks_per_node // tasks
     # For a range of nodes no number of tasks: with one, SLURM would not restart the job on fewer nodes.
     number = {"mincpus": tasks * (cpus or 1)} if "-" in given.nodes else {"ntasks-per-node": tasks}
     options = {
-        "job-name": re.sub(r"[^\w.-]", "_", config.run.name),
+        "job-name": re.sub(r"[^\w.-]", "_", name),
         "nodes": given.nodes,
         **number,
         "cpus-per-task": cpus,
         "gres": f"gpu:{given.gpus_per_node}" if given.gpus_per_node else None,
-        **{
-            name: getattr(given, name) or getattr(site, name)
-            for name in ("time", "partition", "account", "qos")
-        },
+        **{name: getattr(given, name) for name in SITE_OPTIONS},
     }
     return [f"--{name}={value}" for name, value in options.items() if value] + list(site.sbatch)
 
@@ -58,13 +56,13 @@ def _tasks_per_node(given: argparse.Namespace) -> int:
     return 1 if given.launcher == "torchrun" else given.tasks_per_node
 
 
-def _setup(given: argparse.Namespace, site: Site) -> list[str]:
+def _setup(site: Site) -> list[str]:
     pairs = [item.partition("=") for item in site.environment]
     variables = {name: value for name, _, value in pairs}
     if site.interface:
         variables |= {"NCCL_SOCKET_IFNAME": site.interface, "GLOO_SOCKET_IFNAME": site.interface}
-    lines = [f"module load {shlex.join(site.modules)}"] if site.modules else []
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines = [f"module load {' '.join(map(quote, site.modules))}"] if site.modules else []
+    lines += [f"export {name}={quote(value)}" for name, value in variables.items()]
     return ["", *lines, *site.setup, ""] if lines or site.setup else [""]
 
 
@@ -77,7 +75,7 @@ def _srun(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
         options.append('--cpus-per-task="$SLURM_CPUS_PER_TASK"')
     if given.container:
         options += container.srun_options(given.container, config)
-    return [*options, *site.srun]
+    return [*options, *map(quote, site.srun)]
 
 
 def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[str]:
@@ -94,7 +92,7 @@ def _command(given: argparse.Namespace, config: Config, recipe: Path) -> list[st
             '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
             "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m",
         ]
-    pieces[-1] += f" {given.stage} {shlex.quote(str(recipe))}"
+    pieces[-1] += f" {given.stage} {quote(str(recipe))}"
     names = [f"run.dir={config.run.dir}", f"run.name={config.run.name}"]
     settings = [item for item in given.settings if not item.startswith(("run.dir=", "run.name="))]
-    return [*pieces, *map(shlex.quote, names + settings)]
+    return [*pieces, *map(quote, names + settings)]

@@ -23,6 +23,8 @@ from .schema import Config
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+# In a checkout and beside an installed package alike.
+OWN_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _SHARDS = ("data.train", "data.val")
 PLAIN_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
@@ -43,10 +45,18 @@ def load(
             text.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{text!r}: it is not UTF-8: give the file or folder another name") from None
+    path = find_recipe(path)
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
     check(config)
     return config
+
+
+def find_recipe(path: str) -> str:
+    """`path`; configs/NAME that is not in the working folder is the project's own recipe of that name."""
+    own = OWN_CONFIGS.parent / path
+    is_own = Path(path).parts[:1] == (OWN_CONFIGS.name,) and not Path(path).exists() and own.is_file()
+    return str(own) if is_own else path
 
 
 def save(config: Config, path: Path) -> None:
@@ -79,7 +89,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         recipe = OmegaConf.load(path)
     except FileNotFoundError:
         raise UsageError(
-            f"{path}: no such recipe; those that come with the project lie in configs/"
+            f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
@@ -112,6 +122,11 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
                 f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
             ) from None
     assert isinstance(merged, DictConfig)
+    given = {item.partition("=")[0] for item in dotlist}
+    for one, other, none in (("steps", "epochs", 0.0), ("epochs", "steps", 0)):
+        # The command line's duration replaces the recipe's.
+        if f"train.{one}" in given and f"train.{other}" not in given and merged.train[one]:
+            merged.train[other] = none
     return merged
 
 

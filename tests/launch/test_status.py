@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,89 @@ def test_status_knows_what_became_of_the_job(
     found = look(folder)
     text, well = describe(folder, found, 1001.0)
     assert says in text and (well, found.is_over(1001.0)) == (good, over)
+
+
+def squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let `script` answer for squeue."""
+    (folder / "bin").mkdir()
+    (folder / "bin/squeue").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin/squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}/bin:/bin")
+
+
+def write_run(folder: Path, queued: str = "", **facts: Any) -> Path:
+    (folder / "slurm").mkdir(parents=True)
+    if queued:
+        (folder / "slurm/queued").write_text(queued)
+    if facts:
+        usual = {"step": 40, "steps": 100, "time": time.time(), "job": "7", "restart": 0}
+        (folder / "status.json").write_text(json.dumps(usual | facts))
+    return folder
+
+
+def answer(folder: Path, job: str, state: str, reason: str) -> str:
+    return f"echo '{job}|{state}|{reason}|(null)|/elsewhere/{folder.name}/slurm/job.sh'"
+
+
+@pytest.mark.parametrize(
+    ("answers", "facts", "says", "code"),
+    [
+        ([("8", "RUNNING", "None")], {}, "SLURM job 8: RUNNING\n", 0),
+        ([("8", "PENDING", "Priority")], {"state": "done"}, "SLURM job 8: PENDING (Priority)\n", 0),
+        (
+            [("7", "RUNNING", "None"), ("8", "PENDING", "Dependency")],
+            {"state": "running"},
+            "SLURM job 8: PENDING (Dependency)\n",
+            0,
+        ),
+        ([("8", "PENDING", "None")], {"state": "running", "time": 1.0}, "interrupted  step", 0),
+        ([], {"state": "running", "time": 1.0}, "gone: no sign of life", 1),
+        ([], {"state": "stopped"}, "stopped  step", 0),
+        ([], {}, "SLURM job 8 is no longer in the queue", 1),
+        (None, {}, "queued as SLURM job 8 (squeue: SLURM gave no answer", 0),
+    ],
+    ids=["starts", "more steps", "chain", "lost its node", "gone", "later start", "cancelled", "no answer"],
+)
+def test_status_asks_the_queue_about_the_jobs_of_the_run(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[tuple[str, str, str]] | None,
+    facts: dict[str, Any],
+    says: str,
+    code: int,
+) -> None:
+    run = write_run(tmp_path / "run", "7\n8\n", **facts)
+    os.utime(run / "slurm/queued", (time.time() - 9, time.time() - 9))
+    stranger = "echo '8|RUNNING|None|(null)|/work/another/slurm/job.sh'"
+    lines = [stranger, *(answer(run, *words) for words in answers or ())]
+    squeue(tmp_path, monkeypatch, "\n".join(lines) if answers is not None else "sleep 30")
+    monkeypatch.setattr("launch.slurm.queue.PATIENCE", 10.0 if answers is not None else 0.1)
+    assert main(["status", str(run)]) == code
+    assert says in (out := capsys.readouterr().out) and "None" not in out
+
+
+def test_status_of_a_folder_of_runs_has_a_line_for_each_and_asks_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    write_run(runs / "a", state="running", loss=1.5, images_per_s=80.0, seconds_left=60.0)
+    waits = write_run(runs / "slurm", "8\n")
+    write_run(runs / "z", "9\n", state="done")
+    (runs / "no run").mkdir()
+    squeue(tmp_path, monkeypatch, f"echo x >> {tmp_path}/asked; {answer(waits, '8', 'PENDING', 'Priority')}")
+    assert main(["status", str(runs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "a step 40/100 loss 1.5000 img/s 80 eta 0:01:00 running",
+        "slurm SLURM job 8: PENDING (Priority)",
+        "z step 40/100 done",
+    ]
+    assert (tmp_path / "asked").read_text() == "x\n"
+    write_run(runs / "b", state="failed", exit_code=3, reason="two\nlines")
+    assert main(["status", str(runs)]) == 1
+    assert "failed, exit code 3: two\\nlines" in capsys.readouterr().out
+    assert main(["status", str(runs), "--follow"]) == 2
 
 
 def test_status_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

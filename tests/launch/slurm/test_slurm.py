@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from slurm_box import QueuedJob, Unavailable, call, cluster
 from launch.__main__ import main
 from launch.slurm.address import LOW, free_port
 from launch.slurm.requeue import SlurmAction, decide, ended_life, read_action, seconds
+
+GPU = ("--nodes", 1, "--gpus-per-node", 1)
 
 
 @pytest.fixture
@@ -121,15 +125,144 @@ def test_what_the_job_would_be_refused_for_is_said_before_it_is_queued(
     assert not (recipe.parent / "runs").exists()
 
 
-def test_without_slurm_the_script_is_written_and_one_sentence_said(
+@pytest.mark.parametrize("sbatch", [None, 'echo "no${RANK}$SLURM_JOB_ID  such\npartition" >&2; exit 1'])
+def test_what_sbatch_refuses_leaves_everything_as_it_was(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sbatch: str | None
+) -> None:
+    programs, run = recipe.parent / "bin", recipe.parent / "deep/er/tiny"
+    programs.mkdir()
+    monkeypatch.setenv("RANK", "of another job")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("PATH", f"{programs}:/bin" if sbatch else str(programs))
+    for name in ("sbatch", "squeue") if sbatch else ():
+        (programs / name).write_text(f"#!/bin/sh\n{sbatch if name == 'sbatch' else ''}\n")
+        (programs / name).chmod(0o755)
+
+    def files() -> dict[Path, bytes]:
+        return {path: (path.is_file() and path.read_bytes()) or b"" for path in recipe.parent.rglob("*")}
+
+    for _ in range(2):
+        before = files()
+        code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
+        assert code == 2 and error.count("\n") == 1 and files() == before
+        says = (
+            "sbatch is not on this machine"
+            if sbatch is None
+            else "no such partition; each of its nodes needs 1 GPUs and 2 CPUs"
+        )
+        assert says in error
+        (run / "slurm").mkdir(parents=True, exist_ok=True)
+        (run / "slurm/job.sh").write_text("an earlier one")
+    code, script, _ = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}/other", "--print")
+    assert code == 0 and script and files() == before, "--print writes nothing"
+
+
+def test_a_run_that_is_at_work_elsewhere_is_not_queued(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(recipe.parent))
-    code, _, error = launch(
-        capsys, "slurm", recipe, "--nodes", 1, "--gpus-per-node", 2, f"run.dir={recipe.parent}"
-    )
-    assert code == 2 and error.count("\n") == 1 and "sbatch is not on this machine" in error
-    assert (recipe.parent / "tiny/slurm/job.sh").exists()
+    (recipe.parent / "bin").mkdir()
+    (recipe.parent / "bin/sbatch").write_text("#!/bin/sh\necho asked >&2\nexit 1\n")
+    (recipe.parent / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{recipe.parent}/bin:/bin")
+    run = recipe.parent / "tiny"
+    run.mkdir()
+    for ago, says in ((5, "it is running as process 12 on node9"), (60, "asked")):
+        facts = {"state": "running", "time": time.time() - ago, "pid": 12, "host": "node9"}
+        (run / "status.json").write_text(json.dumps(facts))
+        code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
+        assert code == 2 and says in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--nodes", "4-2"), "--nodes 4-2"),
+        (("--nodes", "٣"), "--nodes"),
+        (("--cpus-per-task", -1), "at least 0"),
+        (("--mem", "much"), "--mem much"),
+        (("--time", 2), "save_seconds"),
+        (("--time", "1:2:3:4"), "--time 1:2:3:4"),
+        (("--after", "soon"), "--after soon"),
+        (("--container", "/no/such.sif"), "/no/such.sif"),
+        (("run.dir={recipe}",), "cannot be written"),
+    ],
+)
+def test_what_no_job_can_be_given_is_said_at_once(
+    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], says: str
+) -> None:
+    where = f"run.dir={recipe.parent}/runs"
+    given = [str(item).format(recipe=recipe) for item in arguments]
+    code, _, error = launch(capsys, "slurm", recipe, *GPU, where, *given)
+    assert code == 2 and says in error and error.count("\n") == 1
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_a_run_has_one_job_which_is_shown_and_cancelled_while_it_waits(
+    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs that wait for a time which never comes; one is chained to another on purpose."""
+    site = recipe.parent / "site.yaml"
+    site.write_text("sbatch: [--begin=now+1day]")
+    run = recipe.parent / "runs/tiny"
+    usual = (recipe, *GPU, "--cluster", site, f"run.dir={run.parent}")
+    job = QueuedJob(run, *usual)
+    code, _, error = launch(capsys, "slurm", *usual)
+    assert code == 2 and f"SLURM job {job.id}: PENDING" in error and "launch cancel" in error
+    chained = QueuedJob(run, *usual, "--after", job.id)
+    third = QueuedJob(run, *usual, "--after", chained.id)
+    follower = QueuedJob(run.parent / "other", *usual, "run.name=other", "--after", job.id)
+    assert launch(capsys, "slurm", *usual)[0] == 2
+    code, out, _ = launch(capsys, "status", run)
+    assert code == 0 and all(f"job {other.id}: PENDING (" in out for other in (job, chained, third))
+    code, out, _ = launch(capsys, "status", run.parent)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["other", "tiny"]
+    assert out.count("PENDING (") == 4 and "None" not in out
+    code, out, _ = launch(capsys, "cancel", run)
+    assert code == 0 and f"job {follower.id} was to start after it" in out
+    assert {queued.state for queued in (job, chained, third)} == {"CANCELLED"}
+    assert "has not begun" in launch(capsys, "status", run)[1]
+    code, _, error = launch(capsys, "slurm", *usual, "run.name=new", "--after", job.id)
+    assert code == 2 and f"--after {job.id}: CANCELLED" in error
+    assert "--after 99999: Invalid job id" in launch(capsys, "slurm", *usual, "--after", 99999)[2]
+    assert launch(capsys, "cancel", run)[0] == 2, "nothing is left to cancel"
+    assert "PartitionConfig): SLURM does not start it" in launch(capsys, "slurm", *usual, "--nodes", 3)[1]
+    assert launch(capsys, "cancel", run)[0] == 0
+    again = QueuedJob(run, *usual)
+    call("scancel", again.id)
+    code, out, _ = launch(capsys, "status", run)
+    assert code == 1 and f"SLURM job {again.id} is no longer in the queue" in out
+
+
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_job_that_is_cancelled_has_saved_and_stays_away(
+    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str], requeued: bool
+) -> None:
+    run = recipe.parent / "long"
+    settings = (f"run.dir={run.parent}", "run.name=long", "train.steps=9999", "checkpoint.every=9999")
+    usual = (recipe, "--nodes", 1, "--gpus-per-node", 1, "--time", 10, *settings)
+    job = QueuedJob(run, *usual, "fault=slow:rank=0:seconds=0.2", "data.trace=false")
+    job.wait_for_step(2)
+    code, _, error = launch(capsys, "slurm", *usual)
+    assert code == 2 and f"SLURM job {job.id}: RUNNING. " in error
+    if requeued:
+        call("scontrol", "requeue", job.id)
+        job.wait_for_restart(1)
+        assert f"SLURM job {job.id}: PENDING (" in launch(capsys, "status", run)[1]
+    code, out, _ = launch(capsys, "cancel", run)
+    assert code == 0 and f"job {job.id} is cancelled; it was {'PENDING' if requeued else 'RUNNING'}" in out
+    code, out, _ = launch(capsys, "status", run, "--follow")
+    assert code == 0 and f"{run}: stopped  step" in out and f"SLURM job {job.id}" in out
+    assert job.state == "CANCELLED" and "checkpoint saved" in job.output
+    step = status(run)["step"]
+    code, _, error = launch(capsys, "slurm", *usual, f"train.steps={step}")
+    assert code == 2 and f"is finished: step {step} of {step}" in error
+    code, _, error = launch(capsys, "slurm", *usual, "run.resume=never")
+    assert code == 2 and "run.resume=never" in error
+    code, _, error = launch(capsys, "slurm", *usual, "run.seed=7")
+    assert code == 2 and "another order of images" in error
+    if not requeued:
+        succeed("pretrain", recipe, *settings, f"train.steps={step + 1}", "data.trace=false")
+        assert status(run)["state"] == "done" and status(run)["job"] is None, "it ran outside of SLURM"
 
 
 def test_a_secret_in_the_site_settings_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

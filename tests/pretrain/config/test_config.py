@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from jobs import ROOT
 
 from data_tools.errors import UsageError
 from pretrain.config.keys import known_keys
-from pretrain.config.loading import load, read, save
+from pretrain.config.loading import OWN_CONFIGS, load, read, save
 from pretrain.config.schema import Config
 
 
@@ -32,6 +33,29 @@ def test_key_value_goes_over_the_recipe_and_the_recipe_over_the_schema(recipe: P
 def test_a_run_is_named_after_its_recipe(recipe: Path) -> None:
     assert load(str(recipe), []).run.name == "mine"
     assert load(str(recipe), ["run.name=other"]).folder == Path("runs/other")
+
+
+def test_the_command_lines_duration_replaces_the_recipes(recipe: Path) -> None:
+    train = load(str(recipe), ["train.epochs=2"]).train
+    assert (train.steps, train.epochs) == (0, 2.0)
+    recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n", encoding="utf-8")
+    train = load(str(recipe), ["--train.steps=5"]).train
+    assert (train.steps, train.epochs) == (5, 0.0)
+    assert load(str(recipe), ["train.steps=0"]).train.epochs == 3.0
+    with pytest.raises(UsageError, match=r"one of train\.steps and train\.epochs"):
+        load(str(recipe), ["train.steps=5", "train.epochs=2"])
+
+
+def test_the_projects_recipes_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/cifar10.yaml", ["data.train=x"]).run.name == "cifar10"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/cifar10.yaml").write_text("run: {name: mine}")
+    assert load("configs/cifar10.yaml", ["data.train=x", "train.steps=1"]).run.name == "mine"
+    with pytest.raises(UsageError, match=re.escape(f"those that come with the project lie in {OWN_CONFIGS}")):
+        load("configs/none.yaml", [])
 
 
 def test_1e_4_is_a_number(recipe: Path) -> None:
@@ -62,7 +86,6 @@ def test_a_misspelt_key_is_refused_with_its_nearest(recipe: Path, key: str) -> N
         ("optim.lr=fast", "optim.lr"),
         ("optim.betas=[0.9]", "optim.betas"),
         ("optim.layer_decay=1.5", "optim.layer_decay"),
-        ("train.epochs=2", "one of train.steps and train.epochs"),
         ("data.train=", "data.train is empty"),
         ("data.max_bad_fraction=2", "data.max_bad_fraction"),
     ],
