@@ -54,9 +54,7 @@ class _LocalFolder:
     def pread(self, name: str, start: int, length: int) -> tuple[bytes, FileState]:
         """Up to `length` bytes from byte `start` on, and the state of the file when it was opened."""
         try:
-            file = _opened_files()(
-                self, name
-            )  # a reference, so that the file stays open if the cache drops it now
+            file = _opened_files()(self, name)  # a reference keeps it open if the cache drops it now
             return os.pread(file.fd, length, start), file.state
         except OSError:
             _opened_files.cache_clear()  # descriptors may be stale after an outage of the server, or too many
