@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError, printable
-from pretrain.run.folder import GOING_ON, RunFolder, read_rows
+from pretrain.run.files import read_rows
+from pretrain.run.folder import GOING_ON, RunFolder
 
-from .slurm.checks import SILENT
-from .slurm.queue import RECORD, SCRIPT, Entry, in_queue, recorded
+from .slurm.queue import RECORD, SCRIPT, SILENT, Entry, in_queue, recorded
 
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s
+TOLD = ("job", "restart", "state", "code", "reason", "time", "requeued")  # of a life
 GONE = " is no longer in the queue, and wrote no status"
 
 
@@ -102,7 +103,7 @@ def look(folder: RunFolder, entries: list[Entry] | None = None) -> Standing:
     entries: its jobs in the queue, if SLURM was asked for several runs at once.
     """
     status = folder.status()
-    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl")][-1]
+    life: dict[str, Any] = [{}, *read_rows(folder.path / "slurm/lives.jsonl", *TOLD)][-1]
     same = all(life.get(key) == status.get(key) for key in ("job", "restart"))
     requeued = None
     if life and (same or life["time"] >= status.get("time", 0.0)):

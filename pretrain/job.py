@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, print_line, retrying
 from data_tools.shards.urls import without_secrets
 
 from .config import loading
 from .config.schema import Config
 from .model.variants import resolve
 from .run import watchdog
-from .run.folder import RunFolder, log, write_json
+from .run.files import write_json
+from .run.folder import RunFolder, log
 from .run.rendezvous import Stopped, slurm_job, started_by_srun
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
@@ -66,7 +66,8 @@ def run_job(
                 f"another run.name"
             )
         starting_values = prepare() if prepare and not begun else None
-    except UserError as error:
+    except (UserError, OSError) as raised:
+        error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=True)
 
@@ -76,8 +77,10 @@ def run_job(
         world.on_rank0(folder.lock)
         world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
+        print_line(f"rank {rank}: stopped by {stop.signal} before the run began", error=True)
         os._exit(EXIT_CODE)  # nothing was done since the last checkpoint
-    except UserError as error:
+    except (UserError, OSError) as raised:
+        error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
         fail(error, rank, first_only=error.shared)
     before = folder.status()
@@ -112,7 +115,7 @@ def run_job(
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 done = {"state": "done", "step": trainer.step, "exit_code": 0}
-                write_json(folder.status_file, before if before.get("state") == "done" else before | done)
+                folder.replace_status(before if before.get("state") == "done" else before | done)
             processes.leave(world, 0)
         if code == EXIT_CODE:
             log.info(
@@ -126,19 +129,22 @@ def run_job(
             state = "stopped" if code == EXIT_CODE else "done"
             facts: dict[str, Any] = {"signal": stop.signal} if stop.signal else {}
             folder.set_status(state, step=trainer.step, exit_code=code, **facts)
-    except UserError as error:
+    except KeyboardInterrupt:
+        folder.set_status("failed", exit_code=1, reason="Ctrl-C, twice", rank=rank)
+        error = UserError("stopped by Ctrl-C, twice: steps since the last checkpoint are lost")
+        fail(error, rank, first_only=True)
+    except Exception as raised:
+        try:
+            error = in_one_sentence(raised)
+        except Exception:
+            _fail_unexpectedly(folder, rank, raised)
         if isinstance(error, UsageError) and before:
             folder.refuse(error.exit_code, str(error))
             if rank == 0 or not error.shared:
-                write_json(folder.status_file, before)  # a refused command changes nothing about the run
+                folder.replace_status(before)  # a refused command changes nothing about the run
         else:
             folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
-    except KeyboardInterrupt:
-        folder.set_status("failed", exit_code=1, reason="Ctrl-C, twice", rank=rank)
-        os._exit(1)
-    except Exception as error:
-        _fail_unexpectedly(folder, rank, error)
     processes.leave(world, code)
 
 
@@ -149,9 +155,9 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
     for note in inputs.notes():
         log.info("note: %s", note)
     if folder.rank == 0:
-        loading.save(config, folder.path / "config.yaml")
+        retrying(lambda: loading.save(config, folder.path / "config.yaml"))
         if inputs.classes is not None:
-            write_json(folder.classes, inputs.classes)
+            retrying(lambda: write_json(folder.classes, inputs.classes))
 
 
 def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoReturn:
@@ -163,17 +169,24 @@ def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoRetu
     reason = without_secrets(f"{type(error).__name__}: {error}")
     log.error("rank %d on %s failed: %s", rank, socket.gethostname(), text)
     if folder.set_failed(exit_code=1, reason=reason, rank=rank, traceback=text):
-        print(
-            f"{text}error: rank {rank} on {socket.gethostname()} failed: {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print_line(f"{text}error: rank {rank} on {socket.gethostname()} failed: {reason}", error=True)
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
         ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
     else:
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
+
+
+def in_one_sentence(raised: Exception) -> UserError:
+    """A UserError as it is; the error of a file as one that names the file. Raises anything else again."""
+    if isinstance(raised, UserError):
+        return raised
+    if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
+        raise raised
+    log.info("%s", traceback.format_exc())
+    text = f"{os.fspath(raised.filename)}: {raised.strerror}"
+    return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 
 
 def _changed_settings(config: Config) -> dict[str, str]:
@@ -189,5 +202,7 @@ def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
     """Print `error` in one line on stderr and exit with its code; first_only: only rank 0 prints it."""
     if rank == 0 or not first_only:
         where = f"rank {rank}: " if rank else ""
-        print(f"error: {where}{error}", file=sys.stderr, flush=True)
+        print_line(f"error: {where}{error}", error=True)
+    if log.handlers:  # the log file, as nobody may see stderr
+        log.error("error: %s", error)
     os._exit(error.exit_code)

@@ -18,7 +18,8 @@ from .config.batch_split import BatchSplit
 from .config.schema import Config, OptimConfig
 from .engine.base import Engine
 from .inputs import Inputs, Job
-from .run.folder import RunFolder, log, read_rows
+from .run.files import read_rows
+from .run.folder import SAMPLE, RunFolder, log
 from .run.processes import World
 
 
@@ -87,13 +88,18 @@ class Progress:
 
 
 def progress_at(found: Checkpoint | None, step: int, folder: RunFolder, world: World) -> Progress:
-    """The progress of the run in `folder` at `step`, the step of `found`."""
-    bad = sum(row["split"] == "train" for row in read_rows(folder.bad_samples))
+    """The progress of the run in `folder` at `step`, the step of `found`.
+
+    What was written after that step is deleted. Called by all processes together.
+    """
+    world.on_rank0(lambda: folder.drop_after(step))
+    bad = sum(row["split"] == "train" for row in read_rows(folder.bad_samples, *SAMPLE))
+    counts = world.gather([bad, len(read_rows(folder.nonfinite, "step"))])[0]
     return Progress(
         step=step,
         images=found.state.get("images", found.state["position"]) if found else 0,
-        bad=world.gather(bad)[0],
-        nonfinite=sum(row["step"] <= step for row in read_rows(folder.nonfinite)),
+        bad=counts[0],
+        nonfinite=counts[1],
         saved=step if found else -1,
     )
 

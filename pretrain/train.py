@@ -31,7 +31,7 @@ from .model.flops import training_flops_by_tiles
 from .model.init import StartingValues, random_values
 from .objective import build_measure, build_objective
 from .resume import Progress, newest_checkpoint, progress_at, resume, state_to_save
-from .run.folder import log, read_rows
+from .run.folder import log
 from .run.injector import Injector
 from .run.metrics import Meter, console_line, peak_flops, progress_bar, speed_row
 from .run.nonfinite import NonFinite, finite
@@ -66,7 +66,6 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
         on_error=config.checkpoint.on_error,
     )
     progress = progress_at(found, step, folder, world)
-    world.on_rank0(lambda: folder.drop_after(step))
     spread = f"{config.engine.kind} {config.engine.precision}, {world.size} process{'es' * (world.size > 1)}"
     log.info("%s: %s, engine %s", model_text(config), size, spread)
     epochs = inputs.epochs(inputs.steps)
@@ -153,6 +152,7 @@ class Trainer:
         examples = [] if stopping else self._examples()
         if world.rank == 0:
             names = distinct_names(self.inputs.classes, self.inputs.num_classes)
+            self.folder.flush()
             write_report(self.folder, config, names, examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
@@ -173,7 +173,7 @@ class Trainer:
         waited = time.perf_counter() - asked
         flops = sum(self.flops[n] for n in batch.tiles_per_image.tolist())
         self.meter.count(len(batch), len(batch.tiles), flops, waited)
-        self._new_bad += self.samples.note_bad(batch, "train")
+        self._new_bad += self.samples.note_bad(self.step + 1, batch, "train")
         self.samples.trace(self.step + 1, batch)
         return batch
 
@@ -182,8 +182,8 @@ class Trainer:
 
         Raises DataError for too many unreadable samples.
         """
-        values = [float(bool(self.stop)), float(self.saver.written), float(self._new_bad)]
-        stopping, written, new_bad = self.world.sum(values)
+        changes = (bool(self.stop), self.saver.written, self._new_bad)
+        stopping, written, new_bad = self.world.sum([float(change) for change in changes])
         self._new_bad = 0
         if self.saver.pending and written == self.world.size:
             self.saver.advance()
@@ -243,7 +243,8 @@ class Trainer:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
         began = time.perf_counter()
         self._enter_phase("evaluation")
-        stream = self._reporting_progress(self.samples.noting_bad(self.inputs.eval_stream(self.world), "val"))
+        batches = self.samples.noting_bad(self.step, self.inputs.eval_stream(self.world), "val")
+        stream = self._reporting_progress(batches)
         found = None
         with self.engine.averaged(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
@@ -258,8 +259,7 @@ class Trainer:
             self.folder.add_metrics(row)
         self.tracker.log(row)
         if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
-            self.saver.mark_best(self.step, found.score)
-            self._save()
+            self._save(found.score)
         self.meter.since += time.perf_counter() - began
         return False
 
@@ -272,8 +272,7 @@ class Trainer:
 
     def _evaluation_missing(self) -> bool:
         """Whether the evaluation due at the checkpoint's step is not in metrics.jsonl yet."""
-        rows = read_rows(self.folder.metrics)
-        done = any(row.get("split") == "val" and row["step"] == self.step for row in rows)
+        done = self.folder.evaluated(self.step)
         return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
 
     def _evaluate_if_missing(self) -> bool:
@@ -281,16 +280,15 @@ class Trainer:
         stopping = self.world.sum([float(bool(self.stop))])[0] > 0
         return stopping or (self._evaluation_missing() and self._evaluate())
 
-    def _save(self) -> None:
+    def _save(self, best: float | None = None) -> None:
         if self.saved == self.step:
-            return
+            return None if best is None else self.saver.mark_best(self.step, best)
         self._enter_phase("save")
         self._note_nonfinite()
         if self.nonfinite.streak and self.step < self.inputs.steps:
-            log.warning("step %d: not saved: the last steps were not finite", self.step)
-            return
+            return log.warning("step %d: not saved: the last steps were not finite", self.step)
         state = {} if self.world.rank else state_to_save(self.job, self.engine, self.step, self.images)
-        self.saver.save(self.step, self.engine.ranges(), state)
+        self.saver.save(self.step, self.engine.ranges(), state, best)
         self.saved = self.step
 
     def _reporting_progress(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:

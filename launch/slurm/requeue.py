@@ -8,18 +8,18 @@ Each life becomes a row of RUN/slurm/lives.jsonl. Needs nothing but Python.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from pretrain.run.folder import GOING_ON, RunFolder, read_rows
+from pretrain.run.files import append_rows, read_rows
+from pretrain.run.folder import GOING_ON, RunFolder
 
 from .queue import ask
 
@@ -51,6 +51,9 @@ class Life:
     reason: str
 
 
+LIFE = (*(field.name for field in fields(Life)), "time", "requeued")  # what a row of lives.jsonl has
+
+
 def main() -> int:
     """Decide, write the life down, and return the exit code: 75 to requeue the job."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm.requeue", description=__doc__)
@@ -68,12 +71,12 @@ def main() -> int:
     life = ended_life(status, given.code, job, restart, newest_checkpoint(folder), action)
     if begun and status["state"] in GOING_ON:
         folder.set_failed(exit_code=life.code, reason=life.reason, rank=None)
-    earlier = list(read_rows(given.run / "slurm/lives.jsonl"))
+    lives = given.run / "slurm/lives.jsonl"
+    earlier = read_rows(lives, *LIFE)
     code, sentence = decide([*earlier, asdict(life)], given.max_restarts, action)
     requeued = code == STOPPED or action.requeues
-    (given.run / "slurm").mkdir(parents=True, exist_ok=True)
-    with (given.run / "slurm/lives.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(life) | {"time": time.time(), "requeued": requeued}) + "\n")
+    row = asdict(life) | {"time": time.time(), "requeued": requeued}
+    folder.write(lives, lambda: append_rows(lives, [row]))
     print(f"job {job}, life {restart + 1}: {life.reason}; {sentence}", flush=True)
     if status.get("traceback") and life.state == "failed":
         print(f"rank {status['rank']} on {status['host']}:\n{status['traceback']}", flush=True)
@@ -96,7 +99,7 @@ def ended_life(
     state = status.get("state", "")
     signal = status.get("signal")
     if state in ("done", "stopped", "failed"):
-        code = status["exit_code"]
+        code = status.get("exit_code", code)
         reason = {
             "done": "finished",
             "stopped": f"stopped by {signal or 'a signal'} at step {status.get('step')}, checkpoint saved",
@@ -165,15 +168,15 @@ def read_action(answer: str, restart: int) -> SlurmAction:
 
     A job that SLURM ends at its time limit does not count as ended by SLURM: it may be requeued.
     """
-    fields = dict(re.findall(r"(\S+?)=(\S*)", answer))
-    if not fields:
+    facts = dict(re.findall(r"(\S+?)=(\S*)", answer))
+    if not facts:
         return SlurmAction()
-    limit = fields.get("TimeLimit", "UNLIMITED")
-    in_time = seconds(fields.get("RunTime", "0")) < seconds(limit)
+    limit = facts.get("TimeLimit", "UNLIMITED")
+    in_time = seconds(facts.get("RunTime", "0")) < seconds(limit)
     return SlurmAction(
-        preempts=fields.get("PreemptTime", "None") != "None",
-        ends=fields["JobState"] not in GOES_ON and in_time,
-        requeues=int(fields["Restarts"]) > restart,
+        preempts=facts.get("PreemptTime", "None") != "None",
+        ends=facts["JobState"] not in GOES_ON and in_time,
+        requeues=int(facts["Restarts"]) > restart,
     )
 
 

@@ -157,13 +157,13 @@ def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
         before = {file: file.read_bytes() if file.exists() else None for file in files}
         yield
     except BaseException as error:
-        for file, content in before.items():
-            if content is None:
-                file.unlink(missing_ok=True)
-            else:
-                file.write_bytes(content)
-        for path in made:
-            with suppress(OSError):
+        with suppress(OSError):
+            for file, content in before.items():
+                if content is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(content)
+            for path in made:
                 path.rmdir()
         if isinstance(error, OSError):
             raise UsageError(
@@ -181,7 +181,11 @@ def submit(script: Path, given: argparse.Namespace) -> str:
     dependency = [f"--dependency=afterok:{given.after}", "--kill-on-invalid-dep=yes"] if given.after else []
     keep = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     done = subprocess.run(
-        ["sbatch", "--parsable", *dependency, str(script)], env=keep, capture_output=True, text=True
+        ["sbatch", "--parsable", *dependency, str(script)],
+        env=keep,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         cpus = given.cpus_per_task * given.tasks_per_node

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..config.schema import Config
-from .folder import RunFolder, read_rows, replace_file
+from .files import read_rows, replace_file
+from .folder import RunFolder
 
 WIDTH, HEIGHT, MARGIN = 460, 180, 42  # pixels
 
@@ -80,7 +81,7 @@ def write_report(
     folder: RunFolder, config: Config, classes: Sequence[str], examples: Sequence[Example]
 ) -> None:
     """Write report.html from metrics.jsonl. classes: a name for each. examples: images to show."""
-    rows = list(read_rows(folder.metrics))
+    rows = read_rows(folder.metrics, "step")
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
     curves = [_figure(steps, *curve) for curve in CURVES]
@@ -92,7 +93,7 @@ def write_report(
         evaluations=_table(evaluations),
         examples="".join(_example(item, config.objective.name, classes) for item in examples) or "none",
     )
-    replace_file(folder.report, page)
+    folder.write(folder.report, lambda: replace_file(folder.report, page))
 
 
 def _facts(config: Config, steps: list[dict[str, Any]]) -> str:

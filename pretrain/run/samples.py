@@ -21,25 +21,25 @@ class SampleLog:
         self._folder, self._name = folder, name
         self._noted: set[tuple[str, str, str]] = set()
 
-    def note_bad(self, batch: TileBatch, split: str) -> int:
+    def note_bad(self, step: int, batch: TileBatch, split: str) -> int:
         """Write the unreadable samples of `batch` to bad_samples.jsonl; returns how many are new there.
 
-        split: train or val.
+        step: the one that they were read for. split: train or val.
         """
         new = 0
         for bad in batch.bad:
             if (split, bad.shard, bad.key) not in self._noted:
                 self._noted.add((split, bad.shard, bad.key))
-                new += self._folder.add_bad_sample({"split": split, **asdict(bad)})
+                new += self._folder.add_bad_sample({"step": step, "split": split, **asdict(bad)})
                 log.warning(
                     "unreadable sample %s in %s: %s", *map(printable, (bad.key, bad.shard, bad.reason))
                 )
         return new
 
-    def noting_bad(self, batches: Iterable[TileBatch], split: str) -> Iterator[TileBatch]:
+    def noting_bad(self, step: int, batches: Iterable[TileBatch], split: str) -> Iterator[TileBatch]:
         """The batches; `note_bad` is called for each."""
         for batch in batches:
-            self.note_bad(batch, split)
+            self.note_bad(step, batch, split)
             yield batch
 
     def trace(self, step: int, batch: TileBatch) -> None:

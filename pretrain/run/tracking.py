@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any, Literal, cast
 
 from ..config.schema import Config
-from .folder import RunFolder, log, read_rows
+from .files import append_rows, read_rows
+from .folder import RunFolder, log
 
 
 class Tracker:
@@ -45,11 +45,12 @@ class WandbTracker(Tracker):
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        self._folder = folder
         self._missed = folder.path / "wandb/missed.jsonl"
         self._lost = False
-        rows = list(read_rows(folder.metrics))
+        rows = read_rows(folder.metrics, "step")
         late = [row for row in read_rows(self._missed) if row in rows]
-        self._missed.unlink(missing_ok=True)
+        folder.write(self._missed, lambda: self._missed.unlink(missing_ok=True))
         for row in late:
             self.log(row)
 
@@ -64,8 +65,7 @@ class WandbTracker(Tracker):
                 return
             except Exception as error:
                 self._give_up(error)
-        with self._missed.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        self._folder.write(self._missed, lambda: append_rows(self._missed, [row]))
 
     def _log(self, row: dict[str, Any]) -> None:
         split = row.get("split")

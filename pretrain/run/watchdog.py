@@ -4,6 +4,9 @@ If one rank hangs, all others soon wait for it in a collective. The first rank t
 logs/hang/. Every rank that sees the folder writes its stacks to logs/rank-N.log and its step and phase to
 logs/hang/rank-N.json. The rank that hangs is the one that writes nothing there, or else the one that is
 furthest behind and does not wait for others.
+
+Time in which this thread itself did not run, as the process was suspended or a file was slow, is no time
+without progress. None of the files that it writes can stop it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,16 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from data_tools.errors import print_line
+
 from ..config.fault import PHASES
-from .folder import RunFolder, log, write_json
+from .files import read_object, write_json
+from .folder import RunFolder, log
 from .stop import StopFlag
 
 # Seconds: between two looks, between two updates of status.json, and for other ranks to write their reports.
@@ -34,7 +41,7 @@ class Watchdog:
     """Watches this process inside a `with` statement.
 
     hosts: of every rank. timeout: seconds; if `enter` is not called for a little less, the process ends
-    with exit code 1.
+    with exit code 1. ran: seconds for which it has watched. since: `ran` at the last call of `enter`.
     """
 
     def __init__(
@@ -44,8 +51,10 @@ class Watchdog:
         self.timeout = timeout
         self.limit = timeout - min(10.0, 0.25 * timeout)
         self.reports = folder.path / "logs/hang"
-        self.step, self.phase, self.since = 0, PHASE_ORDER[0], time.monotonic()
+        self.step, self.phase = 0, PHASE_ORDER[0]
+        self.ran = self.since = 0.0
         self.stepped = time.time()
+        self._log_file = folder.path / "logs" / f"rank-{rank}.log"
         self._main = threading.main_thread().ident
         self._written: tuple[object, ...] = ()
         self._closed = threading.Event()
@@ -59,23 +68,29 @@ class Watchdog:
         """Stop watching; afterwards nothing is written to status.json any more."""
         self._closed.set()
         self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
 
     def enter(self, step: int, phase: str) -> None:
         """This process begins `phase`, having done `step` steps."""
         if step != self.step:
             self.stepped = time.time()
-        self.step, self.phase, self.since = step, phase, time.monotonic()
+        self.step, self.phase, self.since = step, phase, self.ran
 
     def _run(self) -> None:
-        log_file = (self.folder.path / "logs" / f"rank-{self.rank}.log").open("ab")
-        while not self._closed.wait(TICK):
-            # For a hang that blocks Python, and with it this thread, but not the thread of faulthandler.
-            faulthandler.dump_traceback_later(self.timeout, exit=True, file=log_file)
-            self._update_status()
-            idle = time.monotonic() - self.since
-            if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
-                self._end_process(idle)
+        with ExitStack() as stack:
+            file = None
+            with suppress(OSError):
+                file = stack.enter_context(self._log_file.open("ab"))
+            before = time.monotonic()
+            while not self._closed.wait(TICK):
+                if file:  # if Python itself hangs, and this thread too, at least the stacks are written
+                    faulthandler.dump_traceback_later(self.timeout, file=file)
+                self._update_status()
+                now = time.monotonic()
+                self.ran, before = self.ran + min(now - before, 2 * TICK), now
+                idle = self.ran - self.since
+                if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
+                    self._end_process(idle)
+            faulthandler.cancel_dump_traceback_later()
 
     def _update_status(self) -> None:
         """On rank 0 keep status.json up to date; on every rank write to it when asked to stop."""
@@ -94,21 +109,20 @@ class Watchdog:
             self._written = news
 
     def _end_process(self, idle: float) -> None:
-        self._write_report(idle)
-        others = self._wait_for_reports()
-        text = describe_hang(others, self.hosts, idle)
-        rank = hanging_rank(others, len(self.hosts))
+        text, rank = f"rank {self.rank} on {self.hosts[self.rank]} got nowhere for {idle:.0f} s", self.rank
+        try:
+            self._write_report(idle)
+            others = self._wait_for_reports()
+            text = describe_hang(others, self.hosts, idle)
+            rank = hanging_rank(others, len(self.hosts))
+        except Exception:  # whatever happens here, the process ends, and says why
+            log.exception("the report about the hang could not be made")
         if self.folder.set_failed(exit_code=1, reason=text, rank=rank):
-            print(
-                f"error: {text}; stacks in {self.folder.path / 'logs'}/rank-*.log",
-                file=sys.stderr,
-                flush=True,
-            )
+            print_line(f"error: {text}; stacks in {self.folder.path / 'logs'}/rank-*.log", error=True)
         os._exit(1)
 
     def _write_report(self, idle: float) -> None:
         frame = sys._current_frames().get(self._main or 0)
-        self.reports.mkdir(parents=True, exist_ok=True)
         report = {
             "rank": self.rank,
             "step": self.step + (self.phase not in ("evaluation", "save")),  # the step it is in
@@ -119,15 +133,16 @@ class Watchdog:
         log.error("no progress: %s", json.dumps(report))
         for handler in log.handlers:
             handler.flush()
-        with (self.folder.path / "logs" / f"rank-{self.rank}.log").open("ab") as stream:
+        with self._log_file.open("ab") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
+        self.reports.mkdir(parents=True, exist_ok=True)
         write_json(self.reports / f"rank-{self.rank}.json", report)
 
     def _wait_for_reports(self) -> list[dict[str, Any]]:
         limit = time.monotonic() + PATIENCE
         while time.monotonic() < limit and len(list(self.reports.glob("rank-*.json"))) < len(self.hosts):
             time.sleep(0.1)
-        return [json.loads(file.read_bytes()) for file in sorted(self.reports.glob("rank-*.json"))]
+        return list(filter(None, map(read_object, sorted(self.reports.glob("rank-*.json")))))
 
 
 def clear_reports(folder: Path) -> None:

@@ -44,7 +44,7 @@ def test_what_an_earlier_life_of_a_slurm_job_left_on_this_node_is_ended(
                 folder.lock(patience=0.0)
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         with monkeypatch.context() as elsewhere, pytest.raises(UserError, match="still in use by") as raised:
-            elsewhere.setattr("pretrain.run.folder.socket.gethostname", lambda: "another-node")
+            elsewhere.setattr("pretrain.run.lock.socket.gethostname", lambda: "another-node")
             folder.lock(patience=0.0)
         assert raised.value.exit_code == 1, "it will not stay for ever: the job may be requeued"
         folder.lock(patience=30.0)
