@@ -45,7 +45,7 @@ def test_text_on_the_command_line_stays_as_it_is(recipe: Path, text: str) -> Non
 @pytest.mark.parametrize("text", WRITTEN)
 def test_text_in_a_recipe_stays_as_it_is(recipe: Path, text: str) -> None:
     more = f"run: {{name: {text}}}\noptim: {{freeze: [{text}]}}\n"
-    recipe.write_text(f"{recipe.read_text().replace('shards', text)}{more}")
+    recipe.write_text(f"{recipe.read_text(encoding='utf-8').replace('shards', text)}{more}", encoding="utf-8")
     config = load(str(recipe), [])
     assert (config.run.name, config.data.train, config.optim.freeze) == (text, text, [text])
 
@@ -69,7 +69,7 @@ def test_shards_are_text_lists_or_mixtures(recipe: Path, text: str, value: objec
 def test_null_is_for_fields_that_may_be_null(recipe: Path) -> None:
     config = load(str(recipe), ["data.val=null", "model.num_classes=null", "model.backbone=null"])
     assert (config.data.val, config.model.num_classes, config.model.backbone) == (None, None, None)
-    recipe.write_text(f"{recipe.read_text()}run:\n  name: null\n")
+    recipe.write_text(f"{recipe.read_text(encoding='utf-8')}run:\n  name: null\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"mine\.yaml, line 4: run\.name=null: it must be a text"):
         load(str(recipe), [])
 
