@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,9 +103,8 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     try:
         merged = OmegaConf.merge(_defaults(schema), defaults, recipe)
         for key, value in given.items():
-            for name in reversed(key.split(".")):
-                value = {name: value}
-            merged = OmegaConf.unsafe_merge(merged, value)
+            nested = reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value)
+            merged = OmegaConf.unsafe_merge(merged, nested)
     except OmegaConfBaseException as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
     assert isinstance(merged, DictConfig)
