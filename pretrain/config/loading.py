@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,7 +103,9 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     try:
         merged = OmegaConf.merge(_defaults(schema), defaults, recipe)
         for key, value in given.items():
-            nested = reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value)
+            nested: Any = value
+            for name in reversed(key.split(".")):
+                nested = {name: nested}
             merged = OmegaConf.unsafe_merge(merged, nested)
     except OmegaConfBaseException as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
