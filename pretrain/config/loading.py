@@ -101,7 +101,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         check_key(key, keys, "command line")
         given[key] = parse_value(value, key, keys)
     try:
-        merged = OmegaConf.merge(_defaults(schema), defaults, recipe)
+        merged = OmegaConf.merge(_defaults(schema), defaults, recipe)  # type: ignore[arg-type]  # a class can be hashed
         for key, value in given.items():
             nested: Any = value
             for name in reversed(key.split(".")):
