@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,11 @@ def progress_bar(step: int, steps: int, rank: int) -> Iterator[Advance]:
         return
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # rich prints what others print meanwhile above the bar.
-    with Progress(*columns, console=Console(), transient=True) as progress:
-        task = progress.add_task("training", total=steps, completed=step)
+    progress = Progress(*columns, console=Console(), transient=True)
+    progress.start()
+    task = progress.add_task("training", total=steps, completed=step)
+    try:
         yield lambda done: progress.update(task, completed=done)
+    finally:
+        with suppress(OSError):  # the terminal may have been closed
+            progress.stop()
