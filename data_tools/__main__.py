@@ -18,6 +18,7 @@ from data_tools.packing.label_arguments import (
 )
 from data_tools.packing.pack import pack
 from data_tools.packing.recode import Recode
+from data_tools.shards.descriptors import raise_limit
 from data_tools.shards.indexing import index_shards
 from data_tools.shards.names import Shards
 from data_tools.shards.shard_set import ShardSet
@@ -33,6 +34,7 @@ _CPUS = os.cpu_count() or 1
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
     escape_output()
+    raise_limit()
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
+from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.run.rendezvous import adopt_slurm
 
     escape_output()
+    raise_limit()
     adopt_slurm()
     rank = int(os.environ.get("RANK", 0))
     try:

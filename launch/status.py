@@ -13,8 +13,7 @@ from data_tools.errors import UsageError, printable
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
-from .slurm.checks import SILENT
-from .slurm.queue import RECORD, SCRIPT, Entry, in_queue, recorded
+from .slurm.queue import RECORD, SCRIPT, SILENT, Entry, in_queue, recorded
 
 STALLED_STEPS = 20.0  # step times without a new step; at least STALLED seconds
 STALLED = 60.0  # s

@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop.install()  # first, as a signal may come during the imports below, which take seconds
 
     from data_tools.errors import UsageError, escape_output
+    from data_tools.shards.descriptors import raise_limit
 
     from .config.loading import load
     from .config.schema import Config
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from .run.rendezvous import adopt_slurm
 
     escape_output()
+    raise_limit()
     adopt_slurm()
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",

@@ -203,4 +203,6 @@ def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
     if rank == 0 or not first_only:
         where = f"rank {rank}: " if rank else ""
         print_line(f"error: {where}{error}", error=True)
+    if log.handlers:  # the log file, as nobody may see stderr
+        log.error("error: %s", error)
     os._exit(error.exit_code)

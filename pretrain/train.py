@@ -182,8 +182,8 @@ class Trainer:
 
         Raises DataError for too many unreadable samples.
         """
-        values = [float(bool(self.stop)), float(self.saver.written), float(self._new_bad)]
-        stopping, written, new_bad = self.world.sum(values)
+        changes = (bool(self.stop), self.saver.written, self._new_bad)
+        stopping, written, new_bad = self.world.sum([float(change) for change in changes])
         self._new_bad = 0
         if self.saver.pending and written == self.world.size:
             self.saver.advance()
@@ -259,8 +259,7 @@ class Trainer:
             self.folder.add_metrics(row)
         self.tracker.log(row)
         if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
-            self.saver.mark_best(self.step, found.score)
-            self._save()
+            self._save(found.score)
         self.meter.since += time.perf_counter() - began
         return False
 
@@ -281,16 +280,15 @@ class Trainer:
         stopping = self.world.sum([float(bool(self.stop))])[0] > 0
         return stopping or (self._evaluation_missing() and self._evaluate())
 
-    def _save(self) -> None:
+    def _save(self, best: float | None = None) -> None:
         if self.saved == self.step:
-            return
+            return None if best is None else self.saver.mark_best(self.step, best)
         self._enter_phase("save")
         self._note_nonfinite()
         if self.nonfinite.streak and self.step < self.inputs.steps:
-            log.warning("step %d: not saved: the last steps were not finite", self.step)
-            return
+            return log.warning("step %d: not saved: the last steps were not finite", self.step)
         state = {} if self.world.rank else state_to_save(self.job, self.engine, self.step, self.images)
-        self.saver.save(self.step, self.engine.ranges(), state)
+        self.saver.save(self.step, self.engine.ranges(), state, best)
         self.saved = self.step
 
     def _reporting_progress(self, batches: Iterable[TileBatch]) -> Iterator[TileBatch]:

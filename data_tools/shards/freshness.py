@@ -111,7 +111,7 @@ def _expected(file: Path, shardlist: Sequence[dict[str, Any]]) -> dict[str, Expe
     for entry in shardlist:
         url, version = entry["url"], entry.get("version")
         if version is None and not is_url(url):
-            with suppress(OSError):  # a missing shard is found later
+            with suppress(FileNotFoundError):  # it is found later
                 version = _NEVER if (file.parent / url).stat().st_mtime_ns > indexed else None
         expected[url] = Expected(int(entry["filesize"]), version, str(entry.get("sha256", "")))
     return expected
@@ -130,8 +130,6 @@ def _suspects(index: Index, storage: Storage) -> list[str]:
             raise DataError(
                 f"{storage.shown(entry['url'])}: the shard is missing, but {index.file.name} lists it."
             ) from None
-        except OSError as error:
-            raise DataError(f"{storage.shown(entry['url'])} cannot be read: {error.strerror}.") from None
     return found
 
 

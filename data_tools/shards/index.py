@@ -212,7 +212,10 @@ def load_classes(folder: Path) -> list[str] | None:
     DataError if it is not a list of names.
     """
     path = folder / CLASSES_NAME
-    return parse_classes(path.read_bytes(), str(path)) if path.exists() else None
+    try:
+        return parse_classes(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
 
 
 def scan_shards(
@@ -228,8 +231,8 @@ def scan_shards(
             return found
         except DataError as error:
             return error
-        except OSError as error:
-            return DataError(f"{storage.shown(names[number])} cannot be read: {error.strerror or error}")
+        except FileNotFoundError:
+            return DataError(f"{storage.shown(names[number])} is missing.")
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "shard-scan") as pool:
         yield from pool.map(scan, range(len(names)))

@@ -203,7 +203,7 @@ def _open_table(file: Path, name: str) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{printable(str(path))} is missing: {advice}") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{printable(str(path))} is damaged ({error}): {advice}") from error
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,7 +28,7 @@ def local_shards(shards: Shards) -> list[Path] | None:
     """The shards on a disk that a pattern, a list or the path of one shard names, sorted.
 
     None for everything else: a folder, an index file, URLs. UsageError, naming what is missing, for a pattern
-    without files and for shards that do not exist, and for a shard that is named twice.
+    without files and for shards that do not exist, and for a shard that is named twice. OSError.
     """
     one = isinstance(shards, str | Path)
     patterns = [str(shards)] if isinstance(shards, str | Path) else [str(item) for item in shards]
@@ -35,6 +36,9 @@ def local_shards(shards: Shards) -> list[Path] | None:
         raise UsageError("An empty list names no shards: give a folder, or the names of shards.")
     if all(map(is_url, patterns)):
         return None
+    for pattern in patterns:
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(pattern)  # OSError where the disk fails; exists() would say that there is nothing
     if one and not os.path.exists(patterns[0]) and _SEVERAL in patterns[0]:
         patterns, one = patterns[0].split(_SEVERAL), False
     if len(patterns) == 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, retrying
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
@@ -74,13 +74,17 @@ class ShardSet:
         was indexed; remote ones are compared with the index when they are read.
         """
         try:
-            index = open_index(shards)
-            storage = storage_of(index)
-            compared = check_local(index, storage)
+            return retrying(lambda: cls._open(shards))
         except OSError as error:
             raise DataError(
                 f"{error.filename or shards} cannot be read: {error.strerror or error}."
             ) from error
+
+    @classmethod
+    def _open(cls, shards: Shards) -> ShardSet:
+        index = open_index(shards)
+        storage = storage_of(index)
+        compared = check_local(index, storage)
         listed = [(entry["url"], entry["filesize"]) for entry in index.shardlist]
         opened = cls(storage, index.folder, listed, index.tables, index.content["num_classes"])
         if opened.classes is not None and not opened.numeric and len(opened.classes) < opened.num_classes:

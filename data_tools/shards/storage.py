@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-from data_tools.errors import DataError, printable
+from data_tools.errors import DataError, printable, retrying
 from data_tools.shards import remote
+from data_tools.shards.descriptors import shards_at_once
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.remote import FileState
 from data_tools.shards.urls import is_url, shown
 
-_OPEN_FILES = 256
 _LOCAL_PIECE, _REMOTE_PIECE = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,26 +38,47 @@ class _LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.state = _state_of(os.fstat(self.fd))
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
 
 
+class _LocalFolder:
+    """The files of a folder. Those read last stay open, so many over all folders of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pread(self, name: str, start: int, length: int) -> tuple[bytes, FileState]:
+        """Up to `length` bytes from byte `start` on, and the state of the file when it was opened."""
+        try:
+            file = _opened_files()(self, name)  # a reference keeps it open if the cache drops it now
+            return os.pread(file.fd, length, start), file.state
+        except OSError:
+            _opened_files.cache_clear()  # descriptors may be stale after an outage of the server, or too many
+            raise
+
+
+@cache  # not at import: the limit is raised before the first shard is read
+def _opened_files() -> Callable[[_LocalFolder, str], _LocalFile]:
+    return lru_cache(maxsize=shards_at_once())(lambda folder, name: _LocalFile(folder.path / name))
+
+
 class Storage:
     """Reads the files of a folder, by name, and URLs. Every method is thread-safe.
 
     expected: what files must be, by name; a file that is not in it must stay what it was when it was first
-    looked at. Every method raises DataError for a file that cannot be read or is another one, OSError for a
-    local one that does not exist.
+    looked at. Every method raises DataError for a file that is another one or, after some attempts, cannot be
+    read; those that only look at a local file raise FileNotFoundError if it does not exist.
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, Expected] | None = None) -> None:
-        self._folder = folder
+        self._local = _LocalFolder(folder)
         self._expected = dict(expected or {})
         self._seen: set[str] = set()  # remote files, other than http, that were looked at
         self._hashing: dict[str, threading.Lock] = {}
-        self._local = lru_cache(maxsize=_OPEN_FILES)(self._open_local)
 
     def expect(self, expected: Mapping[str, Expected]) -> None:
         """From now on, files must be what `expected` says."""
@@ -63,13 +86,18 @@ class Storage:
 
     def shown(self, name: str) -> str:
         """The path or URL of `name` for messages, without the credentials of a URL."""
-        return shown(name) if is_url(name) else printable(str(self._folder / name))
+        return shown(name) if is_url(name) else printable(str(self._local.path / name))
 
     def state(self, name: str) -> FileState:
         """The size and the version of a file, as it is now."""
         if is_url(name):
             return remote.look(name)
-        return _state_of(os.stat(self._folder / name))
+        try:
+            return _state_of(retrying(lambda: os.stat(self._local.path / name)))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._unreadable(name, error) from error
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -89,8 +117,8 @@ class Storage:
         """Exactly `length` bytes from byte `start` on."""
         if is_url(name):
             return self._read_remote(name, start, length)
-        file = self._local(name)  # a reference, so that the file stays open if the cache drops it now
-        data = os.pread(file.fd, length, start)
+        data, state = self._pread(name, start, length)
+        self._hold(name, state)
         if len(data) != length:
             raise DataError(f"{self.shown(name)} became shorter while it was read.")
         return data
@@ -100,10 +128,14 @@ class Storage:
         piece = _REMOTE_PIECE if is_url(name) else _LOCAL_PIECE
         return ForwardFile(lambda start, length: self.read(name, start, length), size, piece)
 
-    def _open_local(self, name: str) -> _LocalFile:
-        file = _LocalFile(self._folder / name)
-        self._hold(name, _state_of(os.fstat(file.fd)))
-        return file
+    def _pread(self, name: str, start: int, length: int) -> tuple[bytes, FileState]:
+        try:
+            return retrying(lambda: self._local.pread(name, start, length))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: OSError) -> DataError:
+        return DataError(f"{self.shown(name)} cannot be read: {error.strerror}.")
 
     def _read_remote(self, name: str, start: int, length: int) -> bytes:
         data, state = remote.fetch(name, start, length)
@@ -155,9 +187,8 @@ class Storage:
             return ForwardFile(
                 lambda start, length: remote.read(name, start, length), size, _REMOTE_PIECE
             ).sha256()
-        file = _LocalFile(self._folder / name)
         return ForwardFile(
-            lambda start, length: os.pread(file.fd, length, start), size, _LOCAL_PIECE
+            lambda start, length: self._pread(name, start, length)[0], size, _LOCAL_PIECE
         ).sha256()
 
 

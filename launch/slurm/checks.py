@@ -16,13 +16,12 @@ from pretrain.config.schema import Config
 from pretrain.run.folder import GOING_ON, RunFolder
 
 from .container import check_image
-from .queue import NO_SUCH_JOB, in_queue, state_of
+from .queue import NO_SUCH_JOB, SILENT, in_queue, state_of
 
 if TYPE_CHECKING:
     from pretrain.inputs import Inputs
 
 PLAIN = re.compile(r"[\w/.+=@,:-]+")
-SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 NEVER_SUCCEEDS = (
     *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
     NO_SUCH_JOB,
@@ -91,9 +90,10 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> li
     status = RunFolder(run).status()
     silent = time.time() - status.get("time", 0.0)
     if status.get("state") in GOING_ON and silent < SILENT and not is_chain:
+        job = f"SLURM job {status['job']}, " if status.get("job") else ""
         raise UsageError(
-            f"{run}: it is running as process {status.get('pid')} on {status.get('host')}, which gave a sign "
-            f"of life {max(0.0, silent):.0f} s ago: end it first, or set another run.name"
+            f"{run}: it is running as {job}process {status.get('pid')} on {status.get('host')}, which gave a "
+            f"sign of life {max(0.0, silent):.0f} s ago: end it first, or set another run.name"
         )
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 

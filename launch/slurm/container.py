@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 from pathlib import Path
 
 from data_tools.errors import UsageError
@@ -16,7 +15,7 @@ from .quoting import quote
 
 # Where the packages lie. A container has those of a checkout from here, installed ones from its image.
 CODE = Path(__file__).resolve().parents[2]
-IS_CHECKOUT = Path(sysconfig.get_path("purelib")).resolve() != CODE
+IS_CHECKOUT = (CODE / "pyproject.toml").is_file()
 
 
 def check_image(image: str) -> None:

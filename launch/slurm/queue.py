@@ -16,6 +16,7 @@ from data_tools.errors import UsageError, UserError
 RECORD = "slurm/queued"  # in a run folder: the ids of the jobs that were queued for it, the newest last
 SCRIPT = "slurm/job.sh"
 NO_SUCH_JOB = "Invalid job id"
+SILENT = 30.0  # s without a new status.json, which a job writes every 5 s
 PATIENCE = 10.0  # s; squeue itself waits for minutes where the controller cannot be reached
 END_PATIENCE = 60.0  # s for the processes of a job to save and end; SLURM's KillWait is 30 s
 
@@ -38,7 +39,9 @@ class Entry:
 def ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands. Raises UserError if it is not on this machine or gives no answer."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE
+        )
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not on this machine") from None
     except subprocess.TimeoutExpired:
@@ -118,7 +121,8 @@ def cancel(arguments: Sequence[str]) -> int:
             print(f"{entries[0]}: its processes have not ended yet")
             return 0
         time.sleep(1.0)
-    (run / RECORD).unlink(missing_ok=True)
+    begun = [job for job in recorded(run) if (run / f"slurm/{job}.out").exists()]
+    (run / RECORD).write_text("".join(f"{job}\n" for job in begun), encoding="utf-8")
     if not jobs:
         print(f"{run}: none of its jobs is in the queue any more")
     return 0

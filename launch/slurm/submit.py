@@ -181,7 +181,11 @@ def submit(script: Path, given: argparse.Namespace) -> str:
     dependency = [f"--dependency=afterok:{given.after}", "--kill-on-invalid-dep=yes"] if given.after else []
     keep = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     done = subprocess.run(
-        ["sbatch", "--parsable", *dependency, str(script)], env=keep, capture_output=True, text=True
+        ["sbatch", "--parsable", *dependency, str(script)],
+        env=keep,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         cpus = given.cpus_per_task * given.tasks_per_node

@@ -16,7 +16,8 @@ from data_tools.errors import DataError, UsageError, UserError, escape_output
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
-from .retention import Retention, delete_checkpoint, read_best
+from .pointers import read_best
+from .retention import Retention, delete_checkpoint
 from .weights_file import write_weights
 
 WEIGHTS = {

@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, print_line
 
 from .manifest import check_file, read_manifest, read_state, reading, regular_file
 
@@ -218,7 +218,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             damage = damage or str(error)
             continue
         if damage:
-            print(f"{damage}; using {candidate.name}")
+            print_line(f"{damage}; using {candidate.name}")
         return found
     raise DataError(damage if single else f"{damage}; no older checkpoint of {path} is whole")
 

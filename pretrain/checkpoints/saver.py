@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, retrying
 
 from .checkpoint import step_folder, temporary_folder
+from .disk import erase, flush_to_disk
 from .manifest import FORMAT, digest_of, size_and_sha256
-from .retention import Retention, delete_checkpoint, erase, flush_to_disk, read_best, write_pointer
+from .pointers import announce_best, best_text, point, read_best, settle_best
+from .retention import Retention, delete_checkpoint
 from .tensor_file import write_tensors
 
 if TYPE_CHECKING:
@@ -37,8 +39,7 @@ class Saver:
 
     background: whether `save` returns before the files are written. retention: which checkpoints stay; None:
     all. on_error: what happens if a checkpoint cannot be written. "stop": UserError is raised; "continue": a
-    warning, and `error` holds the UserError until a later checkpoint is saved. best_score: of the checkpoint
-    that the file `best` names; -inf without one.
+    warning, and `error` holds the UserError until a later checkpoint is saved.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Saver:
         self.root, self.world, self.background = root, world, background
         self.retention, self.on_error = retention or Retention(), on_error
         self.error: UserError | None = None
-        self.best_score: float = world.gather(read_best(root).get("score", -math.inf))[0]
-        self._best: dict[str, Any] = {}
+        world.on_rank0(lambda: settle_best(root))
+        self._best: float = world.gather(read_best(root).get("score", -math.inf))[0]
+        self._score: float | None = None  # of the pending checkpoint, if it is better than all before
         self._step: int | None = None
         self._publishing = False
         self._thread: threading.Thread | None = None
@@ -78,11 +80,19 @@ class Saver:
         self._allocation = threading.Thread(target=allocate, name="reserve")
         self._allocation.start()
 
-    def save(self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any]) -> None:
+    @property
+    def best_score(self) -> float:
+        """Of the checkpoint that the file `best` names, or will when it is published; -inf without one."""
+        return self._best if self._score is None else self._score
+
+    def save(
+        self, step: int, ranges: Iterable[LocalRange], state: dict[str, Any], score: float | None = None
+    ) -> None:
         """Save `ranges`, and `state` as state.json, as the checkpoint of step `step`.
 
-        Waits for the last save. Returns when the ranges are copied to host memory; without `background`,
-        when the checkpoint is published. Raises UserError as `on_error` says.
+        With a score, the file `best` names it once it is published. Waits for the last save. Returns when the
+        ranges are copied to host memory; without `background`, when the checkpoint is published. Raises
+        UserError as `on_error` says.
         """
         self.finish()
         self.error = self._thread_error = None
@@ -100,22 +110,17 @@ class Saver:
             item.key: (offset, item.shape, value)
             for (item, offset, _), value in zip(parts, values, strict=True)
         }
-        self._step = step
+        self._step, self._score = step, score
         self._start(lambda: self._write(temporary, pieces, state))
         if not self.background:
             self.finish()
 
     def mark_best(self, step: int, score: float) -> None:
-        """Let the file `best` name the checkpoint of step `step`, now or when it is published."""
-        self.best_score = score
+        """Let the file `best` name the checkpoint of step `step`, if it is published."""
         final = step_folder(self.root, step)
-        self._best = {"checkpoint": final.name, "step": step, "score": score}
-
-        def write_if_published() -> None:
-            if final.is_dir():
-                write_pointer(self.root / "best", json.dumps(self._best))
-
-        self.world.on_rank0(write_if_published)
+        if self.world.gather(final.is_dir())[0]:
+            self.world.on_rank0(lambda: point(self.root / "best", best_text(final.name, step, score)))
+            self._best = score
 
     @property
     def pending(self) -> bool:
@@ -139,7 +144,9 @@ class Saver:
         failed = [error for error in self.world.gather(self._thread_error) if error is not None]
         step, self._thread = self._step, None
         if failed or self._publishing:
-            self._step, self._publishing = None, False
+            if self._publishing and not failed and self._score is not None:
+                self._best = self._score
+            self._step, self._score, self._publishing = None, None, False
         else:
             self._publishing = True
             if self.world.rank == 0:
@@ -183,7 +190,7 @@ class Saver:
         return copies
 
     def _write(self, folder: Path, pieces: dict[str, Any], state: dict[str, Any]) -> None:
-        try:
+        def write() -> None:
             name = f"rank-{self.world.rank:05d}"
             file = folder / f"{name}.safetensors"
             shapes = {key: tuple(data.shape) for key, (_, _, data) in pieces.items()}
@@ -195,6 +202,9 @@ class Saver:
             _write_json(folder / f"{name}.json", {"file": written, "ranges": entries})
             if self.world.rank == 0:
                 _write_json(folder / "state.json", state)
+
+        try:
+            retrying(write)
         except OSError as error:
             size = sum(data.numel() * 4 for _, _, data in pieces.values())
             raise _unwritten(folder, f"the {size} bytes of rank {self.world.rank}", error) from None
@@ -202,19 +212,28 @@ class Saver:
     def _publish(self, step: int) -> None:
         final = step_folder(self.root, step)
         temporary = temporary_folder(final)
-        try:
-            _write_json(temporary / "manifest.json", _manifest(temporary, step, self.world.size))
-            if self._best.get("step") == step:
-                # Before the checkpoint is published: if the job is killed in between, the resumed run
-                # evaluates this step again and writes both anew.
-                write_pointer(self.root / "best", json.dumps(self._best))
-            erase(final)
-            os.rename(temporary, final)
+
+        def publish() -> None:
+            if temporary.exists():  # otherwise an attempt succeeded and was told to have failed
+                _write_json(temporary / "manifest.json", _manifest(temporary, step, self.world.size))
+                erase(final)
+                os.rename(temporary, final)
             flush_to_disk(self.root)
-            write_pointer(self.root / "latest", final.name)
+
+        try:
+            if self._score is not None:  # first, so that a job that is killed in between leaves both
+                announce_best(self.root, best_text(final.name, step, self._score))
+            retrying(publish)
         except OSError as error:
-            raise _unwritten(temporary, "the manifest", error) from None
-        for path in self.retention.stale(self.root):
+            raise _unwritten(temporary, "the checkpoint", error) from None
+        point(self.root / "latest", final.name)
+        settle_best(self.root)
+        try:
+            stale = self.retention.stale(self.root)
+        except UserError as error:
+            log.warning("%s; no checkpoint is deleted", error)
+            return
+        for path in stale:
             delete_checkpoint(path)
 
     def _fail(self, temporary: Path, error: UserError) -> None:
@@ -229,7 +248,7 @@ def _make_room(temporary: Path, needed: int) -> None:
     """Make the empty folder `temporary`. Raises UserError if the disk has less than `needed` bytes left."""
     try:
         erase(temporary)
-        temporary.mkdir(parents=True)
+        retrying(lambda: temporary.mkdir(parents=True, exist_ok=True))
         free = shutil.disk_usage(temporary).free
     except OSError as error:
         raise _unwritten(temporary, f"{needed} bytes", error) from None

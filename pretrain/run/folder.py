@@ -129,9 +129,11 @@ class RunFolder:
                 write_json(self.status_file, status)
             except OSError:
                 brief = {key: value for key, value in status.items() if key != "traceback"}
-                with self.status_file.open("r+", encoding="utf-8") as stream:
+                with suppress(OSError), self.status_file.open("r+", encoding="utf-8") as stream:
                     stream.write(json.dumps(brief) + "\n")
                     stream.truncate()
+                    return
+                raise
 
         self._files.write(self.status_file, write)
 

@@ -75,7 +75,7 @@ def test_an_unknown_key_is_answered_without_importing_torch(recipe: Path) -> Non
 
 
 def test_an_unknown_key_in_the_recipe(recipe: Path) -> None:
-    recipe.write_text(recipe.read_text() + "optimm: {lr: 1}\n")
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "optimm: {lr: 1}\n", encoding="utf-8")
     refuse(recipe, code=2, says=(str(recipe), "optimm.lr", "did you mean optim.lr?"))
 
 

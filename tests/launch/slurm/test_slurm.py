@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,22 @@ def test_what_sbatch_refuses_leaves_everything_as_it_was(
     assert code == 0 and script and files() == before, "--print writes nothing"
 
 
+def test_a_run_that_is_at_work_elsewhere_is_not_queued(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipe.parent / "bin").mkdir()
+    (recipe.parent / "bin/sbatch").write_text("#!/bin/sh\necho asked >&2\nexit 1\n")
+    (recipe.parent / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{recipe.parent}/bin:/bin")
+    run = recipe.parent / "tiny"
+    run.mkdir()
+    for ago, says in ((5, "it is running as process 12 on node9"), (60, "asked")):
+        facts = {"state": "running", "time": time.time() - ago, "pid": 12, "host": "node9"}
+        (run / "status.json").write_text(json.dumps(facts))
+        code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
+        assert code == 2 and says in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -215,8 +233,9 @@ def test_a_run_has_one_job_which_is_shown_and_cancelled_while_it_waits(
     assert code == 1 and f"SLURM job {again.id} is no longer in the queue" in out
 
 
-def test_a_job_that_is_cancelled_at_work_saves_and_stays_away(
-    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_job_that_is_cancelled_has_saved_and_stays_away(
+    slurm: None, recipe: Path, capsys: pytest.CaptureFixture[str], requeued: bool
 ) -> None:
     run = recipe.parent / "long"
     settings = (f"run.dir={run.parent}", "run.name=long", "train.steps=9999", "checkpoint.every=9999")
@@ -225,9 +244,13 @@ def test_a_job_that_is_cancelled_at_work_saves_and_stays_away(
     job.wait_for_step(2)
     code, _, error = launch(capsys, "slurm", *usual)
     assert code == 2 and f"SLURM job {job.id}: RUNNING. " in error
+    if requeued:
+        call("scontrol", "requeue", job.id)
+        job.wait_for_restart(1)
+        assert f"SLURM job {job.id}: PENDING (" in launch(capsys, "status", run)[1]
     code, out, _ = launch(capsys, "cancel", run)
-    assert code == 0 and f"job {job.id} is cancelled; it was RUNNING" in out
-    code, out, _ = launch(capsys, "status", run)
+    assert code == 0 and f"job {job.id} is cancelled; it was {'PENDING' if requeued else 'RUNNING'}" in out
+    code, out, _ = launch(capsys, "status", run, "--follow")
     assert code == 0 and f"{run}: stopped  step" in out and f"SLURM job {job.id}" in out
     assert job.state == "CANCELLED" and "checkpoint saved" in job.output
     step = status(run)["step"]
@@ -237,6 +260,9 @@ def test_a_job_that_is_cancelled_at_work_saves_and_stays_away(
     assert code == 2 and "run.resume=never" in error
     code, _, error = launch(capsys, "slurm", *usual, "run.seed=7")
     assert code == 2 and "another order of images" in error
+    if not requeued:
+        succeed("pretrain", recipe, *settings, f"train.steps={step + 1}", "data.trace=false")
+        assert status(run)["state"] == "done" and status(run)["job"] is None, "it ran outside of SLURM"
 
 
 def test_a_secret_in_the_site_settings_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ from saved import VALUES, ranges, save
 
 from data_tools.errors import DataError, UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, newest
-from pretrain.checkpoints.retention import read_best, remove_incomplete, set_aside_damaged
+from pretrain.checkpoints.pointers import read_best
+from pretrain.checkpoints.retention import remove_incomplete, set_aside_damaged
 from pretrain.checkpoints.saver import Saver
 from pretrain.run.processes import ALONE, World
 

@@ -18,6 +18,7 @@ from data_tools.errors import UserError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete
 from pretrain.checkpoints.saver import SPARE, Saver
 from pretrain.engine.ranges import LocalRange
+from pretrain.run.files import read_rows
 from pretrain.run.folder import RunFolder
 from pretrain.run.processes import ALONE
 
@@ -95,7 +96,9 @@ def test_room_is_looked_for_before_anything_is_written(small_disk: Path) -> None
     assert not list(small_disk.glob("*.tmp"))
 
 
-def test_on_a_full_disk_status_stays_true_and_a_lost_row_is_named(small_disk: Path) -> None:
+def test_on_a_full_disk_status_stays_true_and_rows_wait_until_there_is_room(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = RunFolder(small_disk)
     folder.set_status("running", anew=True, step=1, phase="data")
     folder.add_metrics({"step": 1})
@@ -104,11 +107,18 @@ def test_on_a_full_disk_status_stays_true_and_a_lost_row_is_named(small_disk: Pa
             fill.write(bytes(4096))
     folder.set_status("running", step=2)
     assert (folder.status()["step"], folder.status()["phase"]) == (2, "data")
-    with pytest.raises(UserError, match=rf"{folder.metrics}: \d+ bytes could not be written: No space left"):
-        folder.add_metrics({"step": 2, "text": "x" * 5000})
+    long_rows = [{"step": step, "text": "x" * 5000} for step in (2, 3)]
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        for row in long_rows:
+            folder.add_metrics(row)
+    assert caplog.text.count(f"{folder.metrics} could not be written: No space left on device") == 1
+    assert read_rows(folder.metrics) == [{"step": 1}]
     assert folder.set_failed(exit_code=1, reason="full", traceback="y" * 5000)
     assert (folder.status()["state"], folder.status()["reason"]) == ("failed", "full")
     assert not list(small_disk.glob(".status.json.*"))
+    (small_disk / "fill").unlink()
+    folder.add_metrics({"step": 4})
+    assert read_rows(folder.metrics) == [{"step": 1}, *long_rows, {"step": 4}]
 
 
 def test_a_run_on_a_full_disk_ends_with_1_or_goes_on_when_told(

@@ -38,7 +38,7 @@ def test_a_run_is_named_after_its_recipe(recipe: Path) -> None:
 def test_the_command_lines_duration_replaces_the_recipes(recipe: Path) -> None:
     train = load(str(recipe), ["train.epochs=2"]).train
     assert (train.steps, train.epochs) == (0, 2.0)
-    recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n")
+    recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n", encoding="utf-8")
     train = load(str(recipe), ["--train.steps=5"]).train
     assert (train.steps, train.epochs) == (5, 0.0)
     assert load(str(recipe), ["train.steps=0"]).train.epochs == 3.0
