@@ -97,7 +97,9 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> li
         )
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
-    for found in complete(RunFolder(run).checkpoints)[:1] if config.run.resume in ("auto", "never") else ():
+    saved = complete(RunFolder(run).checkpoints)
+    if saved and config.run.resume in ("auto", "never"):
+        found = saved[0]
         if config.run.resume == "never":
             raise UsageError(f"{run}: run.resume=never, and it has {found.name}: set another run.name")
         if (step := int(found.name.removeprefix("step-"))) >= inputs.steps:

@@ -157,13 +157,13 @@ def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
         before = {file: file.read_bytes() if file.exists() else None for file in files}
         yield
     except BaseException as error:
-        for file, content in before.items():
-            if content is None:
-                file.unlink(missing_ok=True)
-            else:
-                file.write_bytes(content)
-        for path in made:
-            with suppress(OSError):
+        with suppress(OSError):
+            for file, content in before.items():
+                if content is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(content)
+            for path in made:
                 path.rmdir()
         if isinstance(error, OSError):
             raise UsageError(
