@@ -75,7 +75,8 @@ def test_a_run_whose_terminal_is_closed_saves_and_stops(data: Data, tmp_path: Pa
     settings += ("fault=slow:seconds=0.05",)
     master, slave = pty.openpty()
     call = ["-m", "pretrain", str(recipe), *settings]
-    process = start_warm(call, environment() | {"TERM": "xterm"}, 0, slave, slave)
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = start_warm(call, environment() | {"TERM": "xterm"}, 0, slave, stderr.fileno())
     os.close(slave)
     output = b""
     while not re.search(rb" [1-9]\d*/9999", output):
