@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from data_tools.errors import UsageError
+from pretrain.config.limits import choice
 from pretrain.config.loading import load
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.model.variants import resolve
@@ -24,8 +25,10 @@ class FinetuneConfig(Config):
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
     init: str = ""  # a run, a checkpoint, an exported file, or a model of transformers, timm or Google
-    init_weights: str = "auto"  # auto: averaged if the run kept averages | ema | last: as trained
-    init_resize: str = "bilinear"  # bilinear (the paper's) | bicubic (antialiased)
+    init_weights: str = choice(
+        "auto", "ema", "last"
+    )  # auto: averaged if the run kept averages; last: as trained
+    init_resize: str = choice("bilinear", "bicubic")  # bilinear is the paper's, bicubic is antialiased
     # Parameters, or modules such as [pool_norm], that begin anew although the weights lack them
     init_missing: list[str] = field(default_factory=list)
 
@@ -38,10 +41,6 @@ def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, 
     the weights say what of theirs is not taken. Raises UsageError, and DataError for damaged weights.
     """
     config = load(path, overrides, FinetuneConfig)
-    if config.init_resize not in ("bilinear", "bicubic"):
-        raise UsageError(f"init_resize={config.init_resize}: it is one of bilinear, bicubic")
-    if config.init_weights not in ("auto", "ema", "last"):
-        raise UsageError(f"init_weights={config.init_weights}: it is one of auto, ema, last")
     if not config.init:
         raise UsageError("init is empty: give the pretrained run, init=RUN|CHECKPOINT|FILE")
     source = open_source(config.init, config.init_weights)
