@@ -28,7 +28,7 @@ WRONG = {
     "model.num_heads=5": "cannot be divided among 5 heads",
     "model.final_norm=pooled": "data.max_tiles=1",
     "data.augment.mixup=0.2 train.batch_size=6": "train.batch_size=6: a process computes 3 images at a time",
-    "data.augment.cutmix=0.2 train.micro_batch_size=3": "train.micro_batch_size=3: a process computes 3 images",
+    "data.augment.cutmix=0.2 train.micro_batch_size=3": "train.micro_batch_size=3: a process",
     "fault=kill:rank=2": "no rank 2 of 2",
     "fault=kill:step=0": "step must be at least 1",
     "fault=slow:seconds=nan": "seconds must be at least 0",
