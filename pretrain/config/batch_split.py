@@ -30,9 +30,9 @@ def split_batch(train: TrainConfig, ranks: int) -> BatchSplit:
     Raises UsageError, naming the nearest sizes that work, where the batch does not divide.
     """
     if train.batch_size % ranks:
-        nearest, those = _nearest_multiples(train.batch_size, ranks), counted(ranks, "process", "processes")
+        batch, near = f"train.batch_size={train.batch_size}", _nearest_multiples(train.batch_size, ranks)
         raise UsageError(
-            f"train.batch_size={train.batch_size} does not divide by {those}; nearest: {nearest}"
+            f"{batch} does not divide by {counted(ranks, 'process', 'processes')}; nearest: {near}"
         )
     share = train.batch_size // ranks
     micro = train.micro_batch_size or share

@@ -69,4 +69,4 @@ _OURS = {theirs: ours for ours, names in _NAMES.items() for theirs in names.spli
 def ours(key: str, keys: Iterable[str]) -> str | None:
     """Which of `keys` another program calls by the last part of `key`; None if there is none."""
     found = _OURS.get(key.rpartition(".")[2].lower().replace("-", "_"))
-    return found if found in keys else None
+    return found if found and found in keys else None
