@@ -66,7 +66,7 @@ def _comments(schema: type) -> dict[str, str]:
 
 
 def _written(item: Field[Any]) -> str:
-    value = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+    value = item.default if item.default_factory is MISSING else item.default_factory()
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(str, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
