@@ -160,7 +160,8 @@ def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
     others = "" if files >= needed else f" (a reader of whole shards would need {needed} of them)"
     return True, (
         f"balanced: {samples / ranks:.1f} samples a rank and epoch on {counted(ranks, 'rank')}, dealt "
-        f"one by one from {size}{others}; a global batch may be any multiple of {ranks} up to {samples // ranks * ranks}"
+        f"one by one from {size}{others}; "
+        f"a global batch may be any multiple of {ranks} up to {samples // ranks * ranks}"
     )
 
 
