@@ -65,8 +65,10 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     from pretrain.run.folder import log
 
     from .adapt import adapt
-    from .config import load_finetune
+    from .config import load_begun, load_finetune
 
+    if begun := load_begun(given.config, given.settings):
+        run_job(begun, stop)
     config, source = load_finetune(given.config, given.settings)
 
     def prepare() -> StartingValues:
