@@ -153,7 +153,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
         return "<tr><td>data.val is not set</td></tr>"
     shown = [column for column in MEASURED if any(column[0] in row for row in rows)]
     head = "".join(f"<th>{title}</th>" for _, title, _ in shown)
-    lines = [[row["step"], *(form.format(row[key]) for key, _, form in shown), row["n"]] for row in rows]
+    lines = [
+        [
+            row["step"],
+            *(form.format(row[key]) if key in row else "" for key, _, form in shown),
+            row.get("n", ""),
+        ]
+        for row in rows
+    ]
     return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
     )
