@@ -57,16 +57,16 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="init=RUN, and keys of the recipe"
     )
-    given = parser.parse_args(arguments)
-
+    from pretrain.config.command_line import parse_arguments
     from pretrain.job import run_job
     from pretrain.model.build import Model
     from pretrain.run.files import write_json
     from pretrain.run.folder import log
 
     from .adapt import adapt
-    from .config import load_begun, load_finetune
+    from .config import FinetuneConfig, load_begun, load_finetune
 
+    given = parse_arguments(parser, arguments, FinetuneConfig)
     if begun := load_begun(given.config, given.settings):
         run_job(begun, stop)
     config, source = load_finetune(given.config, given.settings)
@@ -134,6 +134,11 @@ def _predict(arguments: list[str]) -> int:
 
     from .predict import open_run
 
+    if given.topk < 1:
+        raise UsageError(f"--topk {given.topk}: it must be at least 1")
+    for path in given.images:
+        if os.path.isdir(path):
+            raise UsageError(f"{path}: it is a folder; give the images in it, such as {path}/*.jpg")
     run = open_run(given.run, given.weights)
     _print_notes(run.source)
     code = 0

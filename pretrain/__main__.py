@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from data_tools.errors import UsageError, escape_output
     from data_tools.shards.descriptors import raise_limit
 
+    from .config.command_line import parse_arguments
     from .config.loading import load
     from .config.schema import Config
     from .job import fail, run_job
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="override a key of the recipe"
     )
-    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
+        given = parse_arguments(parser, sys.argv[1:] if arguments is None else arguments, Config)
         config: Config = load(given.config, given.settings)
     except UsageError as error:
         fail(error, int(os.environ.get("RANK", 0)), first_only=True)

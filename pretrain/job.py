@@ -48,12 +48,14 @@ def run_job(
         resolve(config.model).grid(config.data.tile_size)
 
         from .checkpoints.checkpoint import complete
-        from .config.batch_split import split_batch
+        from .config.batch_split import split_job
+        from .engine.optim import planned_model
         from .inputs import Job, open_inputs
         from .run import processes
 
-        split = split_batch(config.train, size)
+        split = split_job(config, size)
         inputs = open_inputs(config)
+        planned_model(config, inputs.num_classes)
         anew = begins_anew(config, folder)
         begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":

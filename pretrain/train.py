@@ -23,10 +23,10 @@ from .checkpoints.saver import Saver
 from .config.fault import STEP_PHASES, parse_fault
 from .engine.base import Engine
 from .engine.kinds import ENGINES
-from .engine.optim import freeze, schedule
+from .engine.optim import planned_model, schedule
 from .evaluate import Interrupted, evaluate, make_examples
 from .inputs import Job
-from .model.build import build_model, model_text
+from .model.build import model_text
 from .model.flops import training_flops_by_tiles
 from .model.init import StartingValues, random_values
 from .objective import build_measure, build_objective
@@ -50,9 +50,7 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
     """
     config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
-    with torch.device("meta"):
-        model = build_model(config, inputs.num_classes)
-    freeze(model, config.optim.freeze)
+    model = planned_model(config, inputs.num_classes)
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     found = newest_checkpoint(folder, world)
     if starting_values is None or found:

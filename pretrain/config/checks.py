@@ -37,6 +37,12 @@ def check(config: Config) -> None:
     parse_fault(config.fault)
     if config.data.sequential:
         _check_sequential(config)
+    resize, tile = config.data.eval_resize, config.data.tile_size
+    if 0 < resize < tile:
+        raise UsageError(
+            f"data.eval_resize={resize} is less than data.tile_size={tile}: "
+            f"set it to the tile size or more, or to 0"
+        )
     for key in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.data.augment, key)
         if low > high:

@@ -9,6 +9,8 @@ from typing import Any, cast, get_args, get_type_hints
 
 from data_tools.errors import UsageError, printable
 
+from .other_names import ours
+
 
 def known_keys(schema: type, prefix: str = "") -> dict[str, Any]:
     """The type of every key of the dataclass `schema`, such as optim.lr; of a group its class."""
@@ -31,8 +33,14 @@ def check_key(key: str, keys: dict[str, Any], where: str) -> None:
     if key in keys:
         inside = ", ".join(k for k in keys if k.startswith(key + "."))
         raise UsageError(f"{where}: {key} is a group of keys; set one of {inside}")
-    leaves = [k for k, hint in keys.items() if not is_dataclass(hint)]
-    raise UsageError(f"{where}: unknown key {printable(key)}{nearest(key, leaves)}")
+    raise UsageError(f"{where}: unknown key {printable(key)}{meant(key, keys)}")
+
+
+def meant(key: str, keys: dict[str, Any]) -> str:
+    """The text "; did you mean X?": a key of another program, or one that is spelled alike."""
+    leaves = [name for name, hint in keys.items() if not is_dataclass(hint)]
+    found = ours(key, leaves)
+    return f"; did you mean {found}?" if found else nearest(key, leaves)
 
 
 def nearest(word: object, words: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ def count(default: Any, at_least: int = 0, at_most: int = 10**9) -> Any:
 
 def choice(default: str, *others: str) -> Any:
     """A field of one of the given words."""
-    return _field(default, Limit(choices=(default, *others)))
+    return _field(default, Limit(choices=tuple(dict.fromkeys((default, *others)))))
 
 
 def simple_name(default: str, forbidden: str) -> Any:

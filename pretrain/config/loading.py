@@ -95,7 +95,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     keys = known_keys(schema)
     given: dict[str, Any] = {}
     for item in overrides:
-        key, equals, value = item.removeprefix("--").partition("=")
+        key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         check_key(key, keys, "command line")

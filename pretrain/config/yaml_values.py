@@ -19,6 +19,7 @@ from data_tools.errors import UsageError, printable
 from .keys import check_key, known_keys
 
 _TAG = "tag:yaml.org,2002:"
+_TAGS = ("null", "bool", "int", "float", "str", "timestamp", "value", "merge", "map", "seq", "")
 _WHOLE = r"[-+]?(0|[1-9][0-9_]*)"
 _NUMBER = rf"({_WHOLE}(\.[0-9_]*)?|[-+]?\.[0-9_]+)([eE][-+]?[0-9]+)?"
 _SCALARS: dict[object, tuple[str, Callable[[str], object], str]] = {
@@ -71,11 +72,11 @@ class _Reader:
         optional = hint is Any or NoneType in get_args(hint)
         if NoneType in get_args(hint):
             hint = next(part for part in get_args(hint) if part is not NoneType)
+        if node.tag.removeprefix(_TAG) not in _TAGS:
+            self._refuse(node, key, f"{printable(node.tag)} is not for recipes")
         if isinstance(node, yaml.ScalarNode):
             null = node.style is None and node.tag == f"{_TAG}null"
             return None if null and optional else self._scalar(node, hint, key, null)
-        if node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
-            self._refuse(node, key, f"{printable(node.tag)} is not for recipes")
         if isinstance(node, yaml.SequenceNode):
             return self._list(node, hint, key)
         assert isinstance(node, yaml.MappingNode)

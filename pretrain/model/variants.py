@@ -189,9 +189,30 @@ def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
         return size, patch, backbone
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
-        near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
+        near = [_ours(name)] if _ours(name) else get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
         raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
     return match[1], int(match[2]), None
+
+
+def _ours(name: str) -> str:
+    """Our name of what timm, transformers and others call vit_base_patch16_224, ViT-B/16 or vit_b_16."""
+    words = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<![a-z])G(?![a-z])", "gigantic", name).lower())
+    sizes = {
+        "tiny": "ti",
+        "small": "s",
+        "base": "b",
+        "large": "l",
+        "huge": "h",
+        "giant": "g",
+        "gigantic": "G",
+    }
+    known = "|".join([*sizes, *sorted(SIZES, key=len, reverse=True)])
+    found = re.search(rf"(?:^|_)({known})_?(?:(r\d+)_?s|patch|p)?_?(\d+)(?:_|$)", words)
+    if found is None:
+        return ""
+    stem = found[2] or next(iter(re.findall(r"(?:^|_)(r\d+)_", words)), "")
+    ours = f"{sizes.get(found[1], found[1])}{found[3]}"
+    return ours if (ours := f"hybrid_{stem}_{ours}" if stem else f"vit_{ours}") in USUAL_NAMES else ""
 
 
 def _check_backbone(backbone: BackboneConfig) -> None:

@@ -25,7 +25,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_key_value_goes_over_the_recipe_and_the_recipe_over_the_schema(recipe: Path) -> None:
-    config = load(str(recipe), ["optim.lr=2e-3", "--train.batch_size=8", "data.val="])
+    config = load(str(recipe), ["optim.lr=2e-3", "train.batch_size=8", "data.val="])
     assert (config.optim.lr, config.train.batch_size, config.train.steps) == (2e-3, 8, 10)
     assert config.data.val == ""
     assert config.optim.betas == (0.9, 0.999)
@@ -40,7 +40,7 @@ def test_the_command_lines_duration_replaces_the_recipes(recipe: Path) -> None:
     train = load(str(recipe), ["train.epochs=2"]).train
     assert (train.steps, train.epochs) == (0, 2.0)
     recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n", encoding="utf-8")
-    train = load(str(recipe), ["--train.steps=5"]).train
+    train = load(str(recipe), ["train.steps=5"]).train
     assert (train.steps, train.epochs) == (5, 0.0)
     assert load(str(recipe), ["train.steps=0"]).train.epochs == 3.0
     with pytest.raises(UsageError, match=r"one of train\.steps and train\.epochs"):
