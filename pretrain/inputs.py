@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from data_tools.batches.stream import BatchStream, Decoding, EvalStream, Share, 
 from data_tools.errors import UsageError
 from data_tools.images.tiles import Resample
 from data_tools.shards.shard_set import ShardSet
+from data_tools.tile_batch import TileBatch
 
 from .config.batch_split import BatchSplit
 from .config.checks import training_sources
 from .config.schema import Config, DataConfig
 from .model.variants import COLOURS
-from .run.folder import RunFolder
+from .run.folder import RunFolder, log
 from .run.processes import ALONE, World
 from .run.stop import StopFlag
 from .run.watchdog import Watchdog
@@ -256,3 +258,43 @@ def _check_same_classes(config: Config, train: list[str] | None, val: list[str] 
         f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
         f"{b!r} there and {a!r} in training; pack both with the same classes (pack --classes)"
     )
+
+
+class SkippingStream:
+    """Training batches without those of the steps in train.skip, whose images count as seen.
+
+    ranges: [first, last] of steps (from 1). open_at(step): the batches after `step` steps; it is called anew
+    after each range.
+    """
+
+    def __init__(self, ranges: Sequence[Sequence[int]], open_at: Callable[[int], BatchStream]) -> None:
+        self._ranges, self._open_at = ranges, open_at
+        self._stream: BatchStream | None = None
+
+    def seek(self, step: int) -> int:
+        """Pass over the steps of train.skip after `step`; returns how many are then done or skipped."""
+        target = step
+        while passed := [last for first, last in self._ranges if first <= target + 1 <= last]:
+            target = max(passed)
+        if target != step:
+            log.info("steps %d to %d are passed over (train.skip)", step + 1, target)
+            self.close()
+        if self._stream is None:
+            self._stream = self._open_at(target)
+        return target
+
+    def __next__(self) -> TileBatch:
+        assert self._stream is not None
+        return next(self._stream)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream's threads."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

@@ -25,7 +25,7 @@ from .engine.base import Engine
 from .engine.kinds import ENGINES
 from .engine.optim import planned_model, schedule
 from .evaluate import Interrupted, evaluate, make_examples
-from .inputs import Job
+from .inputs import Job, SkippingStream
 from .model.build import model_text
 from .model.flops import training_flops_by_tiles
 from .model.init import StartingValues, random_values
@@ -37,7 +37,7 @@ from .run.metrics import Meter, console_line, peak_flops, progress_bar, speed_ro
 from .run.nonfinite import NonFinite, finite
 from .run.report import Example, write_report
 from .run.samples import SampleLog
-from .run.skipping import SkippingStream, steps_before
+from .run.skipping import steps_before
 from .run.stop import EXIT_CODE
 from .run.tracking import Tracker, start_tracking
 
