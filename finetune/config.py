@@ -86,10 +86,11 @@ def load_begun(path: str, overrides: Sequence[str]) -> FinetuneConfig | None:
         "model": {key: model[key] for key in BODY & model.keys()},
         "data": {key: data[key] for key in PREPROCESSING if key in data},
     }
-    if not config.init:
+    tuned = load(path, overrides, FinetuneConfig, defaults)
+    if not tuned.init:
         with suppress(UserError):
-            defaults["init"] = read(config.folder / "config.yaml", FinetuneConfig).init
-    return load(path, overrides, FinetuneConfig, defaults)
+            tuned.init = read(config.folder / "config.yaml", FinetuneConfig).init
+    return tuned
 
 
 def _training_notes(source: TrainedWeights, config: FinetuneConfig) -> list[str]:
