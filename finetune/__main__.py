@@ -48,10 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
+    from pretrain.config.reference import help_text
+
+    from .config import FinetuneConfig, load_begun, load_finetune
+
     parser = argparse.ArgumentParser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
-        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help.",
+        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
+        "\n\n" + help_text(FinetuneConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
     parser.add_argument(
@@ -64,7 +70,6 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     from pretrain.run.folder import log
 
     from .adapt import adapt
-    from .config import FinetuneConfig, load_begun, load_finetune
 
     given = parse_arguments(parser, arguments, FinetuneConfig)
     if begun := load_begun(given.config, given.settings):

@@ -31,9 +31,8 @@ class FinetuneConfig(Config):
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
     init: str = ""  # a run, a checkpoint, an exported file, or a model of transformers, timm or Google
-    init_weights: str = choice(
-        "auto", "ema", "last"
-    )  # auto: averaged if the run kept averages; last: as trained
+    # auto: averaged if the run kept averages; last: as trained
+    init_weights: str = choice("auto", "ema", "last")
     init_resize: str = choice("bilinear", "bicubic")  # bilinear is the paper's, bicubic is antialiased
     # Parameters, or modules such as [pool_norm], that begin anew although the weights lack them
     init_missing: list[str] = field(default_factory=list)

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     from .config.command_line import parse_arguments
     from .config.loading import load
+    from .config.reference import help_text
     from .config.schema import Config
     from .job import fail, run_job
     from .run.rendezvous import adopt_slurm
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
-        epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]",
+        epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]\n\n"
+        + help_text(Config),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/quickstart.yaml")
     parser.add_argument(

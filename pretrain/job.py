@@ -49,6 +49,7 @@ def run_job(
 
         from .checkpoints.checkpoint import complete
         from .config.batch_split import split_job
+        from .engine.blocks import compiling
         from .engine.optim import planned_model
         from .inputs import Job, open_inputs
         from .run import processes
@@ -56,6 +57,7 @@ def run_job(
         split = split_job(config, size)
         inputs = open_inputs(config)
         planned_model(config, inputs.num_classes)
+        compiling(config.engine)
         anew = begins_anew(config, folder)
         begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":

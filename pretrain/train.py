@@ -22,6 +22,7 @@ from .checkpoints.retention import Retention
 from .checkpoints.saver import Saver
 from .config.fault import STEP_PHASES, parse_fault
 from .engine.base import Engine
+from .engine.blocks import compiling
 from .engine.kinds import ENGINES
 from .engine.optim import planned_model, schedule
 from .evaluate import Interrupted, evaluate, make_examples
@@ -70,6 +71,8 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     epochs = inputs.epochs(inputs.steps)
     log.info("%s; %d steps%s", job.split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
     log.info(inputs.order_text())
+    if note := compiling(config.engine):
+        log.info(note)
     return Trainer(job, engine, saver, progress)
 
 

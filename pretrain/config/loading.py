@@ -72,7 +72,15 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
 def changes(old: Config, new: Config) -> dict[str, str]:
     """{key: "old → new"} of the keys whose values differ."""
     before, after = (flat(asdict(config)) for config in (old, new))
-    return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
+    return {
+        key: f"{_said(before.get(key))} → {_said(value)}"
+        for key, value in after.items()
+        if before.get(key) != value
+    }
+
+
+def _said(value: object) -> str:
+    return "(empty)" if value == "" else str(value)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jobs import ROOT
 
 from data_tools.errors import UsageError
 from pretrain.config.keys import known_keys
-from pretrain.config.loading import OWN_CONFIGS, load, read, save
+from pretrain.config.loading import OWN_CONFIGS, changes, load, read, save
 from pretrain.config.schema import Config
 
 
@@ -114,3 +114,8 @@ def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
 def test_it_is_imported_without_torch(module: str) -> None:
     code = f"import sys, pretrain.config.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_an_empty_value_is_said(recipe: Path) -> None:
+    before, after = load(str(recipe), ["data.val=x"]), load(str(recipe), ["data.val=", "optim.lr=2"])
+    assert changes(before, after) == {"data.val": "x → (empty)", "optim.lr": "0.0001 → 2.0"}
