@@ -97,8 +97,7 @@ class Trainer:
         self.flops = training_flops_by_tiles(config, inputs.num_classes)
         self.peak = peak_flops(job.world.device)
         self.samples = SampleLog(job.folder, inputs.name_of if config.data.trace else None)
-        self.meter = Meter()
-        self.tracker = Tracker()
+        self.meter, self.tracker = Meter(), Tracker()
         self._new_bad = 0
 
     @property
@@ -146,15 +145,15 @@ class Trainer:
     def report(self, examples: Sequence[Example] | None) -> None:
         """Write report.html on rank 0; None: with the examples that it has so far."""
         if self.world.rank == 0:
-            names = distinct_names(self.inputs.classes, self.inputs.num_classes)
             self.folder.flush()
+            names = distinct_names(self.inputs.classes, self.inputs.num_classes)
             write_report(self.folder, self.config, names, examples)
 
     def _train_step(self, stream: SkippingStream) -> tuple[Tensor, Tensor, float]:
         """Do one step; returns the sum of its losses in this process, the gradient's norm, and the rate."""
-        rate = schedule(self.config.optim, self.step, self.inputs.steps)
+        rate, count = schedule(self.config.optim, self.step, self.inputs.steps), self.split.accumulation
         objective = self.fault.objective(self.step + 1, self.objective)
-        loss, count = torch.zeros((), device=self.world.device), self.split.accumulation
+        loss = torch.zeros((), device=self.world.device)
         for micro in range(count):
             batch = self._next_batch(stream)
             self._enter_phase("compute")
@@ -275,8 +274,8 @@ class Trainer:
 
     def _evaluation_missing(self) -> bool:
         """Whether the evaluation due at the checkpoint's step is not in metrics.jsonl yet."""
-        done = self.folder.evaluated(self.step)
-        return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
+        done = self.world.gather(self.folder.evaluated(self.step))[0]
+        return self.step > 0 and self._evaluation_due() and not done
 
     def _evaluate_if_missing(self) -> bool:
         """Evaluate if an interruption prevented it; returns whether a process was asked to stop."""
