@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     from pretrain.config.reference import help_text
 
-    from .config import FinetuneConfig, load_finetune
+    from .config import FinetuneConfig, load_begun, load_finetune
 
     parser = argparse.ArgumentParser(
         prog="python -m finetune",
@@ -72,6 +72,8 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     from .adapt import adapt
 
     given = parse_arguments(parser, arguments, FinetuneConfig)
+    if begun := load_begun(given.config, given.settings):
+        run_job(begun, stop)
     config, source = load_finetune(given.config, given.settings)
 
     def prepare() -> StartingValues:

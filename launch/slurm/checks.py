@@ -36,14 +36,15 @@ def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs]:
     if given.stage == "pretrain":
         config: Config = loading.load(given.config, given.settings)
     else:
-        from finetune.config import FinetuneConfig, load_finetune
+        from finetune.config import FinetuneConfig, load_begun, load_finetune
 
         config = loading.load(given.config, given.settings, FinetuneConfig)
         if given.after:  # the weights that it starts from do not exist yet, so the model is not known
             if not (config.init and Path(config.init).exists()):
                 raise UsageError(f"init={config.init}: no such run: queue the job that trains it first")
         else:
-            config = load_finetune(given.config, given.settings)[0]
+            begun = load_begun(given.config, given.settings)
+            config = begun or load_finetune(given.config, given.settings)[0]
     from pretrain.config.batch_split import split_job
     from pretrain.engine.optim import planned_model
     from pretrain.inputs import open_inputs

@@ -18,8 +18,9 @@ class RunConfig:
     name: str = simple_name("", forbidden="/\\")  # empty: the recipe's name
     dir: str = "runs"
     seed: int = count(0, at_most=2**63 - 1)
-    # auto: resume where the run stopped; never: refuse a folder that holds a run
-    resume: str = choice("auto", "never")
+    # auto: resume where the run stopped; never: refuse a folder that holds a run; restart: begin again at
+    # step 0, and keep what the run has so far in a folder before-N
+    resume: str = choice("auto", "never", "restart")
     accept_new_order: bool = False  # resume although batch size, seed or data give another order of images
 
 
