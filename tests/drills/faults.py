@@ -5,9 +5,9 @@
 The accesses are found by a first run and a first resume, each of which then is done again with one failure:
 EIO (the disk or its network), ESTALE (a file server that came back) and, where something is written, ENOSPC.
 A run must end as if nothing had happened: the same losses, rows, samples and checkpoint. Only where a
-checkpoint, or a file that the next start needs, meets a full disk, it may end with one `error:` line that names
-the file, and then the same command must go on to the same end. Prints a line for each failure, and ends with
-an error if one had another outcome.
+checkpoint, or a file that the next start needs, meets a full disk, it may end with one `error:` line that
+names the file, and then the same command must go on to the same end. Prints a line for each failure, and
+ends with an error if one had another outcome.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ SETTINGS = (
     *("checkpoint.keep=1", "data.max_pixels=960", "data.max_bad_fraction=1", "fault=nan:step=2"),
     *("checkpoint.background=false",),
 )
+CODES = (errno.EIO, errno.ESTALE, errno.ENOSPC)
 WRITES = ("create", "write", "sync", "rename", "mkdir")
 PRIMARY = ("checkpoints", "config.yaml", "classes.json", ".lock", "logs", "TEMPORARY")  # parts of a path
 
@@ -83,7 +84,7 @@ class Disk:
         return sorted({tuple(line.split(" ", 1)) for line in lines})  # type: ignore[misc]
 
     def check(self, run: Path, wanted: Path, done: CompletedProcess[str], name: str, full: bool) -> str:
-        """Hold a run that met a failure of the file `name` against an undisturbed one; returns what it did."""
+        """Compare a run that met a failure of the file `name` with an undisturbed one; returns its end."""
         said = done.stdout + done.stderr
         assert "Traceback" not in said, said
         outcome = "went on"
@@ -123,14 +124,14 @@ def failures(accesses: list[tuple[str, str]]) -> Iterator[tuple[str, str, int]]:
             yield access, name, code
 
 
-def drill(disk: Disk, only: str = "") -> None:
-    """One run for each failure whose access and name hold the text `only`."""
+def drill(disk: Disk, only: tuple[str, ...] = ("",), codes: tuple[int, ...] = CODES) -> None:
+    """One run for each failure whose access and name hold one of the texts `only`."""
     prepare(disk)
     surprises = 0
     for resumed in (False, True):
         wanted = disk.folder / ("resumed-whole" if resumed else "whole-0")
         for access, name, code in failures(disk.accesses(resumed)):
-            if only not in f"{access} {name}":
+            if code not in codes or not any(part in f"{access} {name}" for part in only):
                 continue
             run = disk.begin(resumed)
             done = disk.run(run, STEPS, access=access, name=name, code=code, times=1)
@@ -141,7 +142,7 @@ def drill(disk: Disk, only: str = "") -> None:
                 surprises += 1
                 outcome = f"NOT AS IT SHOULD BE:\n{traceback.format_exc()}{done.stdout}{done.stderr}"
             print(f"{label}: {outcome}", flush=True)
-            shutil.rmtree(run)
+            shutil.rmtree(run, ignore_errors=True)
     assert not surprises, f"{surprises} failures had another outcome than they should"
 
 
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        drill(Disk(Path(folder), given.processes), given.only)
+        drill(Disk(Path(folder), given.processes), (given.only,))
 
 
 if __name__ == "__main__":

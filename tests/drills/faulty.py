@@ -3,9 +3,8 @@
     python tests/drills/faulty.py SPEC.json -m MODULE ...
 
 Accesses to files below the folder `below` of SPEC.json are open (to read), create (to write), read, write,
-sync, rename, remove, mkdir and list. The accesses of the kind `access` to the file `name` fail, `times` times,
-with the error `code`; where `access` is "every", each kind of access to each file does. `record`: a file that
-gets each access once, with the name under which it is known.
+sync, rename, remove, mkdir and list. The accesses of the kind `access` to the file `name` fail `times` times
+with the error `code`. `record`: a file that gets each access once, with the name under which it is known.
 """
 
 from __future__ import annotations
@@ -49,9 +48,10 @@ def touch(access: str, path: Any) -> None:
     seen[access, name] += 1
     if record is not None and seen[access, name] == 1:
         write_really(record, f"{access} {name}\n".encode())
-    if SPEC.get("access") in ("every", access) and SPEC.get("name", name) == name:
-        if seen[access, name] <= SPEC["times"]:
-            raise OSError(SPEC["code"], os.strerror(SPEC["code"]), os.fspath(path))
+    due = (SPEC.get("access"), SPEC.get("name")) == (access, name)
+    if due and seen[access, name] <= SPEC["times"]:
+        names = [] if isinstance(path, int) else [os.fspath(path)]  # as the system's own errors have
+        raise OSError(SPEC["code"], os.strerror(SPEC["code"]), *names)
 
 
 def known_as(path: Any) -> str | None:
