@@ -183,7 +183,7 @@ class Checkpoint:
         """Open a safetensors file. DataError unless it holds exactly what the manifest says, 1-D and fp32."""
         wanted = self._contents.get(name, {})
         with reading(self.path, name):
-            file = safe_open(regular_file(self.path / name), "pt")
+            file = retrying(lambda: safe_open(regular_file(self.path / name), "pt"))
             names = set(file.keys())
             if unmatched := sorted(names ^ wanted.keys()):
                 raise DataError(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError, printable, retrying
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -93,7 +93,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
     try:
-        recipe = parse_recipe(Path(path).read_text(encoding="utf-8"), schema, path)
+        recipe = parse_recipe(retrying(lambda: Path(path).read_text(encoding="utf-8")), schema, path)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
