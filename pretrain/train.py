@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.batches.stream import BatchStream
-from data_tools.errors import DataError
+from data_tools.errors import DataError, Stopped
 from data_tools.shards.urls import without_secrets
 from data_tools.tile_batch import TileBatch
 
@@ -117,6 +117,7 @@ class Trainer:
         stopping = self._evaluate_if_missing()
         self.meter.reset()
         with (
+            self._end_of_waiting(),
             SkippingStream(config.train.skip, self._open_stream) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
         ):
@@ -144,6 +145,7 @@ class Trainer:
                     stopping |= self._evaluate()
                 if self.step % config.checkpoint.every == 0 or self.step == steps or stopping:
                     self._save()
+        stopping |= self.step < steps
         if stopping:
             self._save()
         self.saver.finish()
@@ -156,6 +158,15 @@ class Trainer:
             write_report(self.folder, config, names, examples)
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
+
+    @contextmanager
+    def _end_of_waiting(self) -> Iterator[None]:
+        """Asked to stop while it waits for data, a process that no other waits for leaves the block."""
+        try:
+            yield
+        except Stopped:
+            if self.world.size > 1:
+                raise
 
     def _enter_phase(self, phase: str) -> None:
         """Tell the watchdog that a phase begins; run the injected fault if one is due there."""
@@ -246,7 +257,7 @@ class Trainer:
         batches = self.samples.noting_bad(self.step, self.inputs.eval_stream(self.world), "val")
         stream = self._reporting_progress(batches)
         found = None
-        with self.engine.averaged(), suppress(Interrupted):
+        with self.engine.averaged(), self._end_of_waiting(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
         if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
