@@ -105,6 +105,11 @@ def escape_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """1 shard, 2 shards; many: the plural where it is not formed by an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def printable(text: str) -> str:
     """The text with everything escaped that a terminal would not show as it is.
 

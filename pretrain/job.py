@@ -20,6 +20,7 @@ from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
 from .run.rendezvous import slurm_job, started_by_srun
+from .run.restart import begin, begins_anew
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
 
@@ -49,24 +50,24 @@ def run_job(
         resolve(config.model).grid(config.data.tile_size)
 
         from .checkpoints.checkpoint import complete
-        from .config.batch_split import split_batch
+        from .config.batch_split import split_job
+        from .engine.blocks import compiling
+        from .engine.optim import planned_model
         from .inputs import Job, open_inputs
         from .run import processes
 
-        split = split_batch(config.train, size)
+        split = split_job(config, size)
         inputs = open_inputs(config)
-        begun = complete(folder.checkpoints)
+        planned_model(config, inputs.num_classes)
+        compiling(config.engine)
+        anew = begins_anew(config, folder)
+        begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":
             raise UsageError(
                 f"{folder.path} holds a run with the checkpoint {begun[0].name}: set another run.name, or "
                 f"run.resume=auto to go on with it"
             )
         changed = _changed_settings(config) if begun else {}
-        if "init" in changed:
-            raise UsageError(
-                f"{folder.path} was started from another init ({changed['init']}): set it back, or set "
-                f"another run.name"
-            )
         starting_values = prepare() if prepare and not begun else None
     except Stopped:
         _stopped_before_the_run(rank, stop)
@@ -79,6 +80,8 @@ def run_job(
         world = processes.start(config.train.step_timeout, config.launch.join_timeout, stop)
         world.on_all(folder.create)
         world.on_rank0(folder.lock)
+        if not begun:
+            world.on_rank0(lambda: begin(config, folder, anew))
         world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
         _stopped_before_the_run(rank, stop)
@@ -101,6 +104,8 @@ def run_job(
                 processes=size,
             )
         hosts = world.gather(socket.gethostname())  # returns once rank 0 has written status.json
+        # As where the job was killed between its last checkpoint and its report.
+        unreported = world.gather(before.get("state") != "done" or not folder.report.exists())[0]
         with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
             from .train import build_trainer
 
@@ -111,15 +116,19 @@ def run_job(
             job = Job(config, inputs, split, world, folder, stop, watch)
             trainer = build_trainer(job, starting_values)
             was_finished = trainer.finished
-            if not was_finished:
+            if was_finished and unreported:
+                trainer.report(trainer.examples())
+            elif not was_finished:
                 _note_settings(config, inputs, folder, changed)
                 code = trainer.run()
         stop_waiting_when(lambda: True)  # what is read ahead is not needed any more
         if was_finished:
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
-                done = {"state": "done", "step": trainer.step, "exit_code": 0}
-                folder.replace_status(before if before.get("state") == "done" else before | done)
+                if before.get("state") == "done":
+                    folder.replace_status(before | {"run_id": folder.run_id})
+                else:
+                    folder.set_status("done", step=trainer.step, exit_code=0)
             processes.leave(world, 0)
         if code == EXIT_CODE:
             log.info(
@@ -204,12 +213,25 @@ def in_one_sentence(raised: Exception) -> UserError:
 
 
 def _changed_settings(config: Config) -> dict[str, str]:
-    """What differs from the settings that the run was last started with (see `loading.changes`)."""
+    """What differs from the settings that the run was last started with (see `loading.changes`).
+
+    Raises UsageError if the run began from other weights, as far as they are still there to compare.
+    """
     try:
         old = loading.read(config.folder / "config.yaml", type(config))
     except UserError:  # written by another version, or not at all
         return {}
-    return loading.changes(old, config)
+    changed = loading.changes(old, config)
+    if "init" in changed:
+        was, now = (os.path.realpath(getattr(each, "init")) for each in (old, config))  # noqa: B009
+        if was == now:
+            del changed["init"]
+        elif os.path.exists(was) and os.path.exists(now):
+            raise UsageError(
+                f"{config.folder} was started from another init ({changed['init']}): set it back, or set "
+                f"another run.name"
+            )
+    return changed
 
 
 def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:

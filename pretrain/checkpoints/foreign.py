@@ -90,7 +90,8 @@ def _prefix(folder: Path, saved: Mapping[str, object], shapes: Mapping[str, tupl
     missing = next(name for name in shapes if best + name not in saved)
     example = f", it has {next(iter(sorted(saved)))}" if saved else ""
     raise UsageError(
-        f"{folder}: it lacks {best}{missing}, which this model needs{example}: give the settings of the model that was saved"
+        f"{folder}: it lacks {best}{missing}, which this model needs{example}: give the settings of the "
+        f"model that was saved"
     )
 
 

@@ -32,7 +32,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # The types of the keys of state.json. Only its step must be there.
 STATE: dict[str, type] = {
     **dict.fromkeys(("step", "position", "images", "processes", "micro_batch_size", "num_classes"), int),
-    **dict.fromkeys(("objective", "optimizer"), str),
+    **dict.fromkeys(("objective", "optimizer", "run_id"), str),
     **dict.fromkeys(("order", "model", "preprocessing", "optimizer_steps", "engine"), dict),
     "frozen": list,
 }

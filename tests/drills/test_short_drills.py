@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drills import kills, saves, starts
+from drills import kills, saves, settings, starts
 from jobs import Data
 
 
@@ -20,3 +20,7 @@ def test_two_starts_and_stops(data: Data, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_over_thirty_saves(tmp_path: Path) -> None:
     saves.drill(tmp_path, saves=30, megabytes=20)
+
+
+def test_a_hundred_mutations_of_the_recipes(data: Data, tmp_path: Path) -> None:
+    settings.drill(tmp_path, data, mutations=100, trained=3, seed=0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, TIMEOUT, Data, command, environment, succeed, write_recipe
+from jobs import ROOT, TIMEOUT, Data, command, environment, status, succeed, write_recipe
 from warm import start_warm, wait_warm
 
 from data_tools.errors import print_line
@@ -65,6 +66,27 @@ def test_a_terminal_gets_a_progress_bar(data: Data, tmp_path: Path) -> None:
     text = output.decode()
     assert "━" in text and "/20" in text
     assert "step 20/20  loss" in text
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_stops(data: Data, tmp_path: Path) -> None:
+    """Even if it prints nothing more than its bar until it ends, to a terminal that no longer exists."""
+    recipe, run = write_recipe(tmp_path, data), tmp_path / "tiny"
+    settings = (f"run.dir={tmp_path}", "train.steps=9999", "train.log_every=9999", "checkpoint.every=9999")
+    settings += ("fault=slow:seconds=0.05",)
+    master, slave = pty.openpty()
+    call = ["-m", "pretrain", str(recipe), *settings]
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = start_warm(call, environment() | {"TERM": "xterm"}, 0, slave, stderr.fileno())
+    os.close(slave)
+    output = b""
+    while not re.search(rb" [1-9]\d*/9999", output):
+        output += os.read(master, 4096)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)  # as the system does for the processes of the terminal
+    assert wait_warm(process, TIMEOUT) == 75, output
+    stopped = status(run)
+    assert (stopped["state"], stopped["signal"]) == ("stopped", "SIGHUP")
+    assert (run / f"checkpoints/step-{stopped['step']:08d}").is_dir()
 
 
 def test_training_goes_on_where_nobody_reads_what_it_prints(data: Data, tmp_path: Path) -> None:
