@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.batches.stream import BatchStream
-from data_tools.errors import DataError, Stopped
+from data_tools.errors import DataError
 from data_tools.shards.urls import without_secrets
 from data_tools.tile_batch import TileBatch
 
@@ -118,7 +118,7 @@ class Trainer:
         stopping = self._evaluate_if_missing()
         self.meter.reset()
         with (
-            self._end_of_waiting(),
+            world.until_stopped(),
             SkippingStream(config.train.skip, self._open_stream) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
         ):
@@ -143,15 +143,6 @@ class Trainer:
         self.report(None if stopping else self.examples())
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
-
-    @contextmanager
-    def _end_of_waiting(self) -> Iterator[None]:
-        """Asked to stop while it waits for data, a process that no other waits for leaves the block."""
-        try:
-            yield
-        except Stopped:
-            if self.world.size > 1:
-                raise
 
     def report(self, examples: Sequence[Example] | None) -> None:
         """Write report.html on rank 0; None: with the examples that it has so far."""
@@ -257,7 +248,7 @@ class Trainer:
         batches = self.samples.noting_bad(self.step, self.inputs.eval_stream(self.world), "val")
         stream = self._reporting_progress(batches)
         found = None
-        with self.engine.averaged(), self._end_of_waiting(), suppress(Interrupted):
+        with self.engine.averaged(), self.world.until_stopped(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
         if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
