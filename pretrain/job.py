@@ -164,9 +164,16 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
     for note in inputs.notes():
         log.info("note: %s", note)
     if folder.rank == 0:
-        retrying(lambda: loading.save(config, folder.path / "config.yaml"))
-        if inputs.classes is not None:
-            retrying(lambda: write_json(folder.classes, inputs.classes))
+        file = folder.path / "config.yaml"
+        try:
+            retrying(lambda: loading.save(config, file))
+            if inputs.classes is not None:
+                file = folder.classes
+                retrying(lambda: write_json(file, inputs.classes))
+        except OSError as error:  # of a write, it does not name the file itself
+            raise UserError(
+                f"{file} could not be written: {error.strerror}; mend that and start again"
+            ) from None
 
 
 def _fail_unexpectedly(folder: RunFolder, rank: int, error: Exception) -> NoReturn:
@@ -193,7 +200,7 @@ def in_one_sentence(raised: Exception) -> UserError:
         return raised
     if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
         raise raised
-    log.info("%s", traceback.format_exc())
+    log.error("%s", traceback.format_exc())  # only into the log file
     text = f"{os.fspath(raised.filename)}: {raised.strerror}"
     return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 

@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError, print_line
+from data_tools.errors import DataError, UsageError, is_transient, print_line, retrying
 
 from .manifest import check_file, read_manifest, read_state, reading, regular_file
 
@@ -55,11 +55,16 @@ def temporary_folder(final: Path) -> Path:
 def complete(root: Path) -> list[Path]:
     """The published checkpoints under `root`, newest first. Raises UsageError if `root` cannot be read."""
     try:
-        found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+        found = [
+            path
+            for path in retrying(lambda: list(root.iterdir()))
+            if NAME.fullmatch(path.name) and path.is_dir()
+        ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UsageError(f"{root}: it cannot be read: {error.strerror}; check its permissions") from None
+        todo = "look after the disk" if is_transient(error) else "check its permissions"
+        raise UsageError(f"{root}: it cannot be read: {error.strerror}; {todo}") from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 

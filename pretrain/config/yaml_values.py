@@ -38,10 +38,11 @@ def parse_recipe(text: str, schema: type, where: str) -> dict[str, Any]:
 def parse_value(text: str, key: str, keys: dict[str, Any]) -> Any:
     """The value of key=text on a command line; keys: those of `known_keys`. Raises UsageError.
 
-    A text stays as it is. So does one where a list or a mapping is possible, unless it looks like one.
+    A text stays as it is. So does one where a list or a mapping is possible, unless it looks like one, stands
+    in quotes, or is null.
     """
     hint = keys[key]
-    if hint is str or (hint is Any and not re.match(r"\[|\{.*: |null$", text)):
+    if hint is str or (hint is Any and not re.match(r"\[|\{.*: |null$|(['\"]).*\1$", text)):
         return text
     return _Reader("", keys).read(text, hint, key)
 

@@ -60,6 +60,8 @@ def test_text_in_a_recipe_stays_as_it_is(recipe: Path, text: str) -> None:
         ("[012, b]", ["012", "b"]),
         ("[{shards: 012, weight: 3}]", [{"shards": "012", "weight": 3.0}]),
         ("a: b", "a: b"),
+        ("'a #b'", "a #b"),
+        ("it's", "it's"),
     ],
 )
 def test_shards_are_text_lists_or_mixtures(recipe: Path, text: str, value: object) -> None:
