@@ -134,8 +134,7 @@ class Trainer:
                     stopping |= self._evaluate()
                 if self._due(config.checkpoint.every) or stopping:
                     self._save()
-        stopping |= self.step < steps
-        if stopping:
+        if stopping := stopping or self.step < steps:
             self._save()
         self.saver.finish()
         if self.saver.error:
@@ -253,9 +252,8 @@ class Trainer:
         if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
-        row = {"step": self.step, "split": "val", **found.row()}
-        if self.engine.ema:
-            row["weights"] = "ema"
+        weights = {"weights": "ema"} if self.engine.ema else {}
+        row = {"step": self.step, "split": "val", **found.row(), **weights}
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)

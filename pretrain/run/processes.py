@@ -49,7 +49,7 @@ class World:
 
     @contextmanager
     def until_stopped(self) -> Iterator[None]:
-        """A block that a single process leaves where Stopped is raised; of several, others wait for this one."""
+        """A block that a single process leaves where Stopped is raised; of several, others wait for it."""
         try:
             yield
         except Stopped:
