@@ -86,6 +86,10 @@ def retrying(access: Callable[[], Result]) -> Result:
     return access()
 
 
+class Stopped(Exception):
+    """The process was asked to stop while it waited."""
+
+
 def escape_output() -> None:
     """Let stdout and stderr show escaped what their encoding does not have, instead of ending the program.
 

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import UsageError, UserError, print_line, retrying
+from data_tools.errors import Stopped, UsageError, UserError, print_line, retrying
+from data_tools.shards.remote import stop_waiting_when
 from data_tools.shards.urls import without_secrets
 
 from .config import loading
@@ -18,7 +19,7 @@ from .model.variants import resolve
 from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
-from .run.rendezvous import Stopped, slurm_job, started_by_srun
+from .run.rendezvous import slurm_job, started_by_srun
 from .run.restart import begin, begins_anew
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
@@ -44,6 +45,7 @@ def run_job(
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     folder = RunFolder(config.folder, rank)
+    stop_waiting_when(lambda: bool(stop))
     try:
         resolve(config.model).grid(config.data.tile_size)
 
@@ -67,6 +69,8 @@ def run_job(
             )
         changed = _changed_settings(config) if begun else {}
         starting_values = prepare() if prepare and not begun else None
+    except Stopped:
+        _stopped_before_the_run(rank, stop)
     except (UserError, OSError) as raised:
         error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
@@ -80,8 +84,7 @@ def run_job(
             world.on_rank0(lambda: begin(config, folder, anew))
         world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
-        print_line(f"rank {rank}: stopped by {stop.signal} before the run began", error=True)
-        os._exit(EXIT_CODE)  # nothing was done since the last checkpoint
+        _stopped_before_the_run(rank, stop)
     except (UserError, OSError) as raised:
         error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
@@ -118,6 +121,7 @@ def run_job(
             elif not was_finished:
                 _note_settings(config, inputs, folder, changed)
                 code = trainer.run()
+        stop_waiting_when(lambda: True)  # what is read ahead is not needed any more
         if was_finished:
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
@@ -138,6 +142,10 @@ def run_job(
             state = "stopped" if code == EXIT_CODE else "done"
             facts: dict[str, Any] = {"signal": stop.signal} if stop.signal else {}
             folder.set_status(state, step=trainer.step, exit_code=code, **facts)
+    except Stopped:  # this process waited for data, and others for it: no new checkpoint can be saved
+        log.info("stopped by %s while it waited for data: go on from the last checkpoint", stop.signal)
+        folder.set_status("stopped", exit_code=EXIT_CODE, signal=stop.signal)
+        os._exit(EXIT_CODE)
     except KeyboardInterrupt:
         folder.set_status("failed", exit_code=1, reason="Ctrl-C, twice", rank=rank)
         error = UserError("stopped by Ctrl-C, twice: steps since the last checkpoint are lost")
@@ -155,6 +163,12 @@ def run_job(
             folder.set_status("failed", exit_code=error.exit_code, reason=str(error), rank=rank)
         fail(error, rank, first_only=error.shared)
     processes.leave(world, code)
+
+
+def _stopped_before_the_run(rank: int, stop: StopFlag) -> NoReturn:
+    """Nothing was done since the last checkpoint."""
+    print_line(f"rank {rank}: stopped by {stop.signal} before the run began", error=True)
+    os._exit(EXIT_CODE)
 
 
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:

@@ -118,6 +118,7 @@ class Trainer:
         stopping = self._evaluate_if_missing()
         self.meter.reset()
         with (
+            world.until_stopped(),
             SkippingStream(config.train.skip, self._open_stream) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
         ):
@@ -133,7 +134,7 @@ class Trainer:
                     stopping |= self._evaluate()
                 if self._due(config.checkpoint.every) or stopping:
                     self._save()
-        if stopping:
+        if stopping := stopping or self.step < steps:
             self._save()
         self.saver.finish()
         if self.saver.error:
@@ -246,14 +247,13 @@ class Trainer:
         batches = self.samples.noting_bad(self.step, self.inputs.eval_stream(self.world), "val")
         stream = self._reporting_progress(batches)
         found = None
-        with self.engine.averaged(), suppress(Interrupted):
+        with self.engine.averaged(), self.world.until_stopped(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
         if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
-        row = {"step": self.step, "split": "val", **found.row()}
-        if self.engine.ema:
-            row["weights"] = "ema"
+        weights = {"weights": "ema"} if self.engine.ema else {}
+        row = {"step": self.step, "split": "val", **found.row(), **weights}
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..run.processes import World
 
 NAME = re.compile(r"step-[0-9]{8,18}")
+_ANOTHER_MODEL = ": set the model as the run's config.yaml has it, or another run.name for another model"
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -147,19 +148,19 @@ class Checkpoint:
             if key not in self.tensors:
                 raise UsageError(
                     f"{self.path}: it lacks {key}, which this configuration has with shape "
-                    f"{list(wanted[key])}",
+                    f"{list(wanted[key])}{_ANOTHER_MODEL}",
                     shared=True,
                 )
             if key not in wanted:
                 raise UsageError(
                     f"{self.path}: it holds {key} with shape {list(self.tensors[key])}, which this "
-                    f"configuration has not",
+                    f"configuration has not{_ANOTHER_MODEL}",
                     shared=True,
                 )
             if self.tensors[key] != wanted[key]:
                 raise UsageError(
                     f"{self.path}: {key} has shape {list(self.tensors[key])}, this configuration "
-                    f"has {list(wanted[key])}",
+                    f"has {list(wanted[key])}{_ANOTHER_MODEL}",
                     shared=True,
                 )
         for item in ranges:

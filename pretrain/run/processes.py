@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import UsageError
+from data_tools.errors import Stopped, UsageError
 
 from .rendezvous import join, started_by_srun
 from .stop import StopFlag
@@ -45,6 +46,15 @@ class World:
     def barrier(self) -> None:
         """Return when all processes have called it."""
         self.sum([0.0])
+
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """A block that a single process leaves where Stopped is raised; of several, others wait for it."""
+        try:
+            yield
+        except Stopped:
+            if self.size > 1:
+                raise
 
     def on_all(self, action: Callable[[], Any]) -> None:
         """Run `action` on every process; the error of the lowest rank that fails is raised on all."""

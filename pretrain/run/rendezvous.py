@@ -13,7 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import UserError
+from data_tools.errors import Stopped, UserError
 
 from .stop import StopFlag
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 RETRY_SECONDS = 0.5  # between two attempts to reach rank 0
-
-
-class Stopped(Exception):
-    """A signal asked this process to stop before it had found the others."""
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:

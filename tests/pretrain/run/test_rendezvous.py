@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Stopped, UsageError, UserError
 from launch.slurm.address import free_port
 from pretrain.run.processes import check_gpus
-from pretrain.run.rendezvous import Stopped, adopt_slurm, join
+from pretrain.run.rendezvous import adopt_slurm, join
 from pretrain.run.stop import StopFlag
 
 NUMBERS = count(os.getpid() * 20)  # a store of the test before may still hold its port
