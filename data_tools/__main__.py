@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError, escape_output, printable
+from data_tools.errors import UsageError, UserError, counted, escape_output, printable
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -185,8 +185,8 @@ def _index(options: argparse.Namespace) -> int:
     if summary.ignored:
         print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
     print(
-        f"indexed {summary.samples} samples, {summary.shards} shards, {summary.bytes / 1e6:.1f} MB, "
-        f"{len(summary.problems)} left out -> {place}"
+        f"indexed {counted(summary.samples, 'sample')}, {counted(summary.shards, 'shard')}, "
+        f"{summary.bytes / 1e6:.1f} MB, {len(summary.problems)} left out -> {place}"
     )
     return 0
 
@@ -213,7 +213,8 @@ def _verify(options: argparse.Namespace) -> int:
     if options.ranks and not bad and checked.opened:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
         print(sentence)
-    print(f"{checked.samples} samples, {checked.classes} classes, {checked.shards} shards, {bad} bad")
+    found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
+    print(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
     return 0 if balanced and not bad else 3
 
 
@@ -231,7 +232,7 @@ def _preview(options: argparse.Namespace) -> int:
         max_tiles=options.max_tiles,
         max_pixels=options.max_pixels,
     )
-    print(f"{images} images -> {options.out}")
+    print(f"{counted(images, 'image')} -> {options.out}")
     return 0
 
 

@@ -86,14 +86,28 @@ def retrying(access: Callable[[], Result]) -> Result:
     return access()
 
 
+class Stopped(Exception):
+    """The process was asked to stop while it waited."""
+
+
 def escape_output() -> None:
     """Let stdout and stderr show escaped what their encoding does not have, instead of ending the program.
 
     Such as a name of a file that is not UTF-8, or any other than English letters where the locale is C.
+    One that is closed becomes /dev/null: else the next file that is opened would get what libraries print.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, so the one of this stream
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """1 shard, 2 shards; many: the plural where it is not formed by an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, counted
 from data_tools.images.decode import DecodeError, decode
 from data_tools.shards.freshness import note_of_added, shard_problem
 from data_tools.shards.index import scan_shards, understand
@@ -145,11 +145,11 @@ def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
     """
     samples, files = len(shards), shards.num_shards
     mean = shards.mean_bytes * samples / files
-    size = f"{files} shards of {mean / 1e6:.1f} MB on average"
+    size = f"{counted(files, 'shard')} of {mean / 1e6:.1f} MB on average"
     if samples < ranks:
         return False, (
-            f"not balanced: {samples} samples for {ranks} ranks, so a batch repeats images: use at most "
-            f"{samples} ranks, or more data"
+            f"not balanced: {counted(samples, 'sample')} for {counted(ranks, 'rank')}, so a batch repeats "
+            f"images: use at most {counted(samples, 'rank')}, or more data"
         )
     if shards.remote and mean < _READ_BYTES:
         return True, (
@@ -159,8 +159,9 @@ def balance(shards: ShardSet, ranks: int, workers: int) -> tuple[bool, str]:
     needed = ranks * workers
     others = "" if files >= needed else f" (a reader of whole shards would need {needed} of them)"
     return True, (
-        f"balanced: {samples / ranks:.1f} samples a rank and epoch on {ranks} ranks, dealt one by one from "
-        f"{size}{others}; a global batch may be any multiple of {ranks} up to {samples // ranks * ranks}"
+        f"balanced: {samples / ranks:.1f} samples a rank and epoch on {counted(ranks, 'rank')}, dealt "
+        f"one by one from {size}{others}; "
+        f"a global batch may be any multiple of {ranks} up to {samples // ranks * ranks}"
     )
 
 

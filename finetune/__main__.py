@@ -47,25 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
+    from pretrain.config.reference import help_text
+
+    from .config import FinetuneConfig, load_begun, load_finetune
+
     parser = argparse.ArgumentParser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
-        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help.",
+        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
+        "\n\n" + help_text(FinetuneConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="init=RUN, and keys of the recipe"
     )
-    given = parser.parse_args(arguments)
-
+    from pretrain.config.command_line import parse_arguments
     from pretrain.job import run_job
     from pretrain.model.build import Model
     from pretrain.run.files import write_json
     from pretrain.run.folder import log
 
     from .adapt import adapt
-    from .config import load_finetune
 
+    given = parse_arguments(parser, arguments, FinetuneConfig)
+    if begun := load_begun(given.config, given.settings):
+        run_job(begun, stop)
     config, source = load_finetune(given.config, given.settings)
 
     def prepare() -> StartingValues:
@@ -131,6 +138,11 @@ def _predict(arguments: list[str]) -> int:
 
     from .predict import open_run
 
+    if given.topk < 1:
+        raise UsageError(f"--topk {given.topk}: it must be at least 1")
+    for path in given.images:
+        if os.path.isdir(path):
+            raise UsageError(f"{path}: it is a folder; give the images in it, such as {path}/*.jpg")
     run = open_run(given.run, given.weights)
     _print_notes(run.source)
     code = 0

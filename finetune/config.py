@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from data_tools.errors import UsageError
-from pretrain.config.loading import load
+from data_tools.errors import DataError, UsageError, UserError
+from pretrain.checkpoints.checkpoint import Checkpoint, complete
+from pretrain.config.limits import choice
+from pretrain.config.loading import load, read
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.model.variants import resolve
+from pretrain.run.folder import RunFolder
+from pretrain.run.restart import begins_anew
 
 from .source import TrainedWeights, open_source
 
 HEAD_FIELDS = {"head", "head_hidden", "head_activation", "head_bias", "num_classes"}
 # What only acts in training, or only before it: the recipe of fine-tuning decides, not that of pretraining.
 TRAINING_FIELDS = {"dropout", "attention_dropout", "drop_path"}
+BODY = {item.name for item in fields(ModelConfig)} - HEAD_FIELDS - TRAINING_FIELDS
 PREPROCESSING = ("mean", "std", "eval_resize", "eval_crop", "eval_resample")
 
 
@@ -24,8 +31,9 @@ class FinetuneConfig(Config):
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(head="linear"))
     init: str = ""  # a run, a checkpoint, an exported file, or a model of transformers, timm or Google
-    init_weights: str = "auto"  # auto: averaged if the run kept averages | ema | last: as trained
-    init_resize: str = "bilinear"  # bilinear (the paper's) | bicubic (antialiased)
+    # auto: averaged if the run kept averages; last: as trained
+    init_weights: str = choice("auto", "ema", "last")
+    init_resize: str = choice("bilinear", "bicubic")  # bilinear is the paper's, bicubic is antialiased
     # Parameters, or modules such as [pool_norm], that begin anew although the weights lack them
     init_missing: list[str] = field(default_factory=list)
 
@@ -38,17 +46,12 @@ def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, 
     the weights say what of theirs is not taken. Raises UsageError, and DataError for damaged weights.
     """
     config = load(path, overrides, FinetuneConfig)
-    if config.init_resize not in ("bilinear", "bicubic"):
-        raise UsageError(f"init_resize={config.init_resize}: it is one of bilinear, bicubic")
-    if config.init_weights not in ("auto", "ema", "last"):
-        raise UsageError(f"init_weights={config.init_weights}: it is one of auto, ema, last")
     if not config.init:
         raise UsageError("init is empty: give the pretrained run, init=RUN|CHECKPOINT|FILE")
     source = open_source(config.init, config.init_weights)
-    body = {item.name for item in fields(ModelConfig)} - HEAD_FIELDS - TRAINING_FIELDS
     known = source.facts["preprocessing"]
     defaults = {
-        "model": {key: value for key, value in source.facts["model"].items() if key in body},
+        "model": {key: value for key, value in source.facts["model"].items() if key in BODY},
         "data": {key: known[key] for key in PREPROCESSING if key in known},
     }
     if known.get("eval_resize"):  # it stays in proportion to the tile
@@ -60,6 +63,33 @@ def load_finetune(path: str, overrides: Sequence[str]) -> tuple[FinetuneConfig, 
     tuned = load(path, overrides, FinetuneConfig, defaults)
     notes = (*source.notes, *_training_notes(source, tuned), _preprocessing_note(source, tuned))
     return tuned, replace(source, notes=notes)
+
+
+def load_begun(path: str, overrides: Sequence[str]) -> FinetuneConfig | None:
+    """The recipe as `load_finetune` has it, of a run that goes on; None for a run without a checkpoint.
+
+    What the run took over from the weights that it began with stands in its newest checkpoint that can be
+    read, so these weights may be gone.
+    """
+    config = load(path, overrides, FinetuneConfig)
+    begun = complete(config.folder / "checkpoints")
+    if not begun or begins_anew(config, RunFolder(config.folder)):
+        return None
+    state: dict[str, Any] = {}
+    for checkpoint in begun:
+        with suppress(DataError):
+            state = Checkpoint(checkpoint).state
+            break
+    model, data = state.get("model", {}), state.get("preprocessing", {})
+    defaults: dict[str, Any] = {
+        "model": {key: model[key] for key in BODY & model.keys()},
+        "data": {key: data[key] for key in PREPROCESSING if key in data},
+    }
+    tuned = load(path, overrides, FinetuneConfig, defaults)
+    if not tuned.init:
+        with suppress(UserError):
+            tuned.init = read(config.folder / "config.yaml", FinetuneConfig).init
+    return tuned
 
 
 def _training_notes(source: TrainedWeights, config: FinetuneConfig) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.class_names import plain_names
+from data_tools.shards.urls import is_url, shown
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
 from pretrain.checkpoints.described import LARGEST_RESIZE, check_sizes, read_facts
 from pretrain.checkpoints.foreign import format_of
@@ -108,6 +109,8 @@ def open_source(init: str, weights: str = "auto") -> TrainedWeights:
     path = Path(init)
     if is_hub_name(init):
         path = download(init)
+    elif is_url(init):
+        raise UsageError(f"{shown(init)}: weights are not read from URLs: download them, and give the file")
     if path.is_file() and is_pickle(path):
         refuse_pickle(path)
     if path.is_file() and path.suffix not in (".npz", ".json") and (facts := _own_facts(path)) is not None:

@@ -1,4 +1,4 @@
-"""python -m launch slurm CONFIG ... | status RUN | cancel RUN: jobs on clusters, and their state."""
+"""python -m launch slurm CONFIG | status RUN | report RUN | cancel RUN: jobs on clusters, and their state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ USAGE = """usage: python -m launch COMMAND ...
   slurm CONFIG --nodes N --gpus-per-node G [key=value ...]   check a job, write its batch script, queue it
   status RUN [--follow]                                      the state of a run, wherever it runs
   status FOLDER                                              a line for each run in a folder of runs
+  report RUN                                                 write report.html from the files of a run
   cancel RUN                                                 end the run's job, which does not come back
 """
 
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .slurm.queue import cancel
 
             return cancel(rest)
+        if command == "report":
+            from .report import main as report
+
+            return report(rest)
         if command == "status":
             from .status import main as status
 

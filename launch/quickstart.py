@@ -123,7 +123,7 @@ def run(*command: str, quiet: bool = False) -> str:
     """
     console.print(f"$ python {shlex.join(command)}", style="bold cyan", soft_wrap=True)
     capture = subprocess.PIPE if quiet else None
-    done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, text=True)
+    done = subprocess.run([sys.executable, *command], env=environment(), stdout=capture, encoding="utf-8")
     if done.returncode:
         raise UsageError(f"this step of the quickstart ended with exit code {done.returncode}")
     return done.stdout or ""

@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from data_tools.errors import UsageError, escape_output
     from data_tools.shards.descriptors import raise_limit
 
+    from .config.command_line import parse_arguments
     from .config.loading import load
+    from .config.reference import help_text
     from .config.schema import Config
     from .job import fail, own_rank, run_job
     from .run.rendezvous import adopt_slurm
@@ -30,14 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
-        epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]",
+        epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]\n\n"
+        + help_text(Config),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/quickstart.yaml")
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="override a key of the recipe"
     )
-    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
+        given = parse_arguments(parser, sys.argv[1:] if arguments is None else arguments, Config)
         config: Config = load(given.config, given.settings)
     except UsageError as error:
         fail(error, rank, first_only=True)

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import UsageError, UserError, print_line, retrying
+from data_tools.errors import Stopped, UsageError, UserError, print_line, retrying
+from data_tools.shards.remote import stop_waiting_when
 from data_tools.shards.urls import without_secrets
 
 from .config import loading
@@ -19,7 +20,8 @@ from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
 from .run.lost import is_consequence, silent_ranks
-from .run.rendezvous import Stopped, ranks_from_environment, slurm_job, started_by_srun
+from .run.rendezvous import ranks_from_environment, slurm_job, started_by_srun
+from .run.restart import begin, begins_anew
 from .run.stop import EXIT_CODE, StopFlag
 from .run.watchdog import Watchdog
 
@@ -44,29 +46,32 @@ def run_job(
     """
     rank, size = ranks_from_environment()
     folder = RunFolder(config.folder, rank)
+    stop_waiting_when(lambda: bool(stop))
     try:
         resolve(config.model).grid(config.data.tile_size)
 
         from .checkpoints.checkpoint import complete
-        from .config.batch_split import split_batch
+        from .config.batch_split import split_job
+        from .engine.blocks import compiling
+        from .engine.optim import planned_model
         from .inputs import Job, open_inputs
         from .run import processes
 
-        split = split_batch(config.train, size)
+        split = split_job(config, size)
         inputs = open_inputs(config)
-        begun = complete(folder.checkpoints)
+        planned_model(config, inputs.num_classes)
+        compiling(config.engine)
+        anew = begins_anew(config, folder)
+        begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":
             raise UsageError(
                 f"{folder.path} holds a run with the checkpoint {begun[0].name}: set another run.name, or "
                 f"run.resume=auto to go on with it"
             )
         changed = _changed_settings(config) if begun else {}
-        if "init" in changed:
-            raise UsageError(
-                f"{folder.path} was started from another init ({changed['init']}): set it back, or set "
-                f"another run.name"
-            )
         starting_values = prepare() if prepare and not begun else None
+    except Stopped:
+        _stopped_before_the_run(rank, stop)
     except (UserError, OSError) as raised:
         error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
@@ -76,10 +81,11 @@ def run_job(
         world = processes.start(config.train.step_timeout, config.launch.join_timeout, stop)
         world.on_all(folder.create)
         world.on_rank0(folder.lock)
+        if not begun:
+            world.on_rank0(lambda: begin(config, folder, anew))
         world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
-        print_line(f"rank {rank}: stopped by {stop.signal} before the run began", error=True)
-        os._exit(EXIT_CODE)  # nothing was done since the last checkpoint
+        _stopped_before_the_run(rank, stop)
     except (UserError, OSError) as raised:
         error = in_one_sentence(raised)
         folder.refuse(error.exit_code, str(error))
@@ -100,6 +106,8 @@ def run_job(
                 processes=size,
             )
         hosts = world.gather(socket.gethostname())  # returns once rank 0 has written status.json
+        # As where the job was killed between its last checkpoint and its report.
+        unreported = world.gather(before.get("state") != "done" or not folder.report.exists())[0]
         with Watchdog(folder, rank, hosts, config.train.step_timeout, stop) as watch:
             from .train import build_trainer
 
@@ -110,14 +118,19 @@ def run_job(
             job = Job(config, inputs, split, world, folder, stop, watch)
             trainer = build_trainer(job, starting_values)
             was_finished = trainer.finished
-            if not was_finished:
+            if was_finished and unreported:
+                trainer.report(trainer.examples())
+            elif not was_finished:
                 _note_settings(config, inputs, folder, changed)
                 code = trainer.run()
+        stop_waiting_when(lambda: True)  # what is read ahead is not needed any more
         if was_finished:
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
-                done = {"state": "done", "step": trainer.step, "exit_code": 0}
-                folder.replace_status(before if before.get("state") == "done" else before | done)
+                if before.get("state") == "done":
+                    folder.replace_status(before | {"run_id": folder.run_id})
+                else:
+                    folder.set_status("done", step=trainer.step, exit_code=0)
             processes.leave(world, 0)
         if code == EXIT_CODE:
             log.info(
@@ -131,6 +144,10 @@ def run_job(
             state = "stopped" if code == EXIT_CODE else "done"
             facts: dict[str, Any] = {"signal": stop.signal} if stop.signal else {}
             folder.set_status(state, step=trainer.step, exit_code=code, **facts)
+    except Stopped:  # this process waited for data, and others for it: no new checkpoint can be saved
+        log.info("stopped by %s while it waited for data: go on from the last checkpoint", stop.signal)
+        folder.set_status("stopped", exit_code=EXIT_CODE, signal=stop.signal)
+        os._exit(EXIT_CODE)
     except KeyboardInterrupt:
         folder.set_status("failed", exit_code=1, reason="Ctrl-C, twice", rank=rank)
         error = UserError("stopped by Ctrl-C, twice: steps since the last checkpoint are lost")
@@ -150,6 +167,12 @@ def run_job(
     processes.leave(world, code)
 
 
+def _stopped_before_the_run(rank: int, stop: StopFlag) -> NoReturn:
+    """Nothing was done since the last checkpoint."""
+    print_line(f"rank {rank}: stopped by {stop.signal} before the run began", error=True)
+    os._exit(EXIT_CODE)
+
+
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
     """Log the changed settings and the notes on the data; rank 0 writes config.yaml and classes.json."""
     for key, values in changed.items():
@@ -157,9 +180,16 @@ def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: d
     for note in inputs.notes():
         log.info("note: %s", note)
     if folder.rank == 0:
-        retrying(lambda: loading.save(config, folder.path / "config.yaml"))
-        if inputs.classes is not None:
-            retrying(lambda: write_json(folder.classes, inputs.classes))
+        file = folder.path / "config.yaml"
+        try:
+            retrying(lambda: loading.save(config, file))
+            if inputs.classes is not None:
+                file = folder.classes
+                retrying(lambda: write_json(file, inputs.classes))
+        except OSError as error:  # of a write, it does not name the file itself
+            raise UserError(
+                f"{file} could not be written: {error.strerror}; mend that and start again"
+            ) from None
 
 
 def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error: Exception) -> NoReturn:
@@ -207,18 +237,31 @@ def in_one_sentence(raised: Exception) -> UserError:
         return raised
     if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
         raise raised
-    log.info("%s", traceback.format_exc())
+    log.error("%s", traceback.format_exc())  # only into the log file
     text = f"{os.fspath(raised.filename)}: {raised.strerror}"
     return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 
 
 def _changed_settings(config: Config) -> dict[str, str]:
-    """What differs from the settings that the run was last started with (see `loading.changes`)."""
+    """What differs from the settings that the run was last started with (see `loading.changes`).
+
+    Raises UsageError if the run began from other weights, as far as they are still there to compare.
+    """
     try:
         old = loading.read(config.folder / "config.yaml", type(config))
     except UserError:  # written by another version, or not at all
         return {}
-    return loading.changes(old, config)
+    changed = loading.changes(old, config)
+    if "init" in changed:
+        was, now = (os.path.realpath(getattr(each, "init")) for each in (old, config))  # noqa: B009
+        if was == now:
+            del changed["init"]
+        elif os.path.exists(was) and os.path.exists(now):
+            raise UsageError(
+                f"{config.folder} was started from another init ({changed['init']}): set it back, or set "
+                f"another run.name"
+            )
+    return changed
 
 
 def own_rank() -> int:
@@ -234,4 +277,6 @@ def fail(error: UserError, rank: int, *, first_only: bool) -> NoReturn:
     if rank == 0 or not first_only:
         where = f"rank {rank}: " if rank else ""
         print_line(f"error: {where}{error}", error=True)
+    if log.handlers:  # the log file, as nobody may see stderr
+        log.error("error: %s", error)
     os._exit(error.exit_code)

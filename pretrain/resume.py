@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ from .run.processes import World
 def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
     """The newest whole checkpoint of the run; None without any. What interrupted saves left is deleted.
 
-    Called by all processes together. Raises DataError if all checkpoints are damaged.
+    Called by all processes together. Raises DataError if all checkpoints are damaged, UsageError if it is of
+    another run.
     """
     root = folder.checkpoints
 
@@ -38,7 +40,22 @@ def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
     found, damaged = newest(root, world)
     for text in damaged:
         log.warning("%s; using %s", text, found.path.name if found else "none")
+    world.on_rank0(lambda: _identify(folder, found))
     return found
+
+
+def _identify(folder: RunFolder, found: Checkpoint | None) -> None:
+    """Give the run its id at its first start. Raises UsageError if `found` has the id of another run."""
+    own, saved = folder.status().get("run_id"), found.state.get("run_id") if found else None
+    if found and own and saved and own != saved:
+        raise UsageError(
+            f"{found.path}: a checkpoint of another run ({saved}; this is {own}): take it away; to go on "
+            f"from it, set another run.name and copy it into the folder checkpoints of that run",
+            shared=True,
+        )
+    folder.run_id = own or saved or secrets.token_hex(8)
+    if not own:
+        folder.set_status("starting", run_id=folder.run_id)
 
 
 def resume(found: Checkpoint, engine: Engine, inputs: Inputs, config: Config, split: BatchSplit) -> int:
@@ -206,6 +223,7 @@ def state_to_save(job: Job, engine: Engine, step: int, images: int) -> dict[str,
         "engine": asdict(config.engine),
         "processes": job.world.size,
         "micro_batch_size": job.split.micro_batch_size,
+        "run_id": job.folder.run_id,
         "wandb_id": job.folder.status().get("wandb_id"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

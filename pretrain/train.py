@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -22,11 +22,12 @@ from .checkpoints.retention import Retention
 from .checkpoints.saver import Saver
 from .config.fault import STEP_PHASES, parse_fault
 from .engine.base import Engine
+from .engine.blocks import compiling
 from .engine.kinds import ENGINES
-from .engine.optim import freeze, schedule
+from .engine.optim import planned_model, schedule
 from .evaluate import Interrupted, evaluate, make_examples
 from .inputs import Job, SkippingStream
-from .model.build import build_model, model_text
+from .model.build import model_text
 from .model.flops import training_flops_by_tiles
 from .model.init import StartingValues, random_values
 from .objective import build_measure, build_objective
@@ -37,6 +38,7 @@ from .run.metrics import Meter, console_line, peak_flops, progress_bar, speed_ro
 from .run.nonfinite import NonFinite, finite
 from .run.report import Example, write_report
 from .run.samples import SampleLog
+from .run.skipping import steps_before
 from .run.stop import EXIT_CODE
 from .run.tracking import Tracker, start_tracking
 
@@ -49,9 +51,7 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
     """
     config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
-    with torch.device("meta"):
-        model = build_model(config, inputs.num_classes)
-    freeze(model, config.optim.freeze)
+    model = planned_model(config, inputs.num_classes)
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     found = newest_checkpoint(folder, world)
     if starting_values is None or found:
@@ -71,6 +71,8 @@ def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Tr
     epochs = inputs.epochs(inputs.steps)
     log.info("%s; %d steps%s", job.split, inputs.steps, "" if epochs is None else f" = {epochs:.2f} epochs")
     log.info(inputs.order_text())
+    if note := compiling(config.engine):
+        log.info(note)
     return Trainer(job, engine, saver, progress)
 
 
@@ -95,8 +97,7 @@ class Trainer:
         self.flops = training_flops_by_tiles(config, inputs.num_classes)
         self.peak = peak_flops(job.world.device)
         self.samples = SampleLog(job.folder, inputs.name_of if config.data.trace else None)
-        self.meter = Meter()
-        self.tracker = Tracker()
+        self.meter, self.tracker = Meter(), Tracker()
         self._new_bad = 0
 
     @property
@@ -117,45 +118,53 @@ class Trainer:
         stopping = self._evaluate_if_missing()
         self.meter.reset()
         with (
+            world.until_stopped(),
             SkippingStream(config.train.skip, self._open_stream) as stream,
             progress_bar(self.step, steps, world.rank) as advance,
         ):
             while self.step < steps and not stopping:
-                self.step = stream.seek(self.step)
-                rate = schedule(config.optim, self.step, steps)
-                objective = self.fault.objective(self.step + 1, self.objective)
-                loss = torch.zeros((), device=world.device)
-                for micro in range(self.split.accumulation):
-                    last = micro == self.split.accumulation - 1
-                    batch = self._next_batch(stream)
-                    self._enter_phase("compute")
-                    loss += self.engine.train_micro_batch(batch, objective, self.step, micro, last)
-                self._enter_phase("update")
-                norm = self.engine.update(rate, self.step)
-                self._enter_phase("agree")
-                self.step += 1
-                self.nonfinite.add(self.step, norm)
+                passed = min(stream.seek(self.step), steps)
+                trained = self._train_step(stream) if passed == self.step else None
+                self.step = max(self.step, passed)
                 advance(self.step)
                 stopping = self._step_boundary()
-                if self.step == 1 or self.step % config.train.log_every == 0 or self.step == steps:
-                    self._note_nonfinite()
-                    self._log(self.world.sum([loss.item()])[0] / self.split.batch_size, norm, rate)
+                if trained and (self.step == 1 or self._due(config.train.log_every)):
+                    self._log(*trained)
                 if self._evaluation_due():
                     stopping |= self._evaluate()
-                if self.step % config.checkpoint.every == 0 or self.step == steps or stopping:
+                if self._due(config.checkpoint.every) or stopping:
                     self._save()
-        if stopping:
+        if stopping := stopping or self.step < steps:
             self._save()
         self.saver.finish()
         if self.saver.error:
             raise self.saver.error  # the last checkpoint is missing
-        examples = [] if stopping else self._examples()
-        if world.rank == 0:
-            names = distinct_names(self.inputs.classes, self.inputs.num_classes)
-            self.folder.flush()
-            write_report(self.folder, config, names, examples)
+        self.report(None if stopping else self.examples())
         self.tracker.finish()
         return EXIT_CODE if stopping and not self.finished else 0
+
+    def report(self, examples: Sequence[Example] | None) -> None:
+        """Write report.html on rank 0; None: with the examples that it has so far."""
+        if self.world.rank == 0:
+            self.folder.flush()
+            names = distinct_names(self.inputs.classes, self.inputs.num_classes)
+            write_report(self.folder, self.config, names, examples)
+
+    def _train_step(self, stream: SkippingStream) -> tuple[Tensor, Tensor, float]:
+        """Do one step; returns the sum of its losses in this process, the gradient's norm, and the rate."""
+        rate, count = schedule(self.config.optim, self.step, self.inputs.steps), self.split.accumulation
+        objective = self.fault.objective(self.step + 1, self.objective)
+        loss = torch.zeros((), device=self.world.device)
+        for micro in range(count):
+            batch = self._next_batch(stream)
+            self._enter_phase("compute")
+            loss += self.engine.train_micro_batch(batch, objective, self.step, micro, micro == count - 1)
+        self._enter_phase("update")
+        norm = self.engine.update(rate, self.step)
+        self._enter_phase("agree")
+        self.step += 1
+        self.nonfinite.add(self.step, norm)
+        return loss, norm, rate
 
     def _enter_phase(self, phase: str) -> None:
         """Tell the watchdog that a phase begins; run the injected fault if one is due there."""
@@ -197,20 +206,9 @@ class Trainer:
             )
         return stopping > 0
 
-    def _note_nonfinite(self) -> None:
-        """Log the steps left out since the last call. Raises DivergedError for too many in a row."""
-        for step in self.nonfinite.look():
-            if self.world.rank == 0:
-                row = self.inputs.samples_of_step(step)
-                self.folder.add_nonfinite({"step": step, **row})
-            log.warning(
-                "step %d: the loss or gradient is not finite, the step is left out; its samples stand in %s",
-                step,
-                self.folder.nonfinite,
-            )
-        self.nonfinite.check()
-
-    def _log(self, loss: float, norm: Tensor, rate: float) -> None:
+    def _log(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        self.nonfinite.note(self.folder, self.inputs.samples_of_step)
+        mean = self.world.sum([loss.item()])[0] / self.split.batch_size
         meter = self.meter
         seconds = meter.seconds
         sums = self.world.sum([meter.images, meter.tiles, meter.flops, meter.waited])
@@ -219,7 +217,7 @@ class Trainer:
             "step": self.step,
             "images": self.images,
             "epoch": self.inputs.epochs(self.step),
-            "loss": finite(loss),
+            "loss": finite(mean),
             "lr": rate,
             "grad_norm": finite(norm.item()),
             **speed_row(sums, seconds, self.world.size, self.peak),
@@ -234,10 +232,13 @@ class Trainer:
             self.folder.set_status("running", step=self.step, steps=self.inputs.steps, **facts)
         self.tracker.log(row)
 
+    def _due(self, every: int) -> bool:
+        """Whether the last step, or the steps just passed over, had a multiple of `every` (0: none)."""
+        before = steps_before(self.config.train.skip, self.step)
+        return self.step == self.inputs.steps or bool(every and self.step // every > before // every)
+
     def _evaluation_due(self) -> bool:
-        every = self.config.train.eval_every
-        last = self.step == self.inputs.steps
-        return self.inputs.val is not None and (last or bool(every and self.step % every == 0))
+        return self.inputs.val is not None and self._due(self.config.train.eval_every)
 
     def _evaluate(self) -> bool:
         """Evaluate on data.val; returns whether the job was asked to stop meanwhile."""
@@ -246,24 +247,25 @@ class Trainer:
         batches = self.samples.noting_bad(self.step, self.inputs.eval_stream(self.world), "val")
         stream = self._reporting_progress(batches)
         found = None
-        with self.engine.averaged(), suppress(Interrupted):
+        with self.engine.averaged(), self.world.until_stopped(), suppress(Interrupted):
             found = evaluate(self.engine.logits, self.measure, stream, self.world, lambda: bool(self.stop))
         if found is None:
             log.info("step %d: evaluation interrupted by a signal", self.step)
             return True
-        row = {"step": self.step, "split": "val", **found.row()}
-        if self.engine.ema:
-            row["weights"] = "ema"
+        weights = {"weights": "ema"} if self.engine.ema else {}
+        row = {"step": self.step, "split": "val", **found.row(), **weights}
         if self.world.rank == 0:
             log.info("step %d  val %s", self.step, found)
             self.folder.add_metrics(row)
         self.tracker.log(row)
+        self.report(None)
         if self.config.checkpoint.keep_best and found.score > self.saver.best_score:
             self._save(found.score)
         self.meter.since += time.perf_counter() - began
         return False
 
-    def _examples(self) -> list[Example]:
+    def examples(self) -> list[Example]:
+        """Images for the report; called by all processes together."""
         if self.inputs.val is None:
             return []
         self._enter_phase("evaluation")
@@ -272,8 +274,8 @@ class Trainer:
 
     def _evaluation_missing(self) -> bool:
         """Whether the evaluation due at the checkpoint's step is not in metrics.jsonl yet."""
-        done = self.folder.evaluated(self.step)
-        return self.step > 0 and self._evaluation_due() and not self.world.gather(done)[0]
+        done = self.world.gather(self.folder.evaluated(self.step))[0]
+        return self.step > 0 and self._evaluation_due() and not done
 
     def _evaluate_if_missing(self) -> bool:
         """Evaluate if an interruption prevented it; returns whether a process was asked to stop."""
@@ -284,7 +286,7 @@ class Trainer:
         if self.saved == self.step:
             return None if best is None else self.saver.mark_best(self.step, best)
         self._enter_phase("save")
-        self._note_nonfinite()
+        self.nonfinite.note(self.folder, self.inputs.samples_of_step)
         if self.nonfinite.streak and self.step < self.inputs.steps:
             return log.warning("step %d: not saved: the last steps were not finite", self.step)
         state = {} if self.world.rank else state_to_save(self.job, self.engine, self.step, self.images)

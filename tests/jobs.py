@@ -126,7 +126,9 @@ class Job:
 
     def workers(self) -> list[int]:
         """Process ids of torchrun's workers."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(
+            encoding="utf-8"
+        )
         return [int(pid) for pid in children.split()]
 
     def finish(self) -> tuple[int, str]:
@@ -164,7 +166,11 @@ def rows(file: Path) -> list[dict[str, Any]]:
     """Whole rows of a JSON-lines file that may be being written."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Strict:
 def strict_server(folder: Path) -> Iterator[Strict]:
     """The server, while the block runs."""
     strict = Strict(folder)
-    with _running(strict.answer) as strict.url:
+    with running(strict.answer) as strict.url:
         yield strict
 
 
@@ -109,12 +109,12 @@ def proxy(to: str) -> Iterator[tuple[str, list[str]]]:
             kept = {n: answer.headers[n] for n in ("ETag", "Content-Range") if n in answer.headers}
             return web.Response(status=answer.status, body=await answer.read(), headers=kept)
 
-    with _running(forward) as url:
+    with running(forward) as url:
         yield url, asked
 
 
 @contextmanager
-def _running(handler) -> Iterator[str]:
+def running(handler) -> Iterator[str]:
     """The URL of a server, in a thread of its own, that answers with handler(request)."""
     loop = asyncio.new_event_loop()
 

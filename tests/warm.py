@@ -134,7 +134,10 @@ def run_warm(
     arguments: Sequence[str], env: dict[str, str], timeout: float, processes: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stdout,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as stderr,
+    ):
         process = start_warm(arguments, env, processes, stdout.fileno(), stderr.fileno())
         code = wait_warm(process, timeout)
         stdout.seek(0)

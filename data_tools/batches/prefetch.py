@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
@@ -12,6 +13,7 @@ Result = TypeVar("Result")
 Map = Callable[[Callable, Sequence], list]  # (function, items) -> results, computed in threads
 
 _MAX_ITEMS = 16  # in one call of a thread
+_LONGEST_CLOSE = 5.0  # seconds
 
 
 class Prefetch(Generic[Task, Result]):
@@ -19,7 +21,8 @@ class Prefetch(Generic[Task, Result]):
 
     build() passes the small parts of its work to the given map(function, items), which spreads them
     over `threads` threads. With threads = 0 the calling thread does everything. An exception in a thread
-    is raised by next(). close() waits for the parts that are running and cancels those that are not.
+    is raised by next(). close() cancels the parts that are not running and waits some
+    seconds for the others: one that waits for a busy server is left behind.
     """
 
     def __init__(
@@ -54,10 +57,15 @@ class Prefetch(Generic[Task, Result]):
         """End the threads. next() raises StopIteration from then on."""
         self._tasks = iter(())
         if self._threads:
-            self._workers.shutdown(wait=False, cancel_futures=True)
-            self._builders.shutdown(wait=True, cancel_futures=True)
-            self._workers.shutdown(wait=True)
+            closing = Thread(target=self._end_threads, daemon=True)
+            closing.start()
+            closing.join(_LONGEST_CLOSE)
         self._ahead.clear()
+
+    def _end_threads(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._builders.shutdown(wait=True, cancel_futures=True)
+        self._workers.shutdown(wait=True)
 
     def _fill(self) -> None:
         while len(self._ahead) < self._prefetch:

@@ -21,7 +21,7 @@ import webdataset
 from data_tools.augment.mix import Mix
 from data_tools.batches.prefetch import Map, Prefetch
 from data_tools.batches.stream import BatchStream, Decoding, Item, Share, Transform, assemble
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, counted
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
@@ -90,8 +90,8 @@ class SequentialShards:
     def describe(self, batch_size: int) -> str:
         """As Mixture.describe()."""
         return (
-            f"data: {len(self.urls)} shards read from front to back, as they cannot be read by range: "
-            "the order depends on the number of processes, and a resume does not continue it exactly"
+            f"data: {counted(len(self.urls), 'shard')} read from front to back, as they cannot be read by "
+            "range: the order depends on the number of processes, and a resume does not continue it exactly"
         )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, counted
 from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
 from data_tools.packing.layout import ANNOTATIONS, check_class_folders, has_annotations, label_by_annotations
@@ -80,8 +80,8 @@ class Packed:
 
     def __str__(self) -> str:
         return (
-            f"packed {self.images} images, {self.classes} classes, {self.shards} shards, "
-            f"{self.bytes / 1e6:.1f} MB -> {self.folder}"
+            f"packed {counted(self.images, 'image')}, {counted(self.classes, 'class', 'classes')}, "
+            f"{counted(self.shards, 'shard')}, {self.bytes / 1e6:.1f} MB -> {self.folder}"
         )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from data_tools.errors import UsageError
 from data_tools.shards.urls import as_sent, check_scheme, shown
 
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII | re.IGNORECASE)
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20, 60  # seconds without an answer
 
 
@@ -67,15 +72,35 @@ def http_range(filesystem: Any, address: str, start: int, length: int) -> tuple[
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         async with await _get(filesystem, address, headers) as answer:
             answer.raise_for_status()
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if answer.status != 206 or not total.isdigit():
+            sent = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+            if answer.status != 206 or sent is None:
                 raise Refused(
                     "the server does not send parts of a file, so samples cannot be read from it: copy "
                     "the shards, or read them from front to back with data.sequential=true"
                 )
-            return await answer.read(), FileState(int(total), _version(answer.headers))
+            data = await answer.read()
+            first, last, total = map(int, sent.groups())
+            if first != start or last >= total or len(data) != last + 1 - first:
+                raise OSError(
+                    f"{len(data)} bytes came as bytes {first}-{last}/{total}, asked from {start} on"
+                )
+            return data, FileState(total, _version(answer.headers))
 
     return _run(filesystem, ask)
+
+
+def is_direct(host: str, port: int | None) -> bool:
+    """Whether NO_PROXY names this host: by its name or an end of it, also with a port, or by its network."""
+    from urllib.request import getproxies
+
+    for entry in getproxies().get("no", "").lower().replace(",", " ").split():
+        with suppress(ValueError):
+            if ip_address(host) in ip_network(entry, strict=False):
+                return True
+        name = entry.lstrip("*").lstrip(".")
+        if any(f".{known}".endswith(f".{name}") for known in (host, f"{host}:{port}")) or entry == "*":
+            return True
+    return False
 
 
 class WholeFile:
@@ -111,12 +136,23 @@ class WholeFile:
         self._filesystem.loop.call_soon_threadsafe(self._answer.close)
 
 
+@cache
 def _http_options() -> dict[str, Any]:
     """Of aiohttp's session: timeouts, the environment's proxies, redirects to signed URLs as they come."""
-    from aiohttp import ClientTimeout
+    from aiohttp import ClientRequest, ClientTimeout
+    from yarl import URL
+
+    class Request(ClientRequest):
+        """Goes to a proxy as curl does: also to one without http://, and past it as is_direct() says."""
+
+        def update_proxy(self, proxy: URL | None, *rest: Any) -> None:
+            if proxy and is_direct(self.url.host or "", self.url.port):
+                proxy = None
+            super().update_proxy(proxy if proxy is None or proxy.host else URL(f"http://{proxy}"), *rest)
 
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
-    return {"timeout": timeout, "trust_env": True, "requote_redirect_url": False}
+    options = {"timeout": timeout, "trust_env": True, "requote_redirect_url": False}
+    return options | {"request_class": Request}
 
 
 async def _get(filesystem: Any, address: str, headers: dict[str, str]) -> Any:

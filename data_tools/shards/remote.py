@@ -14,22 +14,31 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, Stopped, UsageError
 from data_tools.shards.clients import FileState, Refused, WholeFile, http_range, is_http, open_client
 from data_tools.shards.urls import as_sent, check_scheme, shown, without_secrets
 
 _ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds; each wait is twice the one before, times 0.5 to 1.5
 _BUSY = 1200.0  # seconds in all that a busy server is waited for: less than train.step_timeout
-_TOO_SHORT, _TOO_MANY, _UNAVAILABLE = 416, 429, 503
+_LOOK = 0.2  # seconds between two looks at whether to stop waiting
+_PROXY, _TOO_SHORT, _TOO_MANY, _UNAVAILABLE = 407, 416, 429, 503
 _EXPIRED = ", and a signed URL may have expired: sign it anew, in the index too"
 _HINTS = {
     **dict.fromkeys((400, 401, 403), _EXPIRED),
+    _PROXY: ": the proxy wants a user and password, HTTP_PROXY=http://USER:PASSWORD@HOST:PORT",
     _TOO_SHORT: ": it is shorter than when it was indexed; run python -m data_tools index again",
 }
-_FINAL = frozenset({400, 401, 403, 404, 405, 410, 416})  # HTTP answers for which waiting does not help
+_PASSING = (408, 425, _TOO_MANY)  # of the errors 4xx, those for which waiting helps
 _LISTED_VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated")  # in fsspec's info()
 Result = TypeVar("Result")
+_asked_to_stop: Callable[[], bool] = bool  # bool() is False
+
+
+def stop_waiting_when(asked: Callable[[], bool]) -> None:
+    """Whoever waits for a server that is busy or fails raises Stopped once asked() is true, in any thread."""
+    global _asked_to_stop
+    _asked_to_stop = asked
 
 
 def look(url: str) -> FileState:
@@ -121,7 +130,7 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
 
     A server that is busy (429, or 503 with Retry-After) is asked again when it says, or after such pauses
     where it does not say when; that counts as no attempt. DataError, naming `url`, after the last attempt,
-    after 20 minutes of being busy, or at once where waiting does not help.
+    after 20 minutes of being busy, or at once where waiting does not help. Stopped, see stop_waiting_when().
     """
     attempt = busy = 0
     waited = 0.0
@@ -134,8 +143,9 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
             raise DataError(f"{shown(url)} cannot be read ({type(error).__name__}): check it.") from error
         except Exception as error:  # every client library has its own errors
             status = getattr(error, "status", None)
-            if status in _FINAL:
-                hint = _HINTS.get(status, "") if status == _TOO_SHORT or "?" in url else ""
+            if status and 400 <= status < 500 and status not in _PASSING:
+                hint = _HINTS.get(status, "")
+                hint = "" if hint == _EXPIRED and "?" not in url else hint
                 raise DataError(f"{shown(url)} cannot be read: the server answers {status}{hint}.") from error
             asked = _retry_after(error)
             if status == _TOO_MANY or (status == _UNAVAILABLE and asked is not None):
@@ -143,11 +153,11 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
                 pause = max(asked or 0.0, _pause(busy))
                 if waited + pause > _BUSY:
                     raise DataError(
-                        f"{shown(url)} cannot be read: the server answers {status} (busy) and asks to wait "
-                        f"{pause:.0f} s more, after {waited:.0f} s: start again later."
+                        f"{shown(url)} cannot be read: the server answers {status} (busy), and would have to "
+                        f"be waited for {pause:.0f} s more, after {waited:.0f} s: start again later."
                     ) from error
                 waited += pause
-                time.sleep(pause)
+                _wait(pause)
                 continue
             attempt += 1
             if attempt == _ATTEMPTS:
@@ -156,7 +166,15 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
                 raise DataError(
                     f"{shown(url)} could not be read in {attempt} attempts, the last one: {reason[:300]}"
                 ) from error
-            time.sleep(_pause(attempt))
+            _wait(_pause(attempt))
+
+
+def _wait(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if _asked_to_stop():
+            raise Stopped
+        time.sleep(min(left, _LOOK))
 
 
 def _pause(attempt: int) -> float:
@@ -169,7 +187,7 @@ def _retry_after(error: Exception) -> float | None:
     from email.utils import parsedate_to_datetime  # here, because it is rarely needed
 
     text = str((getattr(error, "headers", None) or {}).get("Retry-After", "")).strip()
-    if text.isascii() and text.isdigit():
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):  # some servers send fractions
         return float(text)
     try:
         then = parsedate_to_datetime(text)

@@ -54,9 +54,7 @@ class _LocalFolder:
     def pread(self, name: str, start: int, length: int) -> tuple[bytes, FileState]:
         """Up to `length` bytes from byte `start` on, and the state of the file when it was opened."""
         try:
-            file = _opened_files()(
-                self, name
-            )  # a reference, so that the file stays open if the cache drops it now
+            file = _opened_files()(self, name)  # a reference keeps it open if the cache drops it now
             return os.pread(file.fd, length, start), file.state
         except OSError:
             _opened_files.cache_clear()  # descriptors may be stale after an outage of the server, or too many
@@ -81,6 +79,7 @@ class Storage:
         self._expected = dict(expected or {})
         self._seen: set[str] = set()  # remote files, other than http, that were looked at
         self._hashing: dict[str, threading.Lock] = {}
+        self._same: set[tuple[str, str | None]] = set()  # files and versions whose content was compared
 
     def expect(self, expected: Mapping[str, Expected]) -> None:
         """From now on, files must be what `expected` says."""
@@ -163,6 +162,7 @@ class Storage:
                     f"{self.shown(name)} is not what was indexed: it has another content since then. Run "
                     "python -m data_tools index again."
                 )
+            self._same.add((name, state.version))  # servers behind one name may each have a version
             self._expected[name] = replace(expected, version=state.version)
 
     def _fits(self, name: str, state: FileState) -> bool:
@@ -181,7 +181,8 @@ class Storage:
         return (
             expected.version is None
             or not _comparable(expected.version, state.version)
-            or (expected.version == state.version)
+            or expected.version == state.version
+            or (name, state.version) in self._same
         )
 
     def _sha256(self, name: str, size: int) -> str:

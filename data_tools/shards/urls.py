@@ -10,7 +10,7 @@ from data_tools.errors import UsageError, printable
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 _KEPT = "%!\"#$&'()*+,/:;<=>?@[\\]^`{|}~"  # all of ASCII that a URL may hold or that a server may have signed
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s\"'<>]+")
 
 
 def is_url(path: object) -> bool:

@@ -16,8 +16,9 @@ Sides = Size | Annotated[list[Size], Field(min_length=2, max_length=2)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1000)]
-Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
-Deviations = Annotated[list[Deviation], Field(min_length=3, max_length=3)]
+# Of all colours or of each of them; see `names.three`.
+Colours = float | Annotated[list[float], Field(min_length=1, max_length=3)]
+Deviations = Deviation | Annotated[list[Deviation], Field(min_length=1, max_length=3)]
 
 
 class Described(Strict):
@@ -94,12 +95,13 @@ class HfPreprocessor(Described):
     crop_size: Size | SidesByName | None = None
     do_resize: bool | None = None
     do_center_crop: bool | None = None
+    do_pad: bool | None = None
     do_rescale: bool | None = None
     do_normalize: bool | None = None
     resample: Count = 2
     rescale_factor: Annotated[float, Field(gt=0)] = 1
-    image_mean: float | Colour | None = None
-    image_std: Deviation | Deviations | None = None
+    image_mean: Colours | None = None
+    image_std: Deviations | None = None
 
 
 class TimmArguments(Described):
@@ -136,7 +138,7 @@ class TimmPreprocessing(Described):
     interpolation: str | None = None
     crop_pct: float | None = None
     crop_mode: str | None = None
-    mean: Colour | None = None
+    mean: Colours | None = None
     std: Deviations | None = None
     label_names: list[str] | None = None
     labels: list[str] | None = None

@@ -61,8 +61,18 @@ def find_files(path: Path) -> ForeignFiles | None:
     if not (folder / WEIGHTS).is_file():
         if pickles := pickles_in(folder):
             refuse_pickle(*pickles)
-        raise DataError(f"{folder}: it has {CONFIG}, but neither {WEIGHTS} nor {INDEX}")
+        raise DataError(
+            f"{folder}: it has {CONFIG}, but neither {WEIGHTS} nor {INDEX}{_other_weights(folder)}"
+        )
     return ForeignFiles((folder / WEIGHTS,), folder)
+
+
+def _other_weights(folder: Path) -> str:
+    """Advice for a folder whose weights have another name, or lie somewhere else."""
+    others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".npz"))
+    if others:
+        return f": name the file of the weights, init={others[0]}"
+    return ": put the weights beside it; of pickles, python -m finetune convert makes safetensors"
 
 
 def read_tensors(files: ForeignFiles) -> dict[str, Tensor]:

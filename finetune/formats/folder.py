@@ -41,6 +41,7 @@ from .hf_settings import hf_classes, hf_config, hf_objective, hf_preprocessing, 
 from .names import class_names
 from .timm_settings import (
     position_mode,
+    stated_pool,
     timm_arguments_of,
     timm_classes,
     timm_config,
@@ -131,9 +132,14 @@ def _describe(folder: Path) -> Description:
     kind = read_description(folder / CONFIG, AnyDescription)
     if "architecture" in kind:
         config = read_description(folder / CONFIG, TimmDescription)
-        facts: dict[str, Any] = {"preprocessing": _naming_the_file(folder, timm_preprocessing, config)}
-        facts |= {"classes": timm_classes(config), "objective": config.get("objective") or "softmax"}
-        notes = () if config.get("objective") else (NO_OBJECTIVE,)
+        known = _naming_the_file(folder, timm_preprocessing, config)
+        facts: dict[str, Any] = {"preprocessing": known.data, "classes": timm_classes(config)}
+        facts |= {"objective": config.get("objective") or "softmax"}
+        notes = known.notes if config.get("objective") else (*known.notes, NO_OBJECTIVE)
+        if pool := _naming_the_file(folder, stated_pool, config):
+            notes += (
+                f"it pools by {pool!r}, as its config.json says, which is not usual for its architecture",
+            )
         return Description(partial(_load_timm, config), facts, notes)
     if kind.get("model_type") not in HF_FORMATS:
         raise UsageError(
@@ -141,18 +147,18 @@ def _describe(folder: Path) -> Description:
             f"{' or '.join(HF_FORMATS)}"
         )
     config = read_description(folder / CONFIG, HfDescription)
-    notes = ()
+    missing: tuple[str, ...] = ()
     processor: dict[str, Any] = {}
     if (folder / PREPROCESSOR).is_file():
         processor = read_description(folder / PREPROCESSOR, HfPreprocessor)
     else:
-        notes = (f"it has no {PREPROCESSOR}: the defaults of transformers' ViTImageProcessor are taken",)
+        missing = (f"it has no {PREPROCESSOR}: the defaults of transformers' ViTImageProcessor are taken",)
     size = config.get("image_size", 224)
     known = _naming_the_file(folder / PREPROCESSOR, hf_preprocessing, processor, size)
     facts = {"preprocessing": known.data, "classes": _naming_the_file(folder / CONFIG, hf_classes, config)}
     facts |= {"objective": _naming_the_file(folder / CONFIG, hf_objective, config)}
     load = partial(load_peer, HF_FORMATS[config["model_type"]], config)
-    return Description(load, facts, notes + known.notes)
+    return Description(load, facts, missing + known.notes)
 
 
 def _load_google(weights: Weights) -> nn.Module:

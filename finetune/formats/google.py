@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.heads import MlpHead
 from pretrain.model.hybrid import ResNetV2
 from pretrain.model.variants import resolve
 
-from .entries import Entry, Weights, convolution, give, load, same, shapes_of, tensor, transposed, viewed
-from .names import backbone_of, blocks_of, classifier_only, fitted, image_size, refuse, square, units_of
+from .entries import Entry, Weights, convolution, give, load, same, tensor, transposed, viewed
+from .names import backbone_of, blocks_of, classifier, classifier_only, fitted, refuse, square, units_of
 
 NORM_EPS = 1e-6
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -144,9 +143,9 @@ def _published(weights: Weights) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any], weights: Weights) -> Classifier:
-    transformer, classifier = config["transformer"], config.get("classifier", "token")
-    if classifier not in ("token", "gap"):
-        raise ValueError(f"classifier={classifier!r}: choose token, gap")
+    transformer, pool = config["transformer"], config.get("classifier", "token")
+    if pool not in ("token", "gap"):
+        raise ValueError(f"classifier={pool!r}: choose token, gap")
     if not transformer.get("add_position_embedding", True):
         raise ValueError("add_position_embedding=False: models without positions are not supported")
     patches = config["patches"]
@@ -158,7 +157,7 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         head="linear" if representation is None else "mlp",
         head_hidden=representation,
         head_bias=config.get("head_bias_init", 0.0),
-        pool="cls" if classifier == "token" else "mean",
+        pool="cls" if pool == "token" else "mean",
         patch_size=patch,
         embed_dim=config["hidden_size"],
         num_layers=transformer["num_layers"],
@@ -170,18 +169,8 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         dropout=transformer.get("dropout_rate", 0.0),
         attention_dropout=transformer.get("attention_dropout_rate", 0.0),
     )
-    size = image_size(config.get("image_size") or _image_size(weights, fields))
-    channels, classes = _channels(weights, bool(resnet)), config.get("num_classes") or 0
-    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
-    return Classifier(
-        fields,
-        tile_size=size,
-        max_tiles=1,
-        num_classes=classes,
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
-        in_channels=channels,
-    )
+    size = config.get("image_size") or _image_size(weights, fields)
+    return classifier(fields, size, config.get("num_classes") or 0, _channels(weights, bool(resnet)), weights)
 
 
 def _image_size(weights: Weights, fields: ModelConfig) -> int:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import BackboneConfig, ModelConfig
 from pretrain.model.classifier import Classifier
 from pretrain.model.variants import resolve
 
 from . import names
-from .entries import Entry, Weights, affine, give, load, shapes_of, stacked, viewed
+from .entries import Entry, Weights, affine, give, load, stacked, viewed
 from .hf_backbone import bit_config, bit_entries, feature_grids, read_bit, unused_norm, without_unused
 from .hf_names import BODY, HEAD_ONLY, as_in_files
 from .hf_settings import ACTIVATIONS
@@ -131,7 +130,6 @@ HYBRID = HfFormat("hf_vit_hybrid", "vit-hybrid", "ViTHybrid", hybrid=True)
 
 
 def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | None) -> Classifier:
-    channels = config["num_channels"]
     classes = 0
     if "classifier.weight" in weights:
         known = config.get("num_labels") or len(config.get("id2label") or ())
@@ -151,16 +149,12 @@ def _build(config: dict[str, Any], weights: Weights, backbone: BackboneConfig | 
         dropout=config["hidden_dropout_prob"],
         attention_dropout=config["attention_probs_dropout_prob"],
     )
-    size = names.image_size(config["image_size"])
-    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
-    return Classifier(
+    return names.classifier(
         fields,
-        tile_size=size,
-        max_tiles=1,
-        num_classes=classes,
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
-        in_channels=channels,
+        config["image_size"],
+        classes,
+        config["num_channels"],
+        weights,
         mask_token="embeddings.mask_token" in weights,
         pooler="pooler.dense.weight" in weights or "pooler.dense.bias" in weights,
     )

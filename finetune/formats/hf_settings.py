@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pretrain.checkpoints.facts import distinct_names
 
-from .names import class_names
+from .names import ImageSettings, class_names, three
 
 # transformers' names of activations -> ours.
 ACTIVATIONS = {
@@ -55,13 +55,6 @@ PROCESSORS = (
     Processor("ViTHybrid", False, True, 224, 224, 3, *_CLIP),
     Processor("Bit", False, True, 224, 224, 3, *_CLIP),
 )
-
-
-class HfPreprocessing(NamedTuple):
-    """Keys of `data`, and sentences about what is not done as in transformers."""
-
-    data: dict[str, Any]
-    notes: tuple[str, ...]
 
 
 def hf_config(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +125,7 @@ def hf_preprocessor(facts: dict[str, Any], hybrid: bool) -> dict[str, Any]:
     } | common
 
 
-def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> HfPreprocessing:
+def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> ImageSettings:
     """Keys of `data` from a preprocessor_config.json, and what of it is not done.
 
     image_size: the model's, as in config.json. ValueError for what evaluation cannot do.
@@ -145,7 +138,13 @@ def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> HfPreprocess
     if processor.get("do_resize") is False or (short and not crops):
         key = "do_center_crop" if processor.get("do_resize") is not False else "do_resize"
         raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
+    if processor.get("do_pad"):
+        raise ValueError("do_pad=true: evaluation does not pad")
+    if crops is False and processor.get("do_center_crop"):
+        notes += ("do_center_crop is passed over, as it was by this processor before transformers 5",)
     for sides in (size, crop):
+        if other := sorted(sides.keys() - {"height", "width", "shortest_edge"}):
+            raise ValueError(f"{other[0]} of {sides}: only height and width, or shortest_edge, are supported")
         if sides.get("width", sides.get("height")) != sides.get("height"):
             raise ValueError(f"{sides}: only square sizes are supported")
     before = short or square
@@ -173,9 +172,9 @@ def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> HfPreprocess
     plain = processor.get("do_normalize") is False
     for key, neutral, usual in (("mean", 0.0, kind.mean), ("std", 1.0, kind.std)):
         given = processor.get(f"image_{key}")
-        values = usual if given is None else (given,) * 3 if isinstance(given, int | float) else given
+        values = three(usual if given is None else given)
         found[key] = tuple((neutral if plain else value) / factor for value in values)
-    return HfPreprocessing(found, notes)
+    return ImageSettings(found, notes)
 
 
 def _processor(processor: dict[str, Any]) -> tuple[Processor, tuple[str, ...]]:

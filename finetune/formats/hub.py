@@ -10,7 +10,8 @@ from data_tools.errors import UsageError
 
 from .files import CONFIG, INDEX, PREPROCESSOR
 
-PREFIXES = ("hf-hub:", "hf_hub:")  # timm writes them before such names
+# What timm, other programs and browsers write before such names.
+PREFIXES = ("hf-hub:", "hf_hub:", "hf://", "https://huggingface.co/")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILES = (".safetensors", ".npz", ".bin", ".pth", ".pt", ".tar", ".ckpt", ".json")
 
@@ -49,4 +50,10 @@ def download(init: str) -> Path:
             f"{init}: there is no such file or folder, and it could not be had from the Hugging Face hub: "
             f"{text[0]}"
         ) from None
-    return Path(found)
+    folder = Path(found)
+    if not [*folder.glob("*.safetensors")]:
+        raise UsageError(
+            f"{init}: it has no safetensors on the Hugging Face hub; if it has a pickle, "
+            f"hf download {name} --local-dir FOLDER, and give init=FOLDER, which then says how to convert it"
+        )
+    return folder

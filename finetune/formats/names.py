@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pretrain.checkpoints.described import check_sizes
+from pretrain.config.schema import ModelConfig
 from pretrain.model.block import ACTIVATIONS, Block
 from pretrain.model.classifier import Classifier
 from pretrain.model.hybrid import Bottleneck, PreactivationBottleneck, ResNetV2
 from pretrain.model.resize import resize_grid
 from pretrain.model.vit import VisionTransformer
 
-from .entries import Weights, tensor
-
-log = logging.getLogger("pretrain")
+from .entries import Weights, shapes_of, tensor
 
 
-def tell(sentence: str) -> None:
-    """Say to the user what was taken for granted; of several processes only the first says it."""
-    if os.environ.get("RANK", "0") == "0":
-        log.warning("%s", sentence)
+class ImageSettings(NamedTuple):
+    """Keys of `data`, and sentences about what was taken for granted or is not done as in the peer."""
+
+    data: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def classifier(
+    fields: ModelConfig, size: Any, classes: int, channels: int, weights: Weights, **parts: bool
+) -> Classifier:
+    """A model for single tiles, on the context's device; UsageError for sizes that `weights` cannot hold.
+
+    size: of the images, one number or (height, width); parts: as in `Classifier`.
+    """
+    side = size if isinstance(size, int) else size[0] if size[0] == size[1] else (size[0], size[1])
+    check_sizes(fields, side, 1, classes, channels, shapes_of(weights))
+    half = [0.5] * channels
+    return Classifier(
+        fields,
+        tile_size=side,
+        max_tiles=1,
+        num_classes=classes,
+        mean=half,
+        std=half,
+        in_channels=channels,
+        **parts,
+    )
 
 
 def class_names(facts: Mapping[str, Any]) -> list[str] | None:
@@ -78,12 +99,13 @@ def refuse(peer: str, has: Mapping[str, bool]) -> None:
             raise ValueError(f"{peer} cannot express {what}")
 
 
-def image_size(size: Any) -> int | tuple[int, int]:
-    """The tile size from one number or (height, width): one number for a square."""
-    if isinstance(size, int):
-        return size
-    height, width = (int(side) for side in size)
-    return height if height == width else (height, width)
+def three(values: Any) -> tuple[float, float, float]:
+    """One number for each colour, from one number for all or a list of one or three; ValueError for two."""
+    found = [values] if isinstance(values, int | float) else list(values)
+    if len(found) not in (1, 3):
+        raise ValueError(f"{found} are {len(found)} numbers for three colours")
+    red, green, blue = found * (3 // len(found))
+    return red, green, blue
 
 
 def square(sizes: Any, name: str) -> int:

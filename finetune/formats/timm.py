@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoints.described import check_sizes
 from pretrain.config.schema import ModelConfig
 from pretrain.model.block import LayerScale
 from pretrain.model.classifier import Classifier
@@ -17,7 +16,7 @@ from pretrain.model.variants import resolve
 
 from . import names
 from . import timm_arguments as arguments
-from .entries import Entry, Weights, affine, give, load, same, shapes_of, tensor, viewed
+from .entries import Entry, Weights, affine, give, load, same, tensor, viewed
 from .timm_arguments import ACTIVATIONS, DEFAULTS, POOLS
 from .timm_backbone import BACKBONE, infer_resnet, read_resnet, resnet_arguments, resnet_entries
 from .timm_parallel import as_blocks
@@ -104,7 +103,6 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
     if resnet is None and any(name.startswith(BACKBONE) for name in weights):
         resnet = infer_resnet(weights)
     backbone = read_resnet(resnet) if resnet else None
-    channels = config["in_chans"]
     fields = ModelConfig(
         name="hybrid_r50_b16" if backbone else "vit_b16",
         head="linear",
@@ -129,16 +127,8 @@ def _build(config: dict[str, Any], weights: Weights) -> Classifier:
         attention_dropout=config["attn_drop_rate"],
         drop_path=config["drop_path_rate"],
     )
-    size, classes = names.image_size(config["img_size"]), config["num_classes"] or 0
-    check_sizes(fields, size, 1, classes, channels, shapes_of(weights))
-    return Classifier(
-        fields,
-        tile_size=size,
-        max_tiles=1,
-        num_classes=classes,
-        mean=[0.5] * channels,
-        std=[0.5] * channels,
-        in_channels=channels,
+    return names.classifier(
+        fields, config["img_size"], config["num_classes"] or 0, config["in_chans"], weights
     )
 
 

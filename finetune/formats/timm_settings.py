@@ -7,7 +7,7 @@ from typing import Any
 
 from . import timm_arguments, timm_table
 from .entries import Weights
-from .names import class_names, tell
+from .names import ImageSettings, class_names, three
 from .timm_backbone import BACKBONE
 
 # Units in each stage of timm's ResNets -> a model of timm's that has it; all other sizes are arguments.
@@ -98,7 +98,8 @@ def timm_arguments_of(config: dict[str, Any], weights: Weights) -> dict[str, Any
     known = _pretrained(config)
     size = known.get("input_size") or (found.preprocessing if found else USUAL)["input_size"]
     arguments = {"img_size": list(size[1:])} | row | given
-    arguments |= _pool(config, row, given, weights)
+    if pool := stated_pool(config):
+        arguments |= {"global_pool": pool, "fc_norm": given.get("fc_norm", "fc_norm.weight" in weights)}
     arguments["num_classes"] = len(weights["head.weight"]) if "head.weight" in weights else 0
     try:
         timm_arguments.check(arguments)
@@ -111,23 +112,17 @@ def timm_arguments_of(config: dict[str, Any], weights: Weights) -> dict[str, Any
     return arguments
 
 
-def _pool(
-    config: dict[str, Any], row: dict[str, Any], given: dict[str, Any], weights: Weights
-) -> dict[str, Any]:
-    """The arguments global_pool and fc_norm where config.json names a pool outside of its model_args.
+def stated_pool(config: dict[str, Any]) -> str | None:
+    """The global_pool that config.json names outside of its model_args, where the architecture has another.
 
     timm writes there the pool of the model that the file holds; ValueError where model_args differ.
     """
-    stated = config.get("global_pool")
-    usual = given.get("global_pool", row.get("global_pool", timm_arguments.DEFAULTS["global_pool"]))
-    if not stated or stated == usual:
-        return {}
-    if "global_pool" in given:
-        raise ValueError(f"global_pool is {stated!r}, but in model_args {usual!r}: only one can be right")
-    tell(
-        f"global_pool is {stated!r}, as config.json says, where timm's {config['architecture']} has {usual!r}"
-    )
-    return {"global_pool": stated} | ({} if "fc_norm" in given else {"fc_norm": "fc_norm.weight" in weights})
+    stated, given = config.get("global_pool"), (config.get("model_args") or {}).get("global_pool")
+    if stated and given and stated != given:
+        raise ValueError(f"global_pool is {stated!r}, but in model_args {given!r}: only one can be right")
+    found = timm_table.find(config["architecture"])
+    usual = timm_arguments.DEFAULTS | (found.arguments if found else {})
+    return stated if stated not in (None, "", given, usual["global_pool"]) else None
 
 
 def timm_weights(config: dict[str, Any], arguments: dict[str, Any], weights: Weights) -> Weights:
@@ -142,18 +137,19 @@ def position_mode(config: dict[str, Any]) -> str | None:
     return "bilinear_centers" if "flexi" in config["architecture"] else None
 
 
-def timm_preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+def timm_preprocessing(config: dict[str, Any]) -> ImageSettings:
     """Keys of `data` from a timm config.json; ValueError for what evaluation cannot do.
 
-    What the file does not say is as timm has it for the first weights of the architecture; this is told.
+    What the file does not say is as timm has it for the first weights of the architecture; a note says so.
     """
     stated = {key: value for key, value in _pretrained(config).items() if value is not None}
     found = timm_table.find(config["architecture"])
     known = (found.preprocessing if found else USUAL) | stated
+    notes: list[str] = []
     lacking = [key for key in ("interpolation", "crop_pct", "mean", "std") if key not in stated]
     if lacking:
         source = found.name if found else "models that do not say it"
-        tell(f"config.json does not say {', '.join(lacking)}: taken as timm has it for {source}")
+        notes.append(f"config.json does not say {', '.join(lacking)}: taken as timm has it for {source}")
     interpolation, share = known["interpolation"], known["crop_pct"]
     mode = stated.get("crop_mode", "center" if "crop_pct" in stated else known["crop_mode"])
     if interpolation not in INTERPOLATIONS or mode not in ("center", "squash"):
@@ -165,17 +161,18 @@ def timm_preprocessing(config: dict[str, Any]) -> dict[str, Any]:
         )
     short = math.floor(size / share)
     if mode == "squash" and short > size:
-        tell(
+        notes.append(
             f"crop_mode is squash and crop_pct {share:g}: timm resizes whole images to {short}x{short} and "
             f"crops them, here they are resized to {size}x{size}"
         )
-    return {
+    data = {
         "eval_crop": mode == "center",
         "eval_resize": short if short > size and mode == "center" else 0,
         "eval_resample": interpolation,
-        "mean": tuple(known["mean"]),
-        "std": tuple(known["std"]),
+        "mean": three(known["mean"]),
+        "std": three(known["std"]),
     }
+    return ImageSettings(data, tuple(notes))
 
 
 def _side(config: dict[str, Any], known: dict[str, Any]) -> int:

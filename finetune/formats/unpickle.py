@@ -97,10 +97,11 @@ def _read(source: str) -> Any:
 
 def _weights(source: str, content: Any, key: str) -> tuple[str, dict[str, Any]]:
     """The entry with the weights, and its key."""
-    entries = {name: value for name, value in content.items() if _holds_tensors(value)} if content else {}
+    found = content.items() if isinstance(content, dict) else ()
+    entries = {str(name): value for name, value in found if _holds_tensors(value)}
     if key:
         if key not in entries:
-            has = f"it has {', '.join(map(str, entries))}" if entries else "it has no groups of tensors"
+            has = f"it has {', '.join(entries)}" if entries else "it has no groups of tensors"
             raise UsageError(f"{source}: no tensors under {key!r}; {has}")
         return key, entries[key]
     if _holds_tensors(content) and any(isinstance(value, Tensor) for value in content.values()):

@@ -65,7 +65,9 @@ def _can_listen(port: int, family: socket.AddressFamily) -> bool:
 
 
 def _scontrol(*what: str) -> str:
-    return subprocess.run(["scontrol", "show", *what], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["scontrol", "show", *what], check=True, capture_output=True, encoding="utf-8", errors="replace"
+    ).stdout
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, counted
 from pretrain.config import loading
 from pretrain.config.schema import Config
 from pretrain.run.folder import GOING_ON, RunFolder
@@ -36,32 +36,36 @@ def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs]:
     if given.stage == "pretrain":
         config: Config = loading.load(given.config, given.settings)
     else:
-        from finetune.config import FinetuneConfig, load_finetune
+        from finetune.config import FinetuneConfig, load_begun, load_finetune
 
         config = loading.load(given.config, given.settings, FinetuneConfig)
         if given.after:  # the weights that it starts from do not exist yet, so the model is not known
             if not (config.init and Path(config.init).exists()):
                 raise UsageError(f"init={config.init}: no such run: queue the job that trains it first")
         else:
-            config = load_finetune(given.config, given.settings)[0]
-    from pretrain.config.batch_split import split_batch
+            begun = load_begun(given.config, given.settings)
+            config = begun or load_finetune(given.config, given.settings)[0]
+    from pretrain.config.batch_split import split_job
+    from pretrain.engine.optim import planned_model
     from pretrain.inputs import open_inputs
     from pretrain.model.variants import resolve
 
     low, _, high = given.nodes.partition("-")
     for nodes in range(int(low), int(high or low) + 1):
         try:
-            split_batch(config.train, nodes * given.tasks_per_node)
+            split_job(config, nodes * given.tasks_per_node)
         except UsageError as error:
-            raise UsageError(f"--nodes {given.nodes}, on {nodes} nodes: {error}") from None
+            raise UsageError(f"--nodes {given.nodes}, on {counted(nodes, 'node')}: {error}") from None
     if not PLAIN.fullmatch(str(config.folder.resolve())):
         raise UsageError(
             f"{config.folder.resolve()}: SLURM cannot write its log there; in the path of a run only "
             f"letters, digits and . _ - + = @ , : are safe: set another run.name or run.dir"
         )
+    inputs = open_inputs(config)
     if not (given.stage == "finetune" and given.after):
         resolve(config.model).grid(config.data.tile_size)
-    return config, open_inputs(config)
+        planned_model(config, inputs.num_classes)
+    return config, inputs
 
 
 def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> list[str]:
@@ -97,7 +101,9 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> li
         )
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
-    for found in complete(RunFolder(run).checkpoints)[:1] if config.run.resume in ("auto", "never") else ():
+    saved = complete(RunFolder(run).checkpoints)
+    if saved and config.run.resume in ("auto", "never"):
+        found = saved[0]
         if config.run.resume == "never":
             raise UsageError(f"{run}: run.resume=never, and it has {found.name}: set another run.name")
         if (step := int(found.name.removeprefix("step-"))) >= inputs.steps:

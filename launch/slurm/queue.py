@@ -39,7 +39,9 @@ class Entry:
 def ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's commands. Raises UserError if it is not on this machine or gives no answer."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE
+        )
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not on this machine") from None
     except subprocess.TimeoutExpired:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError, printable
 from pretrain.config import loading
+from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
 
 from .checks import check_settings, check_start
@@ -100,7 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("partition", "account", "qos"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--print", action="store_true", help="only show the script: write and queue nothing")
-    given = parser.parse_intermixed_args(list(arguments))
+    given = parse_arguments(parser, arguments, Config)
     low, _, high = given.nodes.partition("-")
     if not re.fullmatch(r"[1-9][0-9]*(-[1-9][0-9]*)?", given.nodes) or int(low) > int(high or low):
         raise UsageError(f"--nodes {given.nodes}: a number such as 4, or a range such as 2-4")
@@ -157,13 +158,13 @@ def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
         before = {file: file.read_bytes() if file.exists() else None for file in files}
         yield
     except BaseException as error:
-        for file, content in before.items():
-            if content is None:
-                file.unlink(missing_ok=True)
-            else:
-                file.write_bytes(content)
-        for path in made:
-            with suppress(OSError):
+        with suppress(OSError):
+            for file, content in before.items():
+                if content is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(content)
+            for path in made:
                 path.rmdir()
         if isinstance(error, OSError):
             raise UsageError(
@@ -181,7 +182,11 @@ def submit(script: Path, given: argparse.Namespace) -> str:
     dependency = [f"--dependency=afterok:{given.after}", "--kill-on-invalid-dep=yes"] if given.after else []
     keep = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
     done = subprocess.run(
-        ["sbatch", "--parsable", *dependency, str(script)], env=keep, capture_output=True, text=True
+        ["sbatch", "--parsable", *dependency, str(script)],
+        env=keep,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         cpus = given.cpus_per_task * given.tasks_per_node

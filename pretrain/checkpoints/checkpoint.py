@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, is_transient, print_line, retrying
 
 from .manifest import check_file, read_manifest, read_state, reading, regular_file
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..run.processes import World
 
 NAME = re.compile(r"step-[0-9]{8,18}")
+_ANOTHER_MODEL = ": set the model as the run's config.yaml has it, or another run.name for another model"
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -55,11 +56,16 @@ def temporary_folder(final: Path) -> Path:
 def complete(root: Path) -> list[Path]:
     """The published checkpoints under `root`, newest first. Raises UsageError if `root` cannot be read."""
     try:
-        found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+        found = [
+            path
+            for path in retrying(lambda: list(root.iterdir()))
+            if NAME.fullmatch(path.name) and path.is_dir()
+        ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UsageError(f"{root}: it cannot be read: {error.strerror}; check its permissions") from None
+        todo = "look after the disk" if is_transient(error) else "check its permissions"
+        raise UsageError(f"{root}: it cannot be read: {error.strerror}; {todo}") from None
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -142,19 +148,19 @@ class Checkpoint:
             if key not in self.tensors:
                 raise UsageError(
                     f"{self.path}: it lacks {key}, which this configuration has with shape "
-                    f"{list(wanted[key])}",
+                    f"{list(wanted[key])}{_ANOTHER_MODEL}",
                     shared=True,
                 )
             if key not in wanted:
                 raise UsageError(
                     f"{self.path}: it holds {key} with shape {list(self.tensors[key])}, which this "
-                    f"configuration has not",
+                    f"configuration has not{_ANOTHER_MODEL}",
                     shared=True,
                 )
             if self.tensors[key] != wanted[key]:
                 raise UsageError(
                     f"{self.path}: {key} has shape {list(self.tensors[key])}, this configuration "
-                    f"has {list(wanted[key])}",
+                    f"has {list(wanted[key])}{_ANOTHER_MODEL}",
                     shared=True,
                 )
         for item in ranges:
@@ -178,7 +184,7 @@ class Checkpoint:
         """Open a safetensors file. DataError unless it holds exactly what the manifest says, 1-D and fp32."""
         wanted = self._contents.get(name, {})
         with reading(self.path, name):
-            file = safe_open(regular_file(self.path / name), "pt")
+            file = retrying(lambda: safe_open(regular_file(self.path / name), "pt"))
             names = set(file.keys())
             if unmatched := sorted(names ^ wanted.keys()):
                 raise DataError(
@@ -218,7 +224,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             damage = damage or str(error)
             continue
         if damage:
-            print(f"{damage}; using {candidate.name}")
+            print_line(f"{damage}; using {candidate.name}")
         return found
     raise DataError(damage if single else f"{damage}; no older checkpoint of {path} is whole")
 

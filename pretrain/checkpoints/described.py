@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from math import prod
 from typing import Annotated, Any, Literal
@@ -69,16 +70,27 @@ def parse_strictly(schema: type[Strict], content: str | bytes, name: str) -> dic
     name: what the error calls it. Raises DataError that names the first value that does not fit.
     """
     try:
-        schema.model_validate_json(content)
         found: dict[str, Any] = json.loads(content)
+        schema.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        # A value may be of one kind or another: the error of the kind that it fits best goes deepest.
+        first = max(error.errors(), key=lambda one: len(one["loc"]))
+        key = ".".join(_keys(found, first["loc"]))
+        if first["type"] == "missing":
+            key = ".".join(map(str, first["loc"]))
         value = f"{key} is {shortened(first['input'])}: " if key else ""
         raise DataError(f"{name}: damaged, or no description of a model: {value}{first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: damaged, or no description of a model: {error}") from None
     return found
+
+
+def _keys(found: Any, place: Sequence[int | str]) -> Iterator[str]:
+    """The keys on the way to a place of pydantic's, which also holds the names of types between them."""
+    for key in place:
+        with suppress(LookupError, TypeError):
+            found = found[key]
+            yield str(key)
 
 
 def read_facts(content: str | bytes, name: str) -> dict[str, Any]:

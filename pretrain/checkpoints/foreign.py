@@ -89,7 +89,10 @@ def _prefix(folder: Path, saved: Mapping[str, object], shapes: Mapping[str, tupl
     best = max(found, key=lambda prefix: sum(prefix + name in saved for name in shapes), default="")
     missing = next(name for name in shapes if best + name not in saved)
     example = f", it has {next(iter(sorted(saved)))}" if saved else ""
-    raise UsageError(f"{folder}: it lacks {best}{missing}, which this model needs{example}")
+    raise UsageError(
+        f"{folder}: it lacks {best}{missing}, which this model needs{example}: give the settings of the "
+        f"model that was saved"
+    )
 
 
 def _fitting(folder: Path, saved: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, retrying
 
 FORMAT = "vit-pretrain-checkpoint-v1"
 FILE = re.compile(r"state\.json|rank-[0-9]{5,9}\.(json|safetensors)")
@@ -32,7 +32,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # The types of the keys of state.json. Only its step must be there.
 STATE: dict[str, type] = {
     **dict.fromkeys(("step", "position", "images", "processes", "micro_batch_size", "num_classes"), int),
-    **dict.fromkeys(("objective", "optimizer"), str),
+    **dict.fromkeys(("objective", "optimizer", "run_id"), str),
     **dict.fromkeys(("order", "model", "preprocessing", "optimizer_steps", "engine"), dict),
     "frozen": list,
 }
@@ -102,14 +102,14 @@ def check_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
             raise DataError(
                 f"{folder}: {name} is damaged: {size} bytes where the manifest says {wanted['size']}"
             )
-        if size_and_sha256(folder / name) != wanted:
+        if retrying(lambda: size_and_sha256(folder / name)) != wanted:
             raise DataError(f"{folder}: {name} is damaged: its sha256 is not the manifest's")
 
 
 def read_regular(folder: Path, name: str) -> bytes:
     """The content of a file of the checkpoint `folder`. Raises DataError as `reading` and `regular_file`."""
     with reading(folder, name):
-        return regular_file(folder / name).read_bytes()
+        return retrying(lambda: regular_file(folder / name).read_bytes())
 
 
 @contextmanager

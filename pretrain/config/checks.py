@@ -2,85 +2,16 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 from data_tools.errors import UsageError
 
 from .fault import parse_fault
-from .keys import nearest
+from .limits import check_limits
 from .schema import Config, DataConfig, EngineConfig, TrainConfig
-
-CHOICES: dict[str, tuple[object, ...]] = {
-    "run.resume": ("auto", "never"),
-    "data.eval_resample": ("bicubic", "bilinear"),
-    "model.head": ("mlp", "linear"),
-    "model.head_activation": ("tanh", "relu", "gelu", "gelu_tanh", "silu"),
-    "model.pool": ("cls", "mean", "map"),
-    "model.final_norm": ("tokens", "pooled"),
-    "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu"),
-    "model.position": ("learned", "sincos2d"),
-    "objective.name": ("softmax", "sigmoid", "regression", "masked_patches"),
-    "optim.name": ("adamw", "sgd"),
-    "optim.schedule": ("constant", "linear", "cosine", "rsqrt"),
-    "engine.kind": ("ddp", "fsdp", "deepspeed"),
-    "engine.zero_stage": (1, 2, 3),
-    "engine.offload": ("none", "optimizer", "all"),
-    "engine.precision": ("bf16", "fp32"),
-    "engine.activation_checkpointing": ("none", "full", "selective"),
-    "checkpoint.on_error": ("stop", "continue"),
-    "tracking.wandb": ("offline", "online", "disabled"),
-}
-
-POSITIVE = (
-    "data.max_pixels",
-    "data.tile_size",
-    "data.max_tiles",
-    "optim.lr",
-    "train.batch_size",
-    "train.log_every",
-    "train.step_timeout",
-    "train.max_nonfinite",
-    "checkpoint.every",
-    "launch.max_restarts",
-    "launch.join_timeout",
-)
-
-NOT_NEGATIVE = (
-    "run.seed",
-    "data.workers",
-    "data.lanes",
-    "data.chunk",
-    "data.window",
-    "data.eval_resize",
-    "model.registers",
-    "optim.weight_decay",
-    "optim.clip_norm",
-    "optim.warmup_steps",
-    "train.steps",
-    "train.epochs",
-    "train.micro_batch_size",
-    "train.eval_every",
-    "engine.shard_size",
-    "checkpoint.keep",
-    "checkpoint.keep_every",
-)
 
 
 def check(config: Config) -> None:
     """Raises UsageError, naming the key, for a value that no run can have."""
-    for key, choices in CHOICES.items():
-        value = attrgetter(key)(config)
-        if value not in choices:
-            words = [str(choice) for choice in choices]
-            raise UsageError(f"{key}={value}: {key} is one of {', '.join(words)}{nearest(value, words)}")
-    for key in POSITIVE + NOT_NEGATIVE:
-        value = attrgetter(key)(config)
-        if value < 0 or (value == 0 and key in POSITIVE):
-            raise UsageError(f"{key}={value}: {key} must be {'above' if key in POSITIVE else 'at least'} 0")
-    if not 0 < config.optim.layer_decay <= 1:
-        raise UsageError(f"optim.layer_decay={config.optim.layer_decay}: it must be above 0 and at most 1")
-    if not 0 <= config.optim.ema < 1:
-        raise UsageError(f"optim.ema={config.optim.ema}: it must be at least 0 and below 1")
+    check_limits(config)
     if config.checkpoint.keep_best and not config.data.val:
         raise UsageError("checkpoint.keep_best=true needs data.val: its top-1 decides which is the best")
     _check_offload(config.engine)
@@ -89,8 +20,6 @@ def check(config: Config) -> None:
             f"engine.shard_size={config.engine.shard_size}: engine.kind={config.engine.kind} does not group "
             f"its processes: set it to 0, or set engine.kind=fsdp"
         )
-    if not 0 <= config.data.max_bad_fraction <= 1:
-        raise UsageError(f"data.max_bad_fraction={config.data.max_bad_fraction}: it must be between 0 and 1")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UsageError("set one of train.steps and train.epochs to a number above 0")
     if config.objective.label_smoothing and config.objective.name not in ("softmax", "sigmoid"):
@@ -108,9 +37,16 @@ def check(config: Config) -> None:
     parse_fault(config.fault)
     if config.data.sequential:
         _check_sequential(config)
-    low, high = config.data.augment.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UsageError(f"data.augment.crop_scale=[{low}, {high}]: it must be 0 < low <= high <= 1")
+    resize, tile = config.data.eval_resize, config.data.tile_size
+    if 0 < resize < tile:
+        raise UsageError(
+            f"data.eval_resize={resize} is less than data.tile_size={tile}: "
+            f"set it to the tile size or more, or to 0"
+        )
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.data.augment, key)
+        if low > high:
+            raise UsageError(f"data.augment.{key}=[{low}, {high}]: the first number is above the second")
 
 
 def _check_skip(train: TrainConfig) -> None:

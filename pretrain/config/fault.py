@@ -50,6 +50,10 @@ def parse_fault(text: str) -> Fault | None:
             known = ", ".join(f"{name}={kind.__name__}" for name, kind in kinds.items())
             raise UsageError(f"fault={text}: {setting!r} is none of {known}") from None
     fault = Fault(kind, **values)  # type: ignore[arg-type]
+    least = {"rank": -1, "step": 1, "steps": 1, "seconds": 0}
+    for key, low in least.items():
+        if not low <= getattr(fault, key) <= 10**9:
+            raise UsageError(f"fault={text}: {key} must be at least {low} and at most {10**9}")
     if fault.phase not in PHASES:
         raise UsageError(f"fault={text}: phase={fault.phase} is not one of {', '.join(PHASES)}")
     return fault

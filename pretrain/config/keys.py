@@ -4,53 +4,43 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
-from typing import get_args, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any, cast, get_args, get_type_hints
 
-from omegaconf import DictConfig
+from data_tools.errors import UsageError, printable
 
-from data_tools.errors import UsageError
+from .other_names import ours
 
 
-def known_keys(schema: type, prefix: str = "") -> dict[str, bool]:
-    """Every key of the dataclass `schema`, with a dot between group and key; True where it is a group."""
-    keys: dict[str, bool] = {}
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        name, kind = prefix + item.name, hints[item.name]
-        group = is_dataclass(kind)
-        keys[name] = group
-        for inner in (kind, *get_args(kind)):  # a group that may be null is a key too
-            if isinstance(inner, type) and is_dataclass(inner):
-                keys.update(known_keys(inner, name + "."))
+def known_keys(schema: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every key of the dataclass `schema`, such as optim.lr; of a group its class."""
+    keys: dict[str, Any] = {}
+    for name, hint in get_type_hints(schema).items():
+        keys[prefix + name] = hint
+        for inner in (hint, *get_args(hint)):  # a group that may be null is a key too
+            if is_dataclass(inner):
+                keys |= known_keys(cast(type, inner), f"{prefix}{name}.")
     return keys
 
 
-def leaf_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    """Every key of a recipe that is not a group, with dots as in `known_keys`."""
-    leaves = []
-    for key in node:
-        name = prefix + str(key)
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            leaves += leaf_keys(child, name + ".") or [name]
-        else:
-            leaves.append(name)
-    return leaves
-
-
-def check_key(key: str, keys: dict[str, bool], where: str) -> None:
+def check_key(key: str, keys: dict[str, Any], where: str) -> None:
     """Raises UsageError unless `key` is in `keys` (see `known_keys`) and not a group.
 
     where: the place that the message names.
     """
-    if keys.get(key) is False:
+    if key in keys and not is_dataclass(keys[key]):
         return
-    if keys.get(key):
+    if key in keys:
         inside = ", ".join(k for k in keys if k.startswith(key + "."))
         raise UsageError(f"{where}: {key} is a group of keys; set one of {inside}")
-    leaves = [k for k, group in keys.items() if not group]
-    raise UsageError(f"{where}: unknown key {key}{nearest(key, leaves)}")
+    raise UsageError(f"{where}: unknown key {printable(key)}{meant(key, keys)}")
+
+
+def meant(key: str, keys: dict[str, Any]) -> str:
+    """The text "; did you mean X?": a key of another program, or one that is spelled alike."""
+    leaves = [name for name, hint in keys.items() if not is_dataclass(hint)]
+    found = ours(key, leaves)
+    return f"; did you mean {found}?" if found else nearest(key, leaves)
 
 
 def nearest(word: object, words: Iterable[str]) -> str:

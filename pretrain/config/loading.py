@@ -8,24 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, printable, retrying
 
 from .checks import check
-from .keys import check_key, known_keys, leaf_keys
+from .keys import check_key, known_keys
 from .schema import Config
+from .yaml_values import parse_recipe, parse_value
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # In a checkout and beside an installed package alike.
 OWN_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-_SHARDS = ("data.train", "data.val")
 PLAIN_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -72,7 +72,15 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
 def changes(old: Config, new: Config) -> dict[str, str]:
     """{key: "old → new"} of the keys whose values differ."""
     before, after = (flat(asdict(config)) for config in (old, new))
-    return {key: f"{before.get(key)} → {after[key]}" for key in after if before.get(key) != after[key]}
+    return {
+        key: f"{_said(before.get(key))} → {_said(value)}"
+        for key, value in after.items()
+        if before.get(key) != value
+    }
+
+
+def _said(value: object) -> str:
+    return "(empty)" if value == "" else str(value)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -84,50 +92,42 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: dict[str, Any]) -> DictConfig:
-    merged = OmegaConf.unsafe_merge(OmegaConf.structured(schema), defaults)
     try:
-        recipe = OmegaConf.load(path)
+        recipe = parse_recipe(retrying(lambda: Path(path).read_text(encoding="utf-8")), schema, path)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    except YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(recipe, DictConfig):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{printable(path)}: cannot be read: {error}") from None
     keys = known_keys(schema)
-    for key in leaf_keys(recipe):
-        check_key(key, keys, path)
-    dotlist = []
+    given: dict[str, Any] = {}
     for item in overrides:
-        item = item.removeprefix("--")
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r}: settings are written key=value")
         check_key(key, keys, "command line")
-        if key in _SHARDS and value.startswith(("*", "{")) and ": " not in value:
-            value = "'" + value.replace("'", "''") + "'"  # a pattern, which YAML would take for its own signs
-        dotlist.append(f"{key}={value}" if value else f"{key}=''")  # key= is the empty text, not null
+        given[key] = parse_value(value, key, keys)
     try:
-        merged = OmegaConf.unsafe_merge(merged, recipe)
+        merged = OmegaConf.merge(_defaults(schema), defaults, recipe)  # type: ignore[arg-type]  # a class can be hashed
+        for key, value in given.items():
+            nested: Any = value
+            for name in reversed(key.split(".")):
+                nested = {name: nested}
+            merged = OmegaConf.unsafe_merge(merged, nested)
     except OmegaConfBaseException as error:
         raise UsageError(f"{path}: {_first_line(error)}") from None
-    for item in dotlist:
-        try:
-            merged = OmegaConf.unsafe_merge(merged, OmegaConf.from_dotlist([item]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise UsageError(
-                f"{item}: {_first_line(error).removeprefix(item.partition('=')[0] + ': ')}"
-            ) from None
     assert isinstance(merged, DictConfig)
-    given = {item.partition("=")[0] for item in dotlist}
     for one, other, none in (("steps", "epochs", 0.0), ("epochs", "steps", 0)):
         # The command line's duration replaces the recipe's.
         if f"train.{one}" in given and f"train.{other}" not in given and merged.train[one]:
             merged.train[other] = none
     return merged
+
+
+@cache
+def _defaults(schema: type[Config]) -> DictConfig:
+    return OmegaConf.structured(schema)
 
 
 def _to_object(merged: DictConfig, path: str) -> Any:

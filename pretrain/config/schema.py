@@ -6,15 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .limits import choice, count, number, simple_name
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "selu", "silu")
+
 
 @dataclass
 class RunConfig:
     """Where the run folder is, and whether the run resumes from its checkpoint."""
 
-    name: str = ""  # empty: the recipe's name
+    name: str = simple_name("", forbidden="/\\")  # empty: the recipe's name
     dir: str = "runs"
-    seed: int = 0
-    resume: str = "auto"  # auto: resume where the run stopped | never: refuse a folder that holds a run
+    seed: int = count(0, at_most=2**63 - 1)
+    # auto: resume where the run stopped; never: refuse a folder that holds a run; restart: begin again at
+    # step 0, and keep what the run has so far in a folder before-N
+    resume: str = choice("auto", "never", "restart")
     accept_new_order: bool = False  # resume although batch size, seed or data give another order of images
 
 
@@ -22,15 +28,18 @@ class RunConfig:
 class AugmentConfig:
     """Random changes of the training images (data_tools/augment)."""
 
-    crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area that is kept; (1, 1): no crop
+    # share of the area that is kept; (1, 1): no crop
+    crop_scale: tuple[float, float] = number((1.0, 1.0), above=0, at_most=1)
     # width/height of the crop; with several tiles: times the image's own
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    crop_ratio: tuple[float, float] = number((0.75, 1.3333), at_least=0.01, at_most=100)
     flip: bool = False
-    randaugment_ops: int = 0  # operations of RandAugment on each image; 0: none
-    randaugment_magnitude: int = 10  # 0 to 30, as in big_vision's randaug(ops, magnitude)
-    erase: float = 0.0  # probability of random erasing
-    mixup: float = 0.0  # alpha of Beta(alpha, alpha), one draw for each pair of images; 0: off
-    cutmix: float = 0.0  # the same; with both, each pair takes one of them with probability 1/2
+    randaugment_ops: int = count(0, at_most=100)  # operations of RandAugment on each image; 0: none
+    randaugment_magnitude: int = count(10, at_most=30)  # as in big_vision's randaug(ops, magnitude)
+    erase: float = number(0.0, at_least=0, at_most=1)  # probability of random erasing
+    # alpha of Beta(alpha, alpha), one draw for each pair of images; 0: off
+    mixup: float = number(0.0, at_least=0, at_most=100)
+    # the same; with both, each pair takes one of them with probability 1/2
+    cutmix: float = number(0.0, at_least=0, at_most=100)
 
 
 @dataclass
@@ -43,21 +52,24 @@ class DataConfig:
     # true: data.train is a URL of shards that are read from front to back; the order is then not exact
     sequential: bool = False
     val: Any = ""  # as one source of train; empty: no evaluation
-    workers: int = 4  # decoding threads of each process; 0: decode in the training loop
-    lanes: int = 0  # 0: chosen by where the shards lie; chunk and window too (docs/order.md)
-    chunk: int = 0  # samples read together; with chunk and window 1 each epoch is an exact permutation
-    window: int = 0  # chunks of a lane that are shuffled together
+    workers: int = count(4, at_most=1024)  # decoding threads of each process; 0: decode in the training loop
+    # 0: chosen by where the shards lie; chunk and window too (docs/order.md)
+    lanes: int = count(0, at_most=2**24)
+    # samples read together; with chunk and window 1 each epoch is an exact permutation
+    chunk: int = count(0, at_most=2**24)
+    window: int = count(0, at_most=2**24)  # chunks of a lane that are shuffled together
     # The run fails if more than this share of the samples is unreadable; one is allowed unless this is 0
-    max_bad_fraction: float = 0.01
-    max_pixels: int = 67_108_864
-    tile_size: int = 224
-    max_tiles: int = 1
-    eval_resize: int = 0  # short side before the centre crop with one tile; 0: the tile size
+    max_bad_fraction: float = number(0.01, at_least=0, at_most=1)
+    max_pixels: int = count(67_108_864, at_least=1, at_most=2**40)
+    tile_size: int = count(224, at_least=1, at_most=2**15)
+    max_tiles: int = count(1, at_least=1, at_most=4096)
+    # short side before the centre crop with one tile; 0: the tile size
+    eval_resize: int = count(0, at_most=2**16)
     eval_crop: bool = True  # false: no crop, the whole image is resized to the tile
-    eval_resample: str = "bicubic"  # bicubic | bilinear
+    eval_resample: str = choice("bicubic", "bilinear")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = number((0.5, 0.5, 0.5), at_least=0, at_most=1)
+    std: tuple[float, float, float] = number((0.5, 0.5, 0.5), at_least=1e-3, at_most=1000)
     trace: bool = False  # write every delivered sample's position, key and pixel checksum to trace/
 
 
@@ -65,17 +77,19 @@ class DataConfig:
 class BackboneConfig:
     """The ResNet of a hybrid; the defaults are Big Transfer's, as the Vision Transformer uses it."""
 
-    depths: list[int] = field(default_factory=lambda: [3, 4, 9])  # units of each stage
-    widths: list[int] = field(default_factory=list)  # channels after each stage; empty: 4, 8, ... · stem
-    stem: int = 64  # channels of the first convolution
-    groups: int = 32  # of each group norm
-    unit: str = "bottleneck"  # bottleneck | preactivation
-    activation: str = "relu"
-    padding: str = "same"  # same | symmetric
+    depths: list[int] = count([3, 4, 9], at_least=1, at_most=1000)  # units of each stage
+    stem: int = count(64, at_least=1, at_most=2**16)  # channels of the first convolution
+    # channels after each stage; empty: 4, 8, ... · stem
+    widths: list[int] = count([], at_least=1, at_most=2**20)
+    groups: int = count(32, at_least=1, at_most=2**16)  # of each group norm
+    unit: str = choice("bottleneck", "preactivation")
+    activation: str = choice("relu", *ACTIVATIONS)
+    padding: str = choice("same", "symmetric")
     pool_padding: bool = True  # pad as for `same` before the stem's pooling
-    standardize: str = "var"  # var | std: whether epsilon is added to the variance or to its root
-    norm_eps: float = 1e-5
-    output_stride: int = 32  # once it is reached, further stages dilate their kernels instead of striding
+    standardize: str = choice("var", "std")  # whether epsilon is added to the variance or to its root
+    norm_eps: float = number(1e-5, above=0, at_most=1)
+    # once it is reached, further stages dilate their kernels instead of striding
+    output_stride: int = count(32, at_least=4, at_most=2**16)
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -87,32 +101,35 @@ class ModelConfig:
     """The sizes and parts of the network."""
 
     name: str = "vit_s16"  # a row of pretrain/model/variants.py, which gives the fields that are null
-    head: str = "mlp"  # mlp: Linear, activation, Linear | linear: one zero-initialised layer
-    head_hidden: int | None = None  # null: embed_dim
-    head_activation: str = "tanh"
-    head_bias: float = 0.0  # first value of the last bias; -10 suits objective.name=sigmoid
-    pool: str = "cls"  # cls | mean | map (a learned probe attends to all patches)
+    head: str = choice("mlp", "linear")  # mlp: Linear, activation, Linear; linear: one zero-initialised layer
+    head_hidden: int | None = count(None, at_least=1, at_most=2**20)  # null: embed_dim
+    head_activation: str = choice("tanh", "relu", "gelu", "gelu_tanh", "silu")
+    # first value of the last bias; -10 suits objective.name=sigmoid
+    head_bias: float = number(0.0, at_least=-1000, at_most=1000)
+    pool: str = choice("cls", "mean", "map")  # map: a learned probe attends to all patches
     class_token: bool | None = None  # null: only if pool is cls
     pre_norm: bool = False  # a norm before the first block, and patches without a bias
-    final_norm: str = "tokens"  # tokens | pooled: before or after the pool
-    num_classes: int | None = None  # null: as in classes.json
-    patch_size: int | None = None
-    embed_dim: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    mlp_dim: int | None = None
+    final_norm: str = choice("tokens", "pooled")  # before (tokens) or after the pool
+    num_classes: int | None = count(None, at_least=1, at_most=2**24)  # null: as in classes.json
+    patch_size: int | None = count(None, at_least=1, at_most=2**15)
+    embed_dim: int | None = count(None, at_least=1, at_most=2**16)
+    num_layers: int | None = count(None, at_least=1, at_most=1000)
+    num_heads: int | None = count(None, at_least=1, at_most=2**10)
+    mlp_dim: int | None = count(None, at_least=1, at_most=2**20)
     backbone: BackboneConfig | None = None  # of a hybrid; null: as the name says
-    activation: str = "gelu"  # gelu | gelu_tanh | quick_gelu | relu | selu | silu
+    activation: str = choice(*ACTIVATIONS)
     qkv_bias: bool | None = None  # null, here and in the next two: as the name says
     qk_norm: bool | None = None  # norms over the queries and keys of each head
     parallel: bool | None = None  # attention and MLP side by side
-    layer_scale: float | None = None  # first value of a learned scale of each branch; null: no scale
-    registers: int = 0  # learned tokens without a position, in every tile
-    norm_eps: float = 1e-6
-    position: str = "learned"  # learned | sincos2d
-    dropout: float = 0.0
-    attention_dropout: float = 0.0  # of the attention weights; not with engine.compile
-    drop_path: float = 0.0
+    # first value of a learned scale of each branch; null: no scale
+    layer_scale: float | None = number(None, above=0, at_most=1000)
+    registers: int = count(0, at_most=1000)  # learned tokens without a position, in every tile
+    norm_eps: float = number(1e-6, above=0, at_most=1)
+    position: str = choice("learned", "sincos2d")
+    dropout: float = number(0.0, at_least=0, below=1)
+    # of the attention weights; not with engine.compile
+    attention_dropout: float = number(0.0, at_least=0, below=1)
+    drop_path: float = number(0.0, at_least=0, below=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, dict):
@@ -123,54 +140,62 @@ class ModelConfig:
 class ObjectiveConfig:
     """What training minimises."""
 
-    name: str = "softmax"  # softmax | sigmoid | regression | masked_patches (docs/objectives.md)
-    label_smoothing: float = 0.0
+    name: str = choice("softmax", "sigmoid", "regression", "masked_patches")  # docs/objectives.md
+    label_smoothing: float = number(0.0, at_least=0, below=1)
 
 
 @dataclass
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    name: str = "adamw"  # adamw | sgd
-    lr: float = 1e-3
-    weight_decay: float = 0.1  # as in torch's AdamW: multiplied by the learning rate at every step
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9  # sgd
-    clip_norm: float = 1.0  # 0: no clipping
-    warmup_steps: int = 0
-    schedule: str = "cosine"  # constant | linear | cosine | rsqrt
+    name: str = choice("adamw", "sgd")
+    lr: float = number(1e-3, above=0, at_most=1000)
+    # as in torch's AdamW: multiplied by the learning rate at every step
+    weight_decay: float = number(0.1, at_least=0, at_most=1000)
+    betas: tuple[float, float] = number((0.9, 0.999), at_least=0, below=1)
+    momentum: float = number(0.9, at_least=0, below=1)  # sgd
+    clip_norm: float = number(1.0, at_least=0, at_most=1e9)  # 0: no clipping
+    warmup_steps: int = count(0)
+    schedule: str = choice("cosine", "constant", "linear", "rsqrt")
     # Parameters, or modules such as [encoder] for a linear probe, that keep their first values
     freeze: list[str] = field(default_factory=list)
-    layer_decay: float = 1.0  # the learning rate of a block is this times that of the block after it
-    ema: float = 0.0  # decay of the weights' moving average, which evaluations then use; 0: no average
+    # the learning rate of a block is this times that of the block after it
+    layer_decay: float = number(1.0, above=0, at_most=1)
+    # decay of the weights' moving average, which evaluations then use; 0: no average
+    ema: float = number(0.0, at_least=0, below=1)
 
 
 @dataclass
 class TrainConfig:
     """How long a run trains, with which batches, and when it gives up."""
 
-    steps: int = 0  # give steps or epochs
-    epochs: float = 0.0
-    batch_size: int = 1024  # global
-    micro_batch_size: int = 0  # images that a process computes at a time; 0: all of its share of the batch
-    log_every: int = 50
-    eval_every: int = 0  # 0: only after the last step
-    step_timeout: int = 1800  # seconds without progress, then the job ends and names the process that hangs
-    max_nonfinite: int = 10  # steps in a row whose loss or gradient is not finite, then exit 4
-    skip: list[list[int]] = field(default_factory=list)  # [[first, last], ...] steps to pass over
+    steps: int = count(0)  # give steps or epochs
+    epochs: float = number(0.0, at_least=0, at_most=1e9)
+    batch_size: int = count(1024, at_least=1, at_most=2**24)  # global
+    # images that a process computes at a time; 0: all of its share of the batch
+    micro_batch_size: int = count(0, at_most=2**24)
+    log_every: int = count(50, at_least=1)
+    eval_every: int = count(0)  # 0: only after the last step
+    # seconds without progress, then the job ends and names the process that hangs
+    step_timeout: int = count(1800, at_least=1, at_most=10**7)
+    # steps in a row whose loss or gradient is not finite, then exit 4
+    max_nonfinite: int = count(10, at_least=1)
+    skip: list[list[int]] = count([], at_least=1)  # [[first, last], ...] steps to pass over
 
 
 @dataclass
 class EngineConfig:
     """How the model and its training state are spread over the processes."""
 
-    kind: str = "fsdp"  # ddp | fsdp | deepspeed
-    zero_stage: int = 2  # deepspeed: 1 | 2 | 3
-    shard_size: int = 0  # fsdp: processes that share one copy of the state; 0: all
+    kind: str = choice("fsdp", "ddp", "deepspeed")
+    zero_stage: int = count(2, at_least=1, at_most=3)  # of engine.kind=deepspeed
+    shard_size: int = count(0, at_most=2**20)  # fsdp: processes that share one copy of the state; 0: all
     reshard_after_forward: bool = True  # fsdp: False keeps blocks whole until their backward
-    offload: str = "none"  # to host memory: none | optimizer (deepspeed) | all (fsdp; deepspeed stage 3)
-    precision: str = "bf16"  # bf16 | fp32
-    activation_checkpointing: str = "none"  # none | full | selective (keeps matrix products, attention)
+    # to host memory; optimizer: deepspeed; all: fsdp, and deepspeed stage 3
+    offload: str = choice("none", "optimizer", "all")
+    precision: str = choice("bf16", "fp32")
+    # selective keeps matrix products and attention
+    activation_checkpointing: str = choice("none", "full", "selective")
     compile: bool = False  # each block by torch.compile
 
 
@@ -178,28 +203,30 @@ class EngineConfig:
 class CheckpointConfig:
     """When checkpoints are saved, and which stay."""
 
-    every: int = 1000
-    keep: int = 3  # how many of the newest stay; 0: all
-    keep_every: int = 0  # checkpoints at multiples of this step stay too; 0: none
+    every: int = count(1000, at_least=1)
+    keep: int = count(3)  # how many of the newest stay; 0: all
+    keep_every: int = count(0)  # checkpoints at multiples of this step stay too; 0: none
     keep_best: bool = False  # save at each best score on data.val (Evaluation.score), and keep that one too
     background: bool = True
-    on_error: str = "stop"  # if a checkpoint cannot be written: stop | continue without it
+    on_error: str = choice("stop", "continue")  # if a checkpoint cannot be written
 
 
 @dataclass
 class TrackingConfig:
     """The copy of the metrics for Weights & Biases."""
 
-    wandb: str = "offline"  # offline | online | disabled
-    project: str = "vit-pretrain"
+    wandb: str = choice("offline", "online", "disabled")
+    project: str = simple_name("vit-pretrain", forbidden="/\\#?%:")
 
 
 @dataclass
 class LaunchConfig:
     """SLURM jobs: restarts, and how long processes wait for each other."""
 
-    max_restarts: int = 3  # restarts in a row without a newer checkpoint, then the job is not requeued
-    join_timeout: int = 60  # seconds for the processes of a SLURM job to find each other
+    # restarts in a row without a newer checkpoint, then the job is not requeued
+    max_restarts: int = count(3, at_least=1)
+    # seconds for the processes of a SLURM job to find each other
+    join_timeout: int = count(60, at_least=1, at_most=10**7)
 
 
 @dataclass

@@ -3,6 +3,8 @@ compilation, each block by itself. Both leave the parameters and their names as 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from data_tools.errors import UsageError
 
 from ..config.schema import EngineConfig
 from ..model.packing import Packing
@@ -32,6 +36,25 @@ KEPT = (
     "torch_attn._varlen_attn",
     "vit_pretrain.grouped_attention",
 )
+
+
+def compiling(config: EngineConfig) -> str:
+    """What engine.compile does at the first step, in a sentence; empty where it is off.
+
+    Raises UsageError where the compiler is missing that it needs on a CPU.
+    """
+    if not config.compile:
+        return ""
+    where = "for the GPU"
+    if not torch.cuda.is_available():
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            raise UsageError(
+                f"engine.compile=true: on a CPU it needs the C++ compiler {compiler}, which is not there: "
+                f"install it, name another one in the variable CXX, or set engine.compile=false"
+            )
+        where = f"for the CPU, with {compiler}"
+    return f"engine.compile=true: the first step compiles the blocks {where}, which takes a while"
 
 
 def prepare_blocks(blocks: nn.ModuleList, config: EngineConfig) -> None:

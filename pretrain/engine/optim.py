@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from data_tools.errors import UsageError
 
 from ..config.keys import nearest
-from ..config.schema import OptimConfig
-from ..model.build import Model
+from ..config.schema import Config, OptimConfig
+from ..model.build import Model, build_model
 
 # The optimizer's state tensors that have the shape of a parameter, by torch's names.
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -124,6 +124,17 @@ def freeze(model: nn.Module, names: list[str]) -> None:
             parameters[key].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UsageError("optim.freeze: nothing is left to train", shared=True)
+
+
+def planned_model(config: Config, num_classes: int) -> Model:
+    """The model of a configuration without weights, on the meta device; what it says is frozen.
+
+    Raises UsageError for what does not fit together, and as `freeze` does.
+    """
+    with torch.device("meta"):
+        model = build_model(config, num_classes)
+    freeze(model, config.optim.freeze)
+    return model
 
 
 def parameter_groups(config: OptimConfig, model: Model) -> list[ParameterGroup]:

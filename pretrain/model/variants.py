@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from data_tools.errors import UsageError
 
-from ..config import checks
+from ..config.limits import check_limits
 from ..config.schema import BackboneConfig, ModelConfig
 
 # Width, depth, MLP, heads.
@@ -58,17 +58,6 @@ USUAL_NAMES = (
 # The classes of pretraining with masked patches (arXiv 2010.11929, appendix B.1.2): three bits each for
 # red, green and blue.
 COLOURS = 512
-
-CHOICES = {
-    key.removeprefix("model."): choices for key, choices in checks.CHOICES.items() if key.startswith("model.")
-}
-
-BACKBONE_CHOICES = {
-    "unit": ("bottleneck", "preactivation"),
-    "padding": ("same", "symmetric"),
-    "standardize": ("var", "std"),
-    "activation": CHOICES["activation"],
-}
 
 T = TypeVar("T")
 
@@ -122,6 +111,7 @@ def resolve(config: ModelConfig) -> Architecture:
 
     Raises UsageError for a name that does not exist, and for choices and numbers that are not possible.
     """
+    check_limits(config, "model.")
     size, patch, depths = _row(config.name)
     if config.backbone is not None and depths is None:
         raise UsageError(f"model.backbone is for hybrids, but model.name is {config.name!r}")
@@ -199,16 +189,33 @@ def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
         return size, patch, backbone
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
-        near = get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
+        near = [_ours(name)] if _ours(name) else get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
         raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
     return match[1], int(match[2]), None
 
 
+def _ours(name: str) -> str:
+    """Our name of what timm, transformers and others call vit_base_patch16_224, ViT-B/16 or vit_b_16."""
+    words = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<![a-z])G(?![a-z])", "gigantic", name).lower())
+    sizes = {
+        "tiny": "ti",
+        "small": "s",
+        "base": "b",
+        "large": "l",
+        "huge": "h",
+        "giant": "g",
+        "gigantic": "G",
+    }
+    known = "|".join([*sizes, *sorted(SIZES, key=len, reverse=True)])
+    found = re.search(rf"(?:^|_)({known})_?(?:(r\d+)_?s|patch|p)?_?(\d+)(?:_|$)", words)
+    if found is None:
+        return ""
+    stem = found[2] or next(iter(re.findall(r"(?:^|_)(r\d+)_", words)), "")
+    ours = f"{sizes.get(found[1], found[1])}{found[3]}"
+    return ours if (ours := f"hybrid_{stem}_{ours}" if stem else f"vit_{ours}") in USUAL_NAMES else ""
+
+
 def _check_backbone(backbone: BackboneConfig) -> None:
-    for key, choices in BACKBONE_CHOICES.items():
-        if getattr(backbone, key) not in choices:
-            value = getattr(backbone, key)
-            raise UsageError(f"model.backbone.{key} is {value!r}: choose {' | '.join(map(str, choices))}")
     if len(backbone.depths) != len(backbone.widths):
         raise UsageError(
             f"model.backbone has {len(backbone.depths)} depths and {len(backbone.widths)} widths: "
@@ -216,7 +223,7 @@ def _check_backbone(backbone: BackboneConfig) -> None:
         )
     channels = (backbone.stem, *backbone.widths, *map(middle_width, backbone.widths))
     for count in channels:
-        if backbone.groups < 1 or count < 1 or count % backbone.groups:
+        if count % backbone.groups:
             raise UsageError(
                 f"model.backbone has norms of {count} channels, which are not {backbone.groups} equal groups"
             )
@@ -225,22 +232,6 @@ def _check_backbone(backbone: BackboneConfig) -> None:
 def _check(config: ModelConfig, arch: Architecture) -> None:
     if arch.backbone is not None:
         _check_backbone(arch.backbone)
-    for key, choices in CHOICES.items():
-        if getattr(config, key) not in choices:
-            value = getattr(config, key)
-            raise UsageError(f"model.{key} is {value!r}: choose {' | '.join(map(str, choices))}")
-    for key in ("patch_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
-        if getattr(arch, key) < 1:
-            raise UsageError(f"model.{key} is {getattr(arch, key)}, but must be above 0")
-    if config.head_hidden is not None and config.head_hidden < 1:
-        raise UsageError(f"model.head_hidden is {config.head_hidden}, but must be above 0")
-    if config.registers < 0:
-        raise UsageError(f"model.registers is {config.registers}, but must be at least 0")
-    if config.layer_scale is not None and config.layer_scale <= 0:
-        raise UsageError(f"model.layer_scale is {config.layer_scale}, but must be above 0 (null: none)")
-    for key in ("dropout", "attention_dropout", "drop_path"):
-        if not 0 <= getattr(config, key) < 1:
-            raise UsageError(f"model.{key} is {getattr(config, key)}, but must be in [0, 1)")
     if arch.embed_dim % arch.num_heads:
         raise UsageError(
             f"model.embed_dim is {arch.embed_dim}, "

@@ -44,6 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path, rank: int = 0) -> None:
         self.path, self.rank = path, rank
+        self.run_id = ""  # known to rank 0 once the run has begun
         self.metrics = path / "metrics.jsonl"
         self.status_file = path / "status.json"
         self.checkpoints = path / "checkpoints"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from data_tools.errors import UsageError, UserError, print_line
+from data_tools.errors import UsageError, UserError, print_line, retrying
 
 from .rendezvous import slurm_job
 
@@ -29,7 +29,8 @@ def take_lock(folder: Path, patience: float) -> TextIO:
     or UserError (the job may be requeued) if the folder is in use by processes of this SLURM job from before
     it was restarted. Raises OSError if the file cannot be opened.
     """
-    stream = (folder / ".lock").open("a+", encoding="utf-8", errors="backslashreplace")
+    file = folder / ".lock"
+    stream = retrying(lambda: file.open("a+", encoding="utf-8", errors="backslashreplace"))
     limit = time.monotonic() + patience
     told = False
     while True:

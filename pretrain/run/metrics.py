@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int], None]
+
+LINE_WIDTH = 80  # of a usual terminal
 
 # Dense bf16 FLOP/s by the manufacturer's data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
@@ -73,25 +75,25 @@ def speed_row(sums: list[float], seconds: float, processes: int, peak: float | N
 
 
 def console_line(row: dict[str, Any], steps: int, seconds_left: float) -> str:
-    """A row of metrics.jsonl as one line of text."""
-    parts = [
-        f"step {row['step']}/{steps}",
-        "loss not finite" if row["loss"] is None else f"loss {row['loss']:.4f}",
-        "grad_norm not finite" if row["grad_norm"] is None else f"grad_norm {row['grad_norm']:.3f}",
-        f"lr {row['lr']:.1e}",
-        f"img/s {row['images_per_s']:.0f}",
-        f"data_wait {row['data_wait']:.1%}",
-    ]
-    if row["mfu"] is not None:
-        parts.append(f"mfu {row['mfu']:.1%}")
-    if row["nonfinite"]:
-        parts.append(f"steps left out {row['nonfinite']}")
-    if row["bad_samples"]:
-        parts.append(f"bad_samples {row['bad_samples']}")
+    """A row of metrics.jsonl as one line of at most 80 characters; what matters least is left out first."""
     minutes, seconds = divmod(int(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts.append(f"eta {hours}:{minutes:02d}:{seconds:02d}")
-    return "  ".join(parts)
+    parts = {
+        "step": f"{row['step']}/{steps}",
+        "loss": "not finite" if row["loss"] is None else f"{row['loss']:.4f}",
+        "grad": "not finite" if row["grad_norm"] is None else f"{row['grad_norm']:.2f}",
+        "lr": f"{row['lr']:.1e}".replace("e-0", "e-"),
+        "img/s": f"{row['images_per_s']:.0f}",
+        "wait": f"{row['data_wait']:.0%}",
+        "mfu": f"{row['mfu']:.0%}" if row["mfu"] is not None else "",
+        "left out": str(row["nonfinite"] or ""),  # steps
+        "bad": str(row["bad_samples"] or ""),
+        "eta": f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}",
+    }
+    line = "  ".join(f"{name} {value}" for name, value in parts.items() if value)
+    for name in ("lr", "mfu", "wait", "grad", "eta"):
+        if len(line) > LINE_WIDTH:
+            line = line.replace(f"  {name} {parts[name]}", "")
+    return line
 
 
 @contextmanager
@@ -105,6 +107,10 @@ def progress_bar(step: int, steps: int, rank: int) -> Iterator[Advance]:
         return
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # rich prints what others print meanwhile above the bar.
-    with Progress(*columns, console=Console(), transient=True) as progress:
-        task = progress.add_task("training", total=steps, completed=step)
-        yield lambda done: progress.update(task, completed=done)
+    progress = Progress(*columns, console=Console(), transient=True)
+    task = progress.add_task("training", total=steps, completed=step)
+    with suppress(OSError):  # the terminal may go at any time
+        progress.start()
+    yield lambda done: progress.update(task, completed=done)
+    with suppress(OSError):
+        progress.stop()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_tools.errors import DivergedError
+
+from .folder import RunFolder, log
 
 
 class NonFinite:
@@ -42,6 +46,21 @@ class NonFinite:
         self.total += len(steps)
         self._longest = longest
         return steps
+
+    def note(self, folder: RunFolder, samples_of_step: Callable[[int], dict[str, Any]]) -> None:
+        """Log the steps left out since the last call, and on rank 0 write their samples to nonfinite.jsonl.
+
+        Raises DivergedError for too many in a row.
+        """
+        for step in self.look():
+            if folder.rank == 0:
+                folder.add_nonfinite({"step": step, **samples_of_step(step)})
+            log.warning(
+                "step %d: the loss or gradient is not finite, the step is left out; its samples stand in %s",
+                step,
+                folder.nonfinite,
+            )
+        self.check()
 
     def check(self) -> None:
         """Raises DivergedError if `look` found `limit` or more steps in a row."""

@@ -6,7 +6,8 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import DataError, DivergedError, UsageError, UserError
+from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError
 
 from .lost import FailedElsewhere
 from .rendezvous import join, ranks_from_environment, started_by_srun
@@ -64,6 +65,15 @@ class World:
         """Return when all processes have called it."""
         self.sum([0.0])
 
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """A block that a single process leaves where Stopped is raised; of several, others wait for it."""
+        try:
+            yield
+        except Stopped:
+            if self.size > 1:
+                raise
+
     def on_all(self, action: Callable[[], Any]) -> None:
         """Run `action` on every process; the error of the lowest rank that fails is raised on all."""
         mine = None
@@ -85,6 +95,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 def _error_of(rank: int, kind: str, text: str) -> Exception:
     """The error of another process."""
     known = {error.__name__: error for error in (UserError, UsageError, DataError, DivergedError)}
+    if kind == "Stopped":
+        return Stopped(text)
     if kind in known:
         return known[kind](text, shared=True)
     return FailedElsewhere(f"rank {rank} failed: {kind}: {text}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import UsageError, UserError, printable
+from data_tools.errors import Stopped, UsageError, UserError, printable
 
 from .stop import StopFlag
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 RETRY_SECONDS = 0.5  # between two attempts to reach rank 0
-
-
-class Stopped(Exception):
-    """A signal asked this process to stop before it had found the others."""
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:

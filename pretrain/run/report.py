@@ -7,17 +7,19 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from ..config.schema import Config
 from .files import read_rows, replace_file
 from .folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WIDTH, HEIGHT, MARGIN = 460, 180, 42  # pixels
 
@@ -56,9 +58,10 @@ table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0;
 <h2>Training</h2><div class="row">{curves}</div>
 <h2>Evaluation</h2><table>{evaluations}</table>
 <h2>Predictions on held-out images, and where they come from (attention rollout)</h2>
-<div class="row">{examples}</div>
+<div class="row" id="examples">{examples}</div>
 </html>
 """
+EXAMPLES = '<div class="row" id="examples">'
 
 
 @dataclass(frozen=True)
@@ -78,26 +81,41 @@ class Example:
 
 
 def write_report(
-    folder: RunFolder, config: Config, classes: Sequence[str], examples: Sequence[Example]
-) -> None:
-    """Write report.html from metrics.jsonl. classes: a name for each. examples: images to show."""
+    folder: RunFolder, config: Config, classes: Sequence[str] = (), examples: Sequence[Example] | None = None
+) -> bool:
+    """Write report.html from metrics.jsonl; returns whether that was possible.
+
+    classes: a name for each. examples: images to show; None: those of the report that is there.
+    """
     rows = read_rows(folder.metrics, "step")
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
     curves = [_figure(steps, *curve) for curve in CURVES]
     curves += [_figure(evaluations, key, f"{title}, held-out", form) for key, title, form in MEASURED]
+    if examples is None:
+        shown = _examples_so_far(folder.report)
+    else:
+        shown = "".join(_example(item, config.objective.name, classes) for item in examples)
     page = PAGE.format(
         title=html.escape(f"{config.run.name}: {config.model.name}"),
         facts=_facts(config, steps),
         curves="".join(curves),
         evaluations=_table(evaluations),
-        examples="".join(_example(item, config.objective.name, classes) for item in examples) or "none",
+        examples=shown or "none",
     )
-    folder.write(folder.report, lambda: replace_file(folder.report, page))
+    return folder.write(folder.report, lambda: replace_file(folder.report, page))
+
+
+def _examples_so_far(report: Path) -> str:
+    try:
+        page = report.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    return page.partition(EXAMPLES)[2].rpartition("</div>")[0]
 
 
 def _facts(config: Config, steps: list[dict[str, Any]]) -> str:
-    last = steps[-1] if steps else {"step": 0, "images": 0, "epoch": 0.0}
+    last = {"step": 0, "images": 0, "epoch": None} | (steps[-1] if steps else {})
     epochs = "" if last["epoch"] is None else f" ({last['epoch']:.1f} epochs)"
     facts = {
         "steps": f"{last['step']:,}",
@@ -135,7 +153,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
         return "<tr><td>data.val is not set</td></tr>"
     shown = [column for column in MEASURED if any(column[0] in row for row in rows)]
     head = "".join(f"<th>{title}</th>" for _, title, _ in shown)
-    lines = [[row["step"], *(form.format(row[key]) for key, _, form in shown), row["n"]] for row in rows]
+    lines = [
+        [
+            row["step"],
+            *(form.format(row[key]) if key in row else "" for key, _, form in shown),
+            row.get("n", ""),
+        ]
+        for row in rows
+    ]
     return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
     )
@@ -143,6 +168,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _example(item: Example, objective: str, classes: Sequence[str]) -> str:
     caption = {"regression": _numbers, "masked_patches": _colours}.get(objective, _guess)(item, classes)
+    import torch.nn.functional as F
+
     rows, columns = item.grid
     _, channels, side, _ = item.tiles.shape
     # (rows, columns, C, S, S) -> (rows, S, columns, S, C): the tiles side by side, as one image.

@@ -9,11 +9,11 @@ from contextlib import suppress
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class StopFlag:
-    """True after SIGTERM, SIGUSR1 or SIGINT; a second SIGINT raises KeyboardInterrupt.
+    """True after SIGTERM, SIGUSR1, SIGHUP or SIGINT; a second SIGINT raises KeyboardInterrupt.
 
     Under torchrun it is also true once torchrun has ended. signal: what set it, or None. begun: whether the
     job has written to its run folder; before that a second SIGINT ends the process at once.
@@ -29,9 +29,13 @@ class StopFlag:
         self._wakeup.setblocking(False)
 
     def install(self) -> None:
-        """Handle the signals from now on; called in the main thread."""
+        """Handle the signals from now on; called in the main thread.
+
+        SIGHUP stays ignored where it is, as by nohup.
+        """
         for number in STOPPING:
-            signal.signal(number, self._set)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._set)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
 
     def listen(self) -> None:

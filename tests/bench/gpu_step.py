@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             rows.append(row)
             print(json.dumps(row), flush=True)
             if given.out:
-                with open(given.out, "a") as file:
+                with open(given.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             clear(world.device)
     finally:

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 def available(capability: str) -> bool:
     """Whether this processor has the instructions."""
-    return FLAGS[capability] in Path("/proc/cpuinfo").read_text()
+    return FLAGS[capability] in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
 def pack(out: Path) -> list[str]:

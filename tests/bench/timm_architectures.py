@@ -13,13 +13,16 @@ import functools
 import inspect
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from finetune.formats.timm_table import ARCHITECTURES, TABLE, markdown  # noqa: E402
+from finetune.formats import timm_arguments  # noqa: E402
+from finetune.formats.timm_arguments import DEFAULTS  # noqa: E402
+from finetune.formats.timm_table import ARCHITECTURES, TABLE  # noqa: E402
 
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit")
 PREPROCESSING = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
@@ -46,6 +49,42 @@ def with_table(page: str, architectures: dict[str, Any]) -> str:
     """`page` with the table between its two marks."""
     before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n{markdown(architectures)}\n{END}{rest.split(END)[1]}"
+
+
+def markdown(architectures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of docs/peers.md: a row for each architecture."""
+    lines = [
+        "| architecture | patch | image | width | depth | heads | pool | what else | preprocessing |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in architectures.items():
+        arguments = DEFAULTS | row["arguments"]
+        sizes = [arguments[key] for key in ("embed_dim", "depth", "num_heads", "global_pool")]
+        patch = "" if "backbone" in arguments else arguments["patch_size"]
+        known = row["preprocessing"]
+        cells = [f"`{name}`", patch, known["input_size"][-1], *sizes, _rest(row["arguments"]), _pixels(known)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _rest(arguments: Mapping[str, Any]) -> str:
+    """What else an architecture has, or why it is refused."""
+    try:
+        timm_arguments.check(arguments)
+    except ValueError as error:
+        return f"**refused**: {error}"
+    shown = (*DEFAULTS, "norm_eps")
+    hidden = ("patch_size", "img_size", "embed_dim", "depth", "num_heads", "global_pool")
+    parts = [f"{key}={arguments[key]}" for key in shown if key in arguments and key not in hidden]
+    if resnet := arguments.get("backbone"):
+        parts.insert(0, f"ResNetV2 {'-'.join(map(str, resnet['layers'])) or 'stem'}")
+    return ", ".join(parts)
+
+
+def _pixels(known: Mapping[str, Any]) -> str:
+    mean, std = (" ".join(f"{x:.3g}" for x in dict.fromkeys(known[key])) for key in ("mean", "std"))
+    crop = f"{known['crop_mode']} {known['crop_pct']:g}"
+    return f"{crop}, {known['interpolation']}, mean {mean}, std {std}"
 
 
 def as_text(table: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ TENSORS = 300
 
 def resident() -> int:
     """Bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -28,7 +28,7 @@ from jobs import Job, losses, metrics, status, succeed, write_recipe
 
 from pretrain.checkpoints.checkpoint import complete
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 def drill(folder: Path, rounds: int, seed: int, compiled: bool = False) -> None:

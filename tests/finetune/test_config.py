@@ -174,7 +174,7 @@ def test_init_missing_names_what_the_model_has(recipe: Path, tmp_path: Path) -> 
 
 
 def test_mae_from_a_folder_of_timm_trains(recipe: Path, tmp_path: Path, data: Data) -> None:
-    recipe.write_text(RECIPE.format(train=data.train))
+    recipe.write_text(RECIPE.format(train=data.train), encoding="utf-8")
     export_folder(str(write_weights(tmp_path / "small.safetensors")), str(tmp_path / "mae"), "timm")
     settings = (f"init={tmp_path}/mae", f"run.dir={tmp_path}", *MAE, "init_missing=[pool_norm]")
     assert "also anew: pool_norm, not taken: encoder.ln_post" in succeed("finetune", recipe, *settings)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from jobs import Data, losses, run, succeed, write_recipe
+from jobs import ROOT, Data, losses, run, succeed, write_recipe
 from safetensors.torch import load_file, save_file
 
 from finetune.source import METADATA_KEY, open_source
@@ -105,6 +106,22 @@ def test_the_same_command_resumes(pretrained: Path, recipe: Path, tuned: tuple[P
     output = succeed("finetune", recipe, f"init={pretrained}", f"run.dir={recipe.parent}", "optim.lr=1e-12")
     assert "is finished: step 2 of 2" in output
     assert "re-initialised" not in output
+
+
+def test_a_run_goes_on_when_its_init_is_spelled_otherwise_moved_or_gone(
+    pretrained: Path, recipe: Path, tuned: tuple[Path, str]
+) -> None:
+    folder = shutil.copytree(tuned[0], tuned[0].with_name("moved"))
+    usual = (recipe, f"run.dir={recipe.parent}", "run.name=moved", "optim.lr=1e-12")
+    spelled = f"init=./{os.path.relpath(pretrained, ROOT)}/"
+    assert "is finished: step 2 of 2" in succeed("finetune", *usual, spelled)
+    away = pretrained.rename(pretrained.with_name("away"))
+    try:
+        for steps, init in ((3, f"init={pretrained}"), (4, f"init={away}"), (5, "init=")):
+            assert "resumed from" in succeed("finetune", *usual, f"train.steps={steps}", init)
+        assert open_source(str(folder)).facts["model"]["embed_dim"] == 24
+    finally:
+        away.rename(pretrained)
 
 
 def test_a_run_that_was_started_from_elsewhere_is_refused(

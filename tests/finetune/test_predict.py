@@ -179,3 +179,14 @@ def test_outputs_that_are_no_numbers_are_an_error(data: Data, tmp_path: Path) ->
     done = run("finetune", "predict", file, next(data.images.rglob("*.png")), "--json")
     assert done.returncode == 3 and done.stdout == ""
     assert "no finite numbers" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_predicted_is_refused_at_once(trained: Path, data: Data) -> None:
+    image = next(data.images.rglob("*.*"))
+    for arguments, says in (
+        ((image, "--topk=0"), "--topk 0"),
+        ((image, "--topk=-1"), "--topk -1"),
+        ((data.images,), "*.jpg"),
+    ):
+        done = run("finetune", "predict", trained, *arguments)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1

@@ -75,7 +75,7 @@ def test_an_unknown_key_is_answered_without_importing_torch(recipe: Path) -> Non
 
 
 def test_an_unknown_key_in_the_recipe(recipe: Path) -> None:
-    recipe.write_text(recipe.read_text() + "optimm: {lr: 1}\n")
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "optimm: {lr: 1}\n", encoding="utf-8")
     refuse(recipe, code=2, says=(str(recipe), "optimm.lr", "did you mean optim.lr?"))
 
 
@@ -140,7 +140,7 @@ def test_too_many_unreadable_images_end_in_exit_3(data: Data, tmp_path: Path) ->
 
 
 def test_a_loss_that_is_not_a_number_ends_in_exit_4(recipe: Path) -> None:
-    done = run("pretrain", recipe, f"run.dir={recipe.parent}", "optim.lr=1e30", "optim.warmup_steps=0")
+    done = run("pretrain", recipe, f"run.dir={recipe.parent}", "optim.lr=1000", "optim.weight_decay=1000")
     assert done.returncode == 4
     assert "the loss is" in done.stderr
     assert not list((recipe.parent / "tiny/checkpoints").glob("step-*"))

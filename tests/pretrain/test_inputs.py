@@ -64,7 +64,7 @@ def test_a_mixture_trains_the_same_on_one_and_two_processes(data: Data, second: 
 
 
 @pytest.mark.parametrize(
-    "entry", ["[3]", "[{weight: 1}]", "[{shards: x, weight: 0}]", "[{shards: x, size: 1}]"]
+    "entry", ["[[3]]", "[{weight: 1}]", "[{shards: x, weight: 0}]", "[{shards: x, size: 1}]"]
 )
 def test_a_source_that_is_none_is_refused(data: Data, tmp_path: Path, entry: str) -> None:
     with pytest.raises(UsageError, match=r"data\.train: .* is not a source"):

@@ -164,7 +164,7 @@ def test_a_second_ctrl_c_ends_a_start_at_once_and_without_a_traceback(recipe: Pa
 
 def catches_usr1(process: Path) -> bool:
     """Whether a process, given as /proc/PID/status, has a handler of its own for SIGUSR1."""
-    caught = int(process.read_text().partition("SigCgt:")[2].split()[0], 16)
+    caught = int(process.read_text(encoding="utf-8").partition("SigCgt:")[2].split()[0], 16)
     return bool(caught & 1 << (signal.SIGUSR1 - 1))
 
 

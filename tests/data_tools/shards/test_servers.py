@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,15 +15,17 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from strict_server import Strict, proxy, strict_server
+from aiohttp import web
+from strict_server import Strict, proxy, running, strict_server
 
 from data_tools import __main__ as cli
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream
 from data_tools.batches.stream import Decoding, Share
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, Stopped, UsageError
 from data_tools.packing.pack import pack
 from data_tools.shards import remote
+from data_tools.shards.clients import is_direct
 from data_tools.shards.index import build_index
 from data_tools.shards.remote import expand
 from data_tools.shards.shard_set import ShardSet
@@ -77,7 +80,7 @@ def test_a_server_may_be_busy_for_minutes(
 ) -> None:
     far = index(tmp_path / "far", f"{server.url}/part-{{000..001}}.tar")
     clock = Clock()
-    monkeypatch.setattr(remote.time, "sleep", clock.sleep)
+    monkeypatch.setattr(remote, "_wait", clock.sleep)
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.5)
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=11), usegmt=True)
     server.busy = [(429, soon if after == "date" else after)] * 12
@@ -96,6 +99,61 @@ def test_a_pause_that_the_server_asks_for_is_made(server: Strict, local: ShardSe
     server.busy = [(429, "1")]
     start = time.monotonic()
     assert far.read(3) == local.read(3) and time.monotonic() - start >= 1
+
+
+def test_a_wait_ends_when_the_process_is_asked_to_stop(
+    server: Strict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = index(tmp_path / "far", f"{server.url}/part-000.tar")
+    server.busy = [(429, "600")] * 9
+    asked = threading.Event()
+    monkeypatch.setattr(remote, "_asked_to_stop", asked.is_set)
+    threading.Timer(0.3, asked.set).start()
+    with pytest.raises(Stopped):
+        far.read(3)
+    assert len(server.busy) == 8
+
+
+@pytest.mark.parametrize("after", ["9" * 5000, "soon", "-5", "Mon, 01 Jan 99999 00:00:00 GMT", "1.5"])
+def test_an_odd_pause_is_none_or_a_short_one(
+    server: Strict, local: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    far = index(tmp_path / "far", f"{server.url}/part-000.tar")
+    clock = Clock()
+    monkeypatch.setattr(remote, "_wait", clock.sleep)
+    server.busy = [(429, after), (503, after)]
+    assert far.read(3) == local.read(3)
+    assert len(clock.slept) == 2 and (min(clock.slept) == 1.5 if after == "1.5" else max(clock.slept) < 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "total", "size"),
+    [
+        (0, 49, 9000, 50),
+        (100, 120, 9000, 21),
+        (100, 149, 120, 50),
+        (100, 149, 9000, 70),
+        (0, 8999, 9000, 9000),
+    ],
+)
+def test_a_part_that_is_not_what_was_asked_for_is_never_taken(
+    monkeypatch: pytest.MonkeyPatch, first: int, last: int, total: int, size: int
+) -> None:
+    async def lie(request: web.BaseRequest) -> web.Response:
+        headers = {"Content-Range": f"bytes {first}-{last}/{total}"}
+        return web.Response(status=206, body=bytes(size), headers=headers)
+
+    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
+    with running(lie) as url, pytest.raises(DataError, match=f"{size} bytes came"):
+        remote.fetch(f"{url}/x.tar", 100, 50)
+
+
+@pytest.mark.parametrize("status", [402, 406, 407, 451])
+def test_what_waiting_does_not_help_is_asked_once(server: Strict, monkeypatch, status: int) -> None:
+    monkeypatch.setattr(remote, "_wait", lambda _: pytest.fail("it waits"))
+    server.busy = [(status, "")]
+    with pytest.raises(DataError, match=f"answers {status}"):
+        remote.read(f"{server.url}/part-000.tar", 0, 9)
 
 
 def test_a_server_that_is_busy_for_too_long_ends_in_one_sentence(
@@ -156,6 +214,36 @@ def test_http_goes_through_the_proxy_that_the_environment_names(
             monkeypatch.setenv(name, "localhost,127.0.0.1")
         assert images(index(tmp_path / "direct", f"{server.url}/part-000.tar")) == images(local)[:6]
         assert len(asked) == before
+        monkeypatch.setenv("HTTP_PROXY", url.removeprefix("http://"))
+        monkeypatch.setenv("http_proxy", url.removeprefix("http://"))
+        port = int(server.url.rpartition(":")[2])
+        for direct in (f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}", "127.0.0.0/8", "10.0.0.0/8"):
+            for name in ("NO_PROXY", "no_proxy"):
+                monkeypatch.setenv(name, direct)
+            asked.clear()
+            assert remote.read(f"{server.url}/part-000.tar", 0, 9)
+            assert bool(asked) == (direct in (f"127.0.0.1:{port + 1}", "10.0.0.0/8")), direct
+
+
+@pytest.mark.parametrize(
+    ("entry", "hosts"),
+    [
+        ("example.com", {"example.com", "a.example.com"}),
+        (".example.com", {"example.com", "a.example.com"}),
+        ("*.Example.com", {"example.com", "a.example.com"}),
+        ("x, 10.1.0.0/16", {"10.1.2.3"}),
+        ("::1 other", {"::1"}),
+        ("*", {"example.com", "a.example.com", "badexample.com", "10.1.2.3", "::1"}),
+        ("example.com:8080", {"example.com", "a.example.com"}),
+        ("example.com:80,,", set()),
+    ],
+)
+def test_no_proxy_names_hosts_domains_ports_and_networks(
+    monkeypatch: pytest.MonkeyPatch, entry: str, hosts: set[str]
+) -> None:
+    monkeypatch.setenv("no_proxy", entry)
+    known = ("example.com", "a.example.com", "badexample.com", "10.1.2.3", "::1")
+    assert {host for host in known if is_direct(host, 8080)} == hosts
 
 
 def test_a_user_and_password_are_sent_and_never_shown(
@@ -206,6 +294,10 @@ def test_urls_in_texts_lose_what_is_secret() -> None:
         "https://us3r:1/s3@host/x.tar",
     ):
         assert shown(url) == "https://.../x.tar"
+    assert (
+        without_secrets("no answer from http://us3r:s3'cret\"x@host/y.tar")
+        == "no answer from http://host/y.tar"
+    )
     text = "no answer (url='https://us3r:s3cret@host/x.tar?sig=t0ken'), then http://host/y?t0ken again"
     assert without_secrets(text) == "no answer (url='https://host/x.tar'), then http://host/y again"
     assert without_secrets({"data": {"train": ["s3://b/x.tar?t0ken"], "workers": 4}}) == {
@@ -240,6 +332,11 @@ def test_another_etag_of_the_same_content_is_no_other_shard(
     server.addresses.clear()
     assert images(far) == images(local)
     assert len(server.addresses) == len(local) + 1  # one shard was read once as a whole
+    for tag in ("of another machine", "of a third", "of another machine", "of a third"):
+        server.tags["part-001.tar"] = tag
+        server.addresses.clear()
+        assert far.read(7) == local.read(7)
+    assert len(server.addresses) == 1  # servers behind one name are each compared once
 
 
 def test_an_index_of_version_0_1_is_compared_by_size(server: Strict, local: ShardSet, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shlex
 import shutil
 import sys
@@ -242,6 +243,12 @@ def test_a_name_on_the_hub_is_downloaded(
     assert not (tmp_path / "cache/pytorch_model.bin").exists()
     with pytest.raises(UsageError, match="could not be had from the Hugging Face hub"):
         open_source("owner/another")
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "owner/name/model.safetensors").unlink()
+    with pytest.raises(
+        UsageError, match=r"no safetensors on the .* hub; .*hf download owner/name --local-dir"
+    ):
+        open_source("https://huggingface.co/owner/name")
     monkeypatch.delitem(sys.modules, "huggingface_hub")
 
 
@@ -263,3 +270,29 @@ def test_hostile_arrays_of_google_are_refused(tmp_path: Path, kind: str) -> None
     with pytest.raises((DataError, UsageError), match=r"bad\.npz") as caught:
         open_source(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_under_another_name_are_named(folder: Path) -> None:
+    for name in ("pytorch_model.safetensors", "pytorch_model.bin"):
+        next(folder.glob("*model*")).rename(folder / name)
+        with pytest.raises(
+            DataError, match=rf"name the file of the weights, init={re.escape(str(folder))}/{name}"
+        ):
+            open_source(str(folder))
+        assert open_source(str(folder / name)).shapes
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2, 2), {1: torch.ones(2)}, 7, None])
+def test_a_pickle_without_names_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(DataError, match=r"x\.pth: it holds no weights by name"):
+        convert([str(tmp_path / "x.pth")], str(tmp_path / "y.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "init", ["https://u:s3cret@host/x.safetensors?sig=s3cret", "s3://b/model.safetensors"]
+)
+def test_weights_behind_a_url_are_to_be_downloaded(init: str) -> None:
+    with pytest.raises(UsageError, match="weights are not read from URLs") as caught:
+        open_source(init)
+    assert "s3cret" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from jobs import Data, run, succeed
 from references.made import made
 from safetensors.torch import load_file, save_file
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, UserError
 from finetune.export import export_folder
 from finetune.formats import load_peer
 from finetune.source import open_source
@@ -105,6 +106,41 @@ def test_a_transformers_processor_is_understood(written: dict[str, Path], tmp_pa
     assert source.data.mean == pytest.approx((0.5, 0.5, 0.5))
     assert source.data.std == pytest.approx((0.5, 0.5, 0.5))
     assert source.objective == "regression"
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"size": {"shortest_edge": 20, "longest_edge": 30}}, "longest_edge of .* are supported"),
+        ({"size": {"max_height": 16, "max_width": 16}}, "max_height of .* are supported"),
+        ({"do_pad": True}, "evaluation does not pad"),
+        ({"image_mean": [0.5, 0.5]}, "2 numbers for three colours"),
+        ({"size": {"shortest_edge": [20]}}, r"size\.shortest_edge is \[20\]"),
+        ({"image_std": [0.5, "x", 0.5]}, r"image_std\.1 is 'x'"),
+    ],
+)
+def test_what_a_processor_does_beyond_evaluation_is_refused_by_name(
+    said: dict, says: str, written: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(written["hf"], tmp_path / "hf")
+    file = tmp_path / "hf/preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    with pytest.raises(UserError, match=says):
+        open_source(str(tmp_path / "hf"))
+
+
+@pytest.mark.parametrize("grey", [0.4, [0.4], [0.4] * 3])
+def test_one_number_is_that_of_all_colours(grey: object, written: dict[str, Path], tmp_path: Path) -> None:
+    for program, file, keys in (
+        ("hf", "preprocessor_config.json", ("image_mean", "image_std")),
+        ("timm", "config.json", ("mean", "std")),
+    ):
+        folder = shutil.copytree(written[program], tmp_path / program)
+        content = json.loads((folder / file).read_text())
+        content.get("pretrained_cfg", content).update(dict.fromkeys(keys, grey))
+        (folder / file).write_text(json.dumps(content))
+        data = open_source(str(folder)).data
+        assert data.mean == data.std == pytest.approx((0.4,) * 3)
 
 
 @pytest.mark.parametrize(

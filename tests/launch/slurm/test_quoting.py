@@ -59,7 +59,8 @@ def cases(tmp_path: Path) -> list[tuple[str, list[str]]]:
     for number, text in enumerate(EVIL):
         evil = text.format(canary=canary)
         found += [(f"--{name}", [f"--{name}={evil}"]) for name in OPTIONS]
-        found += [("setting", [f"tracking.project={evil}"]), ("run", [f"run.name={evil}"])]
+        project = re.sub(r"[/\\#?%:\n\r\u2028]", "", text.format(canary=canary.name))
+        found += [("setting", [f"tracking.project={project}"]), ("run", [f"run.name={evil}"])]
         site = {name: evil for name in TEXTS} | {"setup": [evil.replace("touch", "true")]}
         site |= {name: [evil] for name in LISTS} | {"environment": [f"A={evil}"]}
         site |= {"sbatch ": [f"--x={quote(evil)}"], "srun ": [f"--x={quote(evil)}"]}

@@ -53,7 +53,7 @@ def test_the_script_is_valid_bash_short_and_without_secrets(
     settings = (f"run.dir={recipe.parent}", "run.name=a-run", "--cluster", site)
     for launcher in ("srun", "torchrun"):
         code, script, _ = launch(
-            capsys, "slurm", recipe, *sizes, *settings, "--launcher", launcher, "--print", "data.val=''"
+            capsys, "slurm", recipe, *sizes, *settings, "--launcher", launcher, "--print", "data.val="
         )
         assert code == 0
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

@@ -56,7 +56,9 @@ def test_replicas_together_save_every_value_once(replicas: int) -> None:
 
 def test_load_refuses_another_model_by_the_first_difference(tmp_path: Path) -> None:
     found = Checkpoint(save(tmp_path, 1))
-    with pytest.raises(UsageError, match=r"lacks model/b"):
+    with pytest.raises(
+        UsageError, match=r"lacks model/b.*: set the model as the run's config.yaml has it, or another"
+    ):
         found.load_into(ranges(VALUES | {"model/b": torch.zeros(2)}))
     with pytest.raises(UsageError, match=r"holds exp_avg/a"):
         found.load_into(ranges({key: VALUES[key] for key in ("model/a", "model/gate")}))

@@ -35,8 +35,12 @@ def convert(source: Path, target: Path, recipe: Path, *options: str, code: int =
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero2/step5", "zero3", "dcp"])
-def test_the_weights_arrive_bit_by_bit(folder: Path, recipe: Path, tmp_path: Path, name: str) -> None:
+def test_the_weights_arrive_bit_by_bit(
+    folder: Path, recipe: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     convert(folder / name, tmp_path / "a.safetensors", recipe, "--trust-pickle")
+    prefix = ", without the prefix 'net.' before their names" if name == "dcp" else ""
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"-> {tmp_path}/a.safetensors{prefix}")
     with torch.device("meta"):
         model = build_model(load(str(recipe), []), 3)
     found = open_source(str(tmp_path / "a.safetensors")).load(torch.device("cpu"))

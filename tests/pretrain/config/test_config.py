@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from jobs import ROOT
 
 from data_tools.errors import UsageError
 from pretrain.config.keys import known_keys
-from pretrain.config.loading import OWN_CONFIGS, load, read, save
+from pretrain.config.loading import OWN_CONFIGS, changes, load, read, save
 from pretrain.config.schema import Config
 
 
@@ -24,7 +25,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_key_value_goes_over_the_recipe_and_the_recipe_over_the_schema(recipe: Path) -> None:
-    config = load(str(recipe), ["optim.lr=2e-3", "--train.batch_size=8", "data.val="])
+    config = load(str(recipe), ["optim.lr=2e-3", "train.batch_size=8", "data.val="])
     assert (config.optim.lr, config.train.batch_size, config.train.steps) == (2e-3, 8, 10)
     assert config.data.val == ""
     assert config.optim.betas == (0.9, 0.999)
@@ -38,8 +39,8 @@ def test_a_run_is_named_after_its_recipe(recipe: Path) -> None:
 def test_the_command_lines_duration_replaces_the_recipes(recipe: Path) -> None:
     train = load(str(recipe), ["train.epochs=2"]).train
     assert (train.steps, train.epochs) == (0, 2.0)
-    recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n")
-    train = load(str(recipe), ["--train.steps=5"]).train
+    recipe.write_text("data: {train: shards}\ntrain: {epochs: 3}\n", encoding="utf-8")
+    train = load(str(recipe), ["train.steps=5"]).train
     assert (train.steps, train.epochs) == (5, 0.0)
     assert load(str(recipe), ["train.steps=0"]).train.epochs == 3.0
     with pytest.raises(UsageError, match=r"one of train\.steps and train\.epochs"):
@@ -71,7 +72,7 @@ def test_a_saved_configuration_reads_back(recipe: Path, tmp_path: Path) -> None:
     assert config.model.backbone.widths == [128, 256]
 
 
-@pytest.mark.parametrize("key", [key for key, group in known_keys(Config).items() if not group])
+@pytest.mark.parametrize("key", [key for key, hint in known_keys(Config).items() if not is_dataclass(hint)])
 def test_a_misspelt_key_is_refused_with_its_nearest(recipe: Path, key: str) -> None:
     with pytest.raises(UsageError) as error:
         load(str(recipe), [f"{key}x=1"])
@@ -113,3 +114,8 @@ def test_a_recipe_that_is_not_yaml_is_named(tmp_path: Path) -> None:
 def test_it_is_imported_without_torch(module: str) -> None:
     code = f"import sys, pretrain.config.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_an_empty_value_is_said(recipe: Path) -> None:
+    before, after = load(str(recipe), ["data.val=x"]), load(str(recipe), ["data.val=", "optim.lr=2"])
+    assert changes(before, after) == {"data.val": "x → (empty)", "optim.lr": "0.0001 → 2.0"}

@@ -25,7 +25,7 @@ from pretrain.train import build_trainer
 
 def resident(key: str) -> int:
     """Bytes: VmRSS is what this process has now, VmHWM the most since the last reset."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found
     return 1024 * int(found[1])
 
@@ -44,7 +44,7 @@ for name, settings in json.loads(runs).items():
     watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 100, stop)
     inputs, split = open_inputs(config), split_batch(config.train, world.size)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     before = resident("VmRSS")
     trainer = build_trainer(Job(config, inputs, split, world, folder, stop, watchdog))
     built = resident("VmHWM") - before
@@ -52,5 +52,5 @@ for name, settings in json.loads(runs).items():
     rises[name] = world.gather((built, resident("VmHWM") - before))
     del trainer
 if world.rank == 0:
-    Path(output).write_text(json.dumps(rises))
+    Path(output).write_text(json.dumps(rises), encoding="utf-8")
 processes.leave(world, 0)

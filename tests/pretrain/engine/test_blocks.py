@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 
 import pytest
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data_tools.errors import UsageError
 from pretrain.config.schema import EngineConfig
 from pretrain.engine import blocks
+from pretrain.engine.blocks import compiling
 from pretrain.model import Block, TiledTokenPositionalEmbedding, VisionTransformer
 
 SHAPES = ((1, 1), (1, 2), (2, 2), (3, 1), (1, 4), (2, 1))
@@ -93,3 +96,13 @@ def test_selective_checkpointing_computes_no_matrix_product_or_attention_twice(
         "aten.addmm": 3 * 4,
         "aten._scaled_dot_product_flash_attention_for_cpu": 3 * 2,
     }
+
+
+def test_compiling_is_said_and_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiling(EngineConfig()) == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", sys.executable)
+    assert f"for the CPU, with {sys.executable}" in compiling(EngineConfig(compile=True))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"needs the C\+\+ compiler no-such-compiler"):
+        compiling(EngineConfig(compile=True))

@@ -128,7 +128,7 @@ def test_googles_standardisation_adds_epsilon_to_the_deviation():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"unit": "basic"}, r"model\.backbone\.unit is 'basic': choose bottleneck \| preactivation"),
+        ({"unit": "basic"}, r"model\.backbone\.unit=basic: it must be one of bottleneck, preactivation"),
         ({"widths": [16]}, "2 depths and 1 widths"),
         ({"groups": 7}, "norms of 8 channels, which are not 7 equal groups"),
     ],

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, Data, command, environment, succeed, write_recipe
+from jobs import ROOT, TIMEOUT, Data, command, environment, status, succeed, write_recipe
+from warm import start_warm, wait_warm
+
+from data_tools.errors import print_line
+from pretrain.run.metrics import progress_bar
 
 LINE = re.compile(
-    r"step \d+/20  loss \d\.\d{4}  grad_norm [\d.]+  lr \d\.\de-\d\d  img/s \d+  data_wait [\d.]+%"
-    r"  eta \d+:\d\d:\d\d"
+    r"step \d+/20  loss \d\.\d{4}  grad [\d.]+  lr \d\.\de-\d  img/s \d+  wait \d+%  eta \d+:\d\d:\d\d"
 )
 
 
@@ -61,3 +66,72 @@ def test_a_terminal_gets_a_progress_bar(data: Data, tmp_path: Path) -> None:
     text = output.decode()
     assert "━" in text and "/20" in text
     assert "step 20/20  loss" in text
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_stops(data: Data, tmp_path: Path) -> None:
+    """Even if it prints nothing more than its bar until it ends, to a terminal that no longer exists."""
+    recipe, run = write_recipe(tmp_path, data), tmp_path / "tiny"
+    settings = (f"run.dir={tmp_path}", "train.steps=9999", "train.log_every=9999", "checkpoint.every=9999")
+    settings += ("fault=slow:seconds=0.05",)
+    master, slave = pty.openpty()
+    call = ["-m", "pretrain", str(recipe), *settings]
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = start_warm(call, environment() | {"TERM": "xterm"}, 0, slave, stderr.fileno())
+    os.close(slave)
+    output = b""
+    while not re.search(rb" [1-9]\d*/9999", output):
+        output += os.read(master, 4096)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)  # as the system does for the processes of the terminal
+    assert wait_warm(process, TIMEOUT) == 75, output
+    stopped = status(run)
+    assert (stopped["state"], stopped["signal"]) == ("stopped", "SIGHUP")
+    assert (run / f"checkpoints/step-{stopped['step']:08d}").is_dir()
+
+
+def test_training_goes_on_where_nobody_reads_what_it_prints(data: Data, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, data)
+    unread, stdout = os.pipe()
+    os.close(unread)
+    call = ["-m", "pretrain", str(recipe), f"run.dir={tmp_path}", "train.steps=3"]
+    with open("/dev/full", "wb") as full:
+        assert wait_warm(start_warm(call, environment(), 0, stdout, full.fileno()), TIMEOUT) == 0
+        text = (tmp_path / "tiny/logs/rank-0.log").read_text(encoding="utf-8")
+        assert "step 3/3  loss" in text and "done: step 3" in text
+        call += ["run.name=wrong", "data.max_pixels=100"]  # no image is read
+        assert wait_warm(start_warm(call, environment(), 0, stdout, full.fileno()), TIMEOUT) == 3
+    os.close(stdout)
+    assert " error: " in (tmp_path / "wrong/logs/rank-0.log").read_text(encoding="utf-8")
+
+
+def test_a_closed_stream_is_not_given_to_the_next_file(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from data_tools.errors import escape_output, print_line; escape_output(); "
+        f"file = open({str(tmp_path / 'x')!r}, 'w'); assert file.fileno() > 2; "
+        "print('one'); print_line('two', error=True); os.write(1, b'three'); os.write(2, b'four')"
+    )
+    for closed in ("<&- >&- 2>&-", ">&-", "2>&-"):
+        command = f'exec {sys.executable} -c "$0" {closed}'
+        done = subprocess.run(["sh", "-c", command, code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "Traceback" not in done.stderr
+        assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_a_locale_without_a_letter_shows_it_escaped() -> None:
+    code = "from data_tools.errors import *; escape_output(); print_line('\\u65e5 \\xd7'); print('\\u65e5')"
+    env = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert done.stdout.decode("latin-1") == "\\u65e5 ×\n\\u65e5\n"
+
+
+def test_a_terminal_may_go_while_the_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    with open(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with progress_bar(0, 10, 0) as advance:
+            advance(1)
+            os.close(master)
+            print_line("step 2")
+            advance(2)
+        print_line("step 3")
+        monkeypatch.undo()

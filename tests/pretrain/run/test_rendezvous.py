@@ -15,10 +15,10 @@ import pytest
 from jobs import ROOT
 from torch.distributed import Store
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Stopped, UsageError, UserError
 from launch.slurm.address import free_port
 from pretrain.run.processes import check_gpus, start
-from pretrain.run.rendezvous import Stopped, _listen, adopt_slurm, join, ranks_from_environment
+from pretrain.run.rendezvous import _listen, adopt_slurm, join, ranks_from_environment
 from pretrain.run.stop import StopFlag
 
 NUMBERS = count(os.getpid() * 20)  # a store of the test before may still hold its port

@@ -56,3 +56,17 @@ def test_only_the_second_ctrl_c_interrupts_though_the_first_was_heard_before_it_
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_a_hangup_stops_the_job_unless_it_was_ignored_at_its_start(stop: StopFlag) -> None:
+    """As after nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    deaf = StopFlag()
+    deaf.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    deaf.listen()
+    assert not deaf and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop and stop.signal == "SIGHUP"

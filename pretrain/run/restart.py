@@ -1,0 +1,75 @@
+"""Whether a run begins at step 0, and where what it has so far is kept then."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+
+from data_tools.errors import UsageError, UserError, print_line
+
+from ..config.schema import Config
+from .files import read_rows
+from .folder import RunFolder
+from .rendezvous import slurm_job
+
+STAYS = ("logs", "slurm", ".lock", ".status.lock")  # in the run folder, and earlier folders before-N
+
+
+def begins_anew(config: Config, folder: RunFolder) -> bool:
+    """Whether this start is to leave the checkpoints of the run aside.
+
+    Of a job that SLURM or torchrun starts again by itself only the first start is.
+    """
+    job = slurm_job().get("job")
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    again |= job is not None and job == folder.status().get("job")
+    return config.run.resume == "restart" and not again
+
+
+def begin(config: Config, folder: RunFolder, anew: bool) -> None:
+    """Make sure that a run without a checkpoint has no rows of earlier steps; called by rank 0 at its start.
+
+    anew: what the run has so far is kept aside. Otherwise this happens only if SLURM requeued a job before
+    its first checkpoint was due. Raises UsageError for any other run that has had steps.
+    """
+    if anew:
+        _set_aside(folder)
+        return
+    done = steps_done(folder)
+    if not done:
+        return
+    requeued = slurm_job() and slurm_job()["job"] == folder.status().get("job")
+    if not requeued or done > config.checkpoint.every:
+        raise UsageError(
+            f"{folder.path}: its run has done {done} steps, but {folder.checkpoints} has no checkpoint: put "
+            f"its checkpoints back; or begin again with run.resume=restart, which keeps the old files aside",
+            shared=True,
+        )
+    _set_aside(folder)
+
+
+def steps_done(folder: RunFolder) -> int:
+    """How many steps the run in `folder` has done, as far as its metrics and its status tell."""
+    step = folder.status().get("step")
+    rows = read_rows(folder.metrics, "step")
+    return max([step if isinstance(step, int) else 0, *(row["step"] for row in rows)])
+
+
+def _set_aside(folder: RunFolder) -> None:
+    """Move what the run has so far to a folder before-N in its folder."""
+    entries = [path for path in folder.path.iterdir() if path.name not in STAYS]
+    entries = [path for path in entries if not path.name.startswith("before-")]
+    # The checkpoints first: if this is interrupted, no later start takes them for a run without its metrics.
+    entries.sort(key=lambda path: (path != folder.checkpoints, path.name))
+    if not any(folder.checkpoints.iterdir()) and len(entries) == 1:
+        return
+    aside = next(path for n in count(1) if not os.path.lexists(path := folder.path / f"before-{n}"))
+    try:
+        aside.mkdir()
+        for path in entries:
+            os.rename(path, aside / path.name)
+        folder.checkpoints.mkdir()
+    except OSError as error:
+        text = f"{folder.path}: what the run has so far cannot be moved to {aside.name}: {error.strerror}"
+        raise UserError(f"{text}: look after the disk, then start again", shared=True) from None
+    print_line(f"the run begins again at step 0; what it had so far is in {aside}")
