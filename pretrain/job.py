@@ -82,7 +82,7 @@ def run_job(
         world.on_all(folder.create)
         world.on_rank0(folder.lock)
         if not begun:
-            world.on_rank0(lambda: begin(config, folder, anew))
+            world.on_rank0(lambda: begin(folder, anew))
         world.on_rank0(lambda: watchdog.clear_reports(folder.path))
     except Stopped:
         _stopped_before_the_run(rank, stop)

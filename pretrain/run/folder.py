@@ -110,7 +110,12 @@ class RunFolder:
                 for fact in ("exit_code", "reason", "rank", "traceback", *(["signal"] if anew else [])):
                     before.pop(fact, None)
             now = {"state": state, "time": time.time(), "host": socket.gethostname()}
-            self.replace_status(before | now | facts)
+            self.replace_status(before | self._newest_checkpoint() | now | facts)
+
+    def _newest_checkpoint(self) -> dict[str, str]:
+        with suppress(OSError):
+            return {"checkpoint": (self.checkpoints / "latest").read_text(encoding="utf-8").strip()}
+        return {}
 
     def set_failed(self, **facts: Any) -> bool:
         """Write a failure to status.json; False, without writing, if another process has written one."""

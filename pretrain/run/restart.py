@@ -26,11 +26,11 @@ def begins_anew(config: Config, folder: RunFolder) -> bool:
     return config.run.resume == "restart" and not again
 
 
-def begin(config: Config, folder: RunFolder, anew: bool) -> None:
+def begin(folder: RunFolder, anew: bool) -> None:
     """Make sure that a run without a checkpoint has no rows of earlier steps; called by rank 0 at its start.
 
-    anew: what the run has so far is kept aside. Otherwise this happens only if SLURM requeued a job before
-    its first checkpoint was due. Raises UsageError for any other run that has had steps.
+    anew: what the run has so far is kept aside. Otherwise this happens only if it never had a checkpoint.
+    Raises UsageError for any other run that has had steps.
     """
     if anew:
         _set_aside(folder)
@@ -38,8 +38,8 @@ def begin(config: Config, folder: RunFolder, anew: bool) -> None:
     done = steps_done(folder)
     if not done:
         return
-    requeued = slurm_job() and slurm_job()["job"] == folder.status().get("job")
-    if not requeued or done > config.checkpoint.every:
+    status = folder.status()
+    if "checkpoint" in status or "run_id" not in status:  # or, before 0.2, status did not say so
         raise UsageError(
             f"{folder.path}: its run has done {done} steps, but {folder.checkpoints} has no checkpoint: put "
             f"its checkpoints back; or begin again with run.resume=restart, which keeps the old files aside",

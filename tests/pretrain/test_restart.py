@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jobs import Data, losses, metrics, run, status, succeed, write_recipe
 
+from data_tools.errors import UsageError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete
 from pretrain.config.schema import Config
 from pretrain.run.folder import RunFolder
@@ -70,19 +71,21 @@ def test_a_run_whose_status_is_lost_goes_on_under_the_id_of_its_checkpoint(
     assert status(folder)["run_id"] == status(source)["run_id"] and list(losses(folder)) == [*range(1, 7)]
 
 
-def test_a_job_that_slurm_requeues_begins_again_only_before_its_first_checkpoint_was_due(
+def test_a_run_that_never_had_a_checkpoint_begins_again_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config = RunFolder(tmp_path), Config()
-    config.checkpoint.every = 10
     config.run.resume = "restart"
     folder.create()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert begins_anew(config, folder)
-    folder.set_status("starting", anew=True, job="7", step=10)
+    folder.set_status("starting", anew=True, job="7", run_id="a", step=10)
     assert not begins_anew(config, folder), "else each life would begin again"
-    begin(config, folder, anew=False)
+    begin(folder, anew=False)
     assert folder.status() == {} and (tmp_path / "before-1/status.json").exists()
-    folder.set_status("starting", anew=True, job="7", step=11)
-    with pytest.raises(Exception, match="11 steps"):
-        begin(config, folder, anew=False)
+    (folder.checkpoints / "latest").write_text("step-00000010\n")
+    folder.set_status("starting", anew=True, job="7", run_id="b", step=11)
+    (folder.checkpoints / "latest").unlink()
+    folder.set_status("running", step=12)
+    with pytest.raises(UsageError, match="12 steps"):
+        begin(folder, anew=False)

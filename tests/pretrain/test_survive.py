@@ -173,3 +173,14 @@ def test_what_is_said_while_running_does_not_cover_how_the_job_ended(tmp_path: P
     assert (folder.status()["state"], folder.status()["reason"]) == ("failed", "first")
     folder.set_status("starting", anew=True, restart=2)
     assert "reason" not in folder.status() and "signal" not in folder.status()
+
+
+def test_a_rank_that_was_killed_is_the_cause_and_not_those_that_lost_it(data: Data, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, data)
+    done = run("pretrain", recipe, f"run.dir={tmp_path}", "fault=kill:rank=1:step=2", processes=2)
+    assert done.returncode != 0
+    found = status(tmp_path / "tiny")
+    assert (found["state"], found["rank"]) == ("failed", 1)
+    assert "rank 1 on " in found["reason"] and "ended without a word" in found["reason"]
+    assert "traceback" not in found and ".cc" not in found["reason"]
+    assert f"error: {found['reason']}" in done.stderr
