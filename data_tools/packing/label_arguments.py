@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from data_tools.errors import UsageError
-from data_tools.packing.csv_table import FILE, LABEL, CsvOptions
+from data_tools.packing.csv_columns import FILE, LABEL
+from data_tools.packing.csv_table import CsvOptions
 from data_tools.shards.class_names import parse_classes
 from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, load_classes
 from data_tools.shards.index_file import open_index
@@ -45,6 +46,14 @@ def add_csv_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--label-separator", metavar="MARK", help="what separates several labels of an image in the csv"
     )
+    command.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE,...",
+        help="only rows of the csv that have one of these values, e.g. split=train",
+    )
 
 
 def label_rules(options: argparse.Namespace) -> LabelRules:
@@ -58,10 +67,13 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:
     """The csv that was given, or None."""
     if options.csv is None:
-        if options.columns or options.label_separator:
-            raise UsageError("--columns and --label-separator describe a csv: give it with --csv FILE.")
+        if options.columns or options.label_separator or options.where:
+            raise UsageError(
+                "--columns, --label-separator and --where are for a csv: give it with --csv FILE."
+            )
         return None
-    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None)
+    where = dict(options.where)
+    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None, where)
 
 
 def read_classes(given: str) -> list[str]:
@@ -84,6 +96,13 @@ def read_classes(given: str) -> list[str]:
     if not classes:
         raise UsageError(f"--classes {given}: it has no classes.")
     return classes
+
+
+def _where(text: str) -> tuple[str, list[str]]:
+    column, mark, values = text.partition("=")
+    if not (column and mark):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE or COLUMN=VALUE,VALUE")
+    return column.strip(), [value.strip() for value in values.split(",")]
 
 
 def _columns(text: str) -> dict[str, str]:

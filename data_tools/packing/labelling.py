@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
@@ -95,24 +95,30 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     finder = ImageNames(images, Path(source.name), options.path)
     table = read_csv(options, finder.names_one)
     labels: dict[str, Labels] = {}
-    split: dict[str, Labels] = {}
+    split: dict[str | tuple[str, ...], Labels] = {}
     lines: dict[str, int] = {}
     for row in table.rows:
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
         if path in lines:
-            raise DataError(f"{place}: {path!r} is listed twice.")
+            raise DataError(
+                f"{place}: {path!r} is listed twice: several labels of an image stand in one row, with "
+                "--label-separator."
+            )
         lines[path] = row.line
         if row.label not in split:
-            parts = row.label.split(options.separator) if options.separator else [row.label]
-            split[row.label] = sum(map(parse_text, parts), ())
+            split[row.label] = _labels(row.label, options.separator)
         labels[path] = split[row.label]
     if not lines:
         raise DataError(f"{options.path} lists no images.")
     survey = Survey()
     for path, found in labels.items():
         survey.add(found, f"{options.path}:{lines[path]}")
-    meaning = survey.decide(rules, GIVEN, from_table=True)
+    if table.classes and rules.classes is None:
+        classes = tuple(map(plain_name, table.classes))
+        meaning = survey.decide(replace(rules, classes=classes), "the columns", from_table=True)
+    else:
+        meaning = survey.decide(rules, GIVEN, from_table=True)
     numbers: dict[str, tuple[float, ...]] = {}
     no_class: list[str] = []
     for path, found in labels.items():
@@ -138,6 +144,10 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     if not entries:
         raise DataError(f"{options.path} has no label that is a class.")
     said = f"{options.path} ({table.understood}): {meaning.said}"
+    if below := [
+        (row.file, path) for row, path in zip(table.rows, lines, strict=True) if _is_below(row.file, path)
+    ]:
+        said += f"; images found in sub-folders: {len(below)}, first {below[0][0]!r} as {below[0][1]!r}"
     if options.separator is None and (mark := _separator_inside(labels)):
         said += f"; {mark!r} is part of the names (--label-separator {mark!r} makes several labels)"
     left = [path for path in images if path not in lines]
@@ -224,6 +234,17 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
             )
         )
     return path
+
+
+def _labels(label: str | tuple[str, ...], separator: str | None) -> Labels:
+    """The labels in a cell, or of the columns of classes that hold a 1."""
+    if isinstance(label, tuple):
+        return tuple(map(plain_name, label))
+    return sum(map(parse_text, label.split(separator) if separator else [label]), ())
+
+
+def _is_below(name: str, path: str) -> bool:
+    return path.count("/") > name.replace("\\", "/").count("/")
 
 
 def _separator_inside(labels: dict[str, Labels]) -> str | None:
