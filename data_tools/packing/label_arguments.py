@@ -30,6 +30,11 @@ def add_label_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-unlabelled", action="store_true", help="leave out and list samples whose label is no class"
     )
+    command.add_argument(
+        "--one-set",
+        action="store_true",
+        help="shards called train, val and the like are one set all the same",
+    )
 
 
 def add_csv_arguments(command: argparse.ArgumentParser) -> None:
@@ -52,7 +57,7 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
     classes = tuple(read_classes(options.classes)) if options.classes else None
     if classes and options.numbers:
         raise UsageError("--classes and --numbers cannot both be: labels are classes or numbers to predict.")
-    return LabelRules(options.label_key, classes, options.numbers, options.allow_unlabelled)
+    return LabelRules(options.label_key, classes, options.numbers, options.allow_unlabelled, options.one_set)
 
 
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:

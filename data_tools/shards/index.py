@@ -31,6 +31,7 @@ from data_tools.shards.class_names import parse_classes
 from data_tools.shards.label_meaning import GIVEN, Meaning
 from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.names import shards_in
+from data_tools.shards.roles import check_one_set, roles_of_shards
 from data_tools.shards.samples import Problem, Scan, scan_shard
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import Tables, count_classes, merge, settle
@@ -146,8 +147,10 @@ def read_shards(
     """The samples of some shards of a folder, or at URLs; named: with the classes of its classes.json.
 
     DataError that names all shards that are damaged or without a sample, or all labels that are no class (see
-    LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
+    LabelRules.allow_unlabelled); UsageError where the labels need one of the rules, and for several sets.
     """
+    if not rules.one_set:
+        check_one_set(folder, roles_of_shards(names))
     found = list(scan_shards(storage, names, rules.key, threads))
     if damages := [str(error) for error in found if isinstance(error, DataError)]:
         raise DataError(_all_of(damages, len(names)))
@@ -158,6 +161,9 @@ def understand(
     storage: Storage, folder: Path, scans: list[Scan], rules: LabelRules, named: bool = True
 ) -> ScannedShards:
     """Shards that were read by scan_shards(), all of a set; otherwise as read_shards()."""
+    if not rules.one_set:
+        named_roles = roles_of_shards(scan.name for scan in scans)
+        check_one_set(folder, {scan.name: named_roles[scan.name] or scan.roles for scan in scans})
     rules, names_from = rules_of(folder, rules) if named else (rules, GIVEN)
     meaning = settle(scans, rules, names_from, storage)
     tables = merge(scans)

@@ -37,17 +37,19 @@ OTHER_KEYS = (
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What somebody says about the labels of a set.
+    """What somebody says about a set and its labels.
 
     key: of the label: the extension of a member, or a key of the json member; None: found by itself.
     classes: the names, in the order of the labels. numbers: labels are numbers to predict.
-    allow_unlabelled: a sample whose label is no class is left out, and is no error.
+    allow_unlabelled: a sample whose label is no class is left out, and is no error. one_set: shards of train
+    and val and the like are one set.
     """
 
     key: str | None = None
     classes: tuple[str, ...] | None = None
     numbers: bool = False
     allow_unlabelled: bool = False
+    one_set: bool = False
 
 
 NO_RULES = LabelRules()
