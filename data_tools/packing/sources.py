@@ -72,8 +72,8 @@ def open_source(
         try:
             return ShardSource(ShardSet.open(given), given)
         except NoIndex:
-            folder, names = relative(paths)
-            return ShardSource(ShardSet.scan(folder, rules_without_names(folder, rules), names), given)
+            at, names = relative(paths)
+            return ShardSource(ShardSet.scan(at, rules_without_names(at, rules), names), given)
     if path.is_dir():
         folder = FolderSource(path, follow_links)
         tar = next(iter(tars_in(path)), None)

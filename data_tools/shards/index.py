@@ -201,7 +201,7 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
     classes = load_classes(folder)
     if not classes:
         return rules, GIVEN
-    if rules.classes is not None and list(rules.classes) != classes:
+    if rules.classes is not None and tuple(classes) not in (rules.classes, *rules.other_names):
         raise UsageError(
             f"{folder / CLASSES_NAME} has other classes than --classes: take one of the two away."
         )
@@ -215,11 +215,11 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
 def load_classes(folder: Path) -> list[str] | None:
     """The class names in the order of their labels, or None if the folder has no classes.json.
 
-    DataError if it is not a list of names.
+    DataError if it is nothing that parse_classes() reads.
     """
     path = folder / CLASSES_NAME
     try:
-        return parse_classes(path.read_bytes(), str(path))
+        return parse_classes(path.read_bytes(), str(path))[0]
     except FileNotFoundError:
         return None
 
