@@ -99,19 +99,16 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     labels: dict[str, Labels] = {}
     split: dict[str, Labels] = {}
     lines: dict[str, int] = {}
-    no_class: list[str] = []
     for row in table.rows:
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
         if path in lines:
             raise DataError(f"{place}: {path!r} is listed twice.")
         lines[path] = row.line
-        try:
-            if row.label not in split:
-                split[row.label] = _split(row.label, options.separator)
-            labels[path] = split[row.label]
-        except ValueError as error:
-            no_class.append(f"{place}: {path!r}: {error}")
+        if row.label not in split:
+            parts = row.label.split(options.separator) if options.separator else [row.label]
+            split[row.label] = sum(map(parse_text, parts), ())
+        labels[path] = split[row.label]
     if not lines:
         raise DataError(f"{options.path} lists no images.")
     survey = Survey()
@@ -119,6 +116,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         survey.add(found, f"{options.path}:{lines[path]}")
     meaning = survey.decide(rules, GIVEN, from_table=True)
     numbers: dict[str, tuple[float, ...]] = {}
+    no_class: list[str] = []
     for path, found in labels.items():
         try:
             numbers[path] = meaning.resolve(found)
@@ -229,16 +227,6 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
             )
         )
     return path
-
-
-def _split(text: str, separator: str | None) -> Labels:
-    """The labels in a cell. ValueError for one that is empty."""
-    parts = [text] if separator is None else text.split(separator)
-    if not text:
-        raise ValueError("has no label")
-    if not all(part.strip() for part in parts):
-        raise ValueError("has an empty label")
-    return tuple(map(parse_text, parts))
 
 
 def _separator_inside(labels: dict[str, Labels]) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from data_tools.errors import DataError
 
+_BLANKS = re.compile("[\\s_\u200b-\u200f\u2060\ufeff-]+")  # and what nobody sees
 _OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte
 _WHOLE = re.compile("0|[1-9][0-9]{0,8}")
 _WORDNET_ID = re.compile("n[0-9]{8}")
@@ -30,6 +31,19 @@ def escaped(text: str) -> str:
         return text
     text = _OTHER_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def alike(names: Iterable[str]) -> str:
+    """The end of a sentence on names that differ only in case, blanks or leading zeros; "" without any."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names, key=str.encode):
+        bare = _BLANKS.sub("", unicodedata.normalize("NFKC", name).casefold())
+        groups.setdefault(bare.lstrip("0") or "0" if bare.isdigit() else bare, []).append(name)
+    found = [group for group in groups.values() if len(group) > 1]
+    if not found:
+        return ""
+    more = f", and so are {len(found) - 1} more groups" if len(found) > 1 else ""
+    return f"; {' and '.join(map(repr, found[0]))} are different classes{more}"
 
 
 def plain_names(names: Iterable[str] | None) -> list[str] | None:

@@ -189,11 +189,11 @@ def no_sample(shown: str, problems: list[Problem]) -> DataError:
 
 
 def _class_number(labels: dict[str, Labels]) -> int | None:
-    """The only label, if it is a class number that needs no further thought."""
+    """The only label, if it is a class number, written as such, that needs no further thought."""
     if len(labels) == 1 and (CLS in labels or LABEL in labels):
         (found,) = labels.values()
-        if len(found) == 1 and isinstance(found[0], int) and 0 <= found[0] < MAX_CLASSES:
-            return found[0]
+        if len(found) == 1 and type(label := found[0]) is int and 0 <= label < MAX_CLASSES:
+            return label
     return None
 
 
