@@ -65,6 +65,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
     """
     plain = {name: plain_name(name) for name in names.values()}
     found = set(plain.values())
+    rules = rules.naming(found)
     classes = list(rules.classes or ()) or sorted(found, key=str.encode)
     number = _numbered(classes)
     entries, no_class = [], []
@@ -72,7 +73,8 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
         if (label := number.get(plain[name])) is not None:
             entries.append(Entry(path, source.images[path], label))
         else:
-            no_class.append(f"{path!r}: {plain[name]!r} is no class of --classes")
+            what = "the name of several classes" if plain[name] in classes else "no class"
+            no_class.append(f"{path!r}: {plain[name]!r} is {what} of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     if not entries:
@@ -161,6 +163,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
     DataError for a class that is none of them.
     """
     shards = source.shards
+    rules = rules.naming(shards.classes or ())
     ignored = [str(problem) for problem in shards.problems if not problem.no_class]
     no_class = [str(problem) for problem in shards.problems if problem.no_class]
     if shards.left_out and not shards.problems:

@@ -98,6 +98,7 @@ class Survey:
             return Meaning(Kind.number, "numbers to predict, as --numbers asks")
         if self._length:
             return self._one_hot(rules, names_from)
+        rules = rules.naming(self._names)
         if rules.classes is not None:
             if self._numbers and not from_table and names_from == GIVEN:
                 check_numbers(rules.classes)

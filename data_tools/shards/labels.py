@@ -10,8 +10,9 @@ import math
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from data_tools.shards.class_names import plain_name
@@ -56,17 +57,28 @@ OTHER_KEYS = (
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What somebody says about the labels of a set.
+    """What somebody says about a set and its labels.
 
     key: of the label: the extension of a member, or a key of the json member; None: found by itself.
-    classes: the names, in the order of the labels. numbers: labels are numbers to predict.
-    allow_unlabelled: a sample whose label is no class is left out, and is no error.
+    classes: the names, in the order of the labels; other_names: further lists of these.
+    numbers: labels are numbers to predict. allow_unlabelled: a sample whose label is no class is left out,
+    and is no error. one_set: shards of train and val and the like are one set.
     """
 
     key: str | None = None
     classes: tuple[str, ...] | None = None
     numbers: bool = False
     allow_unlabelled: bool = False
+    one_set: bool = False
+    other_names: tuple[tuple[str, ...], ...] = ()
+
+    def naming(self, labels: Iterable[str]) -> LabelRules:
+        """The rules with that list of names as classes, the first if in doubt, which names most labels."""
+        if not self.other_names or self.classes is None:
+            return self
+        found = set(labels)
+        best = max((self.classes, *self.other_names), key=lambda names: len(found.intersection(names)))
+        return replace(self, classes=best)
 
 
 NO_RULES = LabelRules()

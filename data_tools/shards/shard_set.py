@@ -99,10 +99,13 @@ class ShardSet:
         return opened
 
     @classmethod
-    def scan(cls, folder: Path, rules: LabelRules = NO_RULES) -> ShardSet:
-        """The *.tar shards of a folder without an index; reads each of them once. Errors as read_shards()."""
+    def scan(cls, folder: Path, rules: LabelRules = NO_RULES, names: Sequence[str] = ()) -> ShardSet:
+        """The *.tar shards of a folder, or only `names`, without an index; reads each of them once.
+
+        Errors as read_shards().
+        """
         storage = Storage(folder)
-        return cls.of_scans(storage, folder, read_shards(storage, folder, shards_in(folder), rules))
+        return cls.of_scans(storage, folder, read_shards(storage, folder, names or shards_in(folder), rules))
 
     @classmethod
     def of_scans(cls, storage: Storage, folder: Path, found: ScannedShards) -> ShardSet:
