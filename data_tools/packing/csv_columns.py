@@ -161,11 +161,13 @@ def as_bit(cell: str) -> str:
 
 def _classes(first: list[str], rest: list[list[str]], file: int) -> tuple[int, ...]:
     """The columns that are classes: all others, if they hold 0 and 1; empty if not."""
+    names = list(map(_folded, first))
     places = [
         place
         for place, name in enumerate(first)
-        if place != file and not _is_split(name) and _folded(name) and not _folded(name).startswith("unnamed")
+        if place != file and names[place] and not names[place].startswith("unnamed") and not _is_split(name)
     ]
+    places = [place for place in places if not all(role(cell_of(row, place)) for row in rest)]
     cells = [cell_of(row, place) for row in rest for place in places]
     different = len({first[place] for place in places}) == len(places) > 1
     header = not bits(first[place] for place in places)

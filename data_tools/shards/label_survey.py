@@ -91,6 +91,8 @@ class Survey:
             meaning.said += ", ..." if len(self._written) > _SHOWN else ""
         if self._several and meaning.kind in (Kind.name, Kind.number_of_class):
             meaning.said += f"; images of several classes: {self._several}"
+        if none := self._samples["nothing"]:
+            meaning.said += f"; images of no class: {none}"
         return meaning
 
     def _decide(self, rules: LabelRules, names_from: str, from_table: bool) -> Meaning:
