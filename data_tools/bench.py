@@ -21,7 +21,7 @@ from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
-from data_tools.errors import UsageError, counted
+from data_tools.errors import UsageError, counted, print_line
 from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -65,7 +65,7 @@ def bench(path: Shards, *, images: int, threads: int, config: str | None, as_jso
     recipe = read_recipe(config) if config else IMAGENET
     shards = ShardSet.open(path)
     for note in shards.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_line(f"note: {note}", error=True)
     result = measure(shards, recipe, images, threads)
     if as_json:
         print(json.dumps(result))

@@ -121,14 +121,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """As printable(), but a line break stays if two blanks follow it, as in our own lists and tracebacks.
+
+    So no line begins with what a name in somebody's data says.
+    """
+    return "\n  ".join(map(printable, text.split("\n  ")))
+
+
 def print_line(text: str, *, error: bool = False) -> None:
-    """Print a line on stdout or, for an error, on stderr, at once.
+    """Print a line, as printable_lines() shows it, on stdout or, for an error, on stderr, at once.
 
     Where that is closed, full or no longer read, it is lost, and nothing else goes there any more.
     """
     stream = sys.stderr if error else sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(printable_lines(text), file=stream, flush=True)
     except (OSError, ValueError):
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
+from data_tools.errors import DataError, UsageError, UserError, escape_output, print_line
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -151,17 +151,17 @@ def _predict(arguments: list[str]) -> int:
         try:
             found = run.predict([path], given.topk)[0]
         except DataError as error:  # the other images are still predicted
-            print(f"error: {error}", file=sys.stderr)
+            print_line(f"error: {error}", error=True)
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
+            print_line(json.dumps(row) if given.json else f"{path}: {_as_text(found)}")
     return code
 
 
 def _print_notes(source: TrainedWeights) -> None:
     for note in source.notes:
-        print(printable(f"note: {source.name}: {note}"), file=sys.stderr)
+        print_line(f"note: {source.name}: {note}", error=True)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:
@@ -215,10 +215,10 @@ def _convert(arguments: list[str]) -> int:
 
     done = convert(given.sources, given.destination, given.key)
     origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
-    print(f"{done.tensors} tensors of {origin} -> {done.path}")
+    print_line(f"{done.tensors} tensors of {origin} -> {done.path}")
     if done.left_out:
         names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
-        print(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
+        print_line(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import UserError, escape_output, printable
+from data_tools.errors import UserError, escape_output, print_line
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return status(rest)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

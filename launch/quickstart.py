@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, print_line
 
 from .digits import write_digits
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command again goes on where it stopped", file=sys.stderr)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError, print_line, printable
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         found = look(folder)
         text, good = describe(folder, found, time.time())
         if text.splitlines()[0] != told:
-            print(text, flush=True)
+            print_line(text)
             told = text.splitlines()[0]
         if not given.follow or found.is_over(time.time()):
             return 0 if good else 1

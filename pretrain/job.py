@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import Stopped, UsageError, UserError, print_line, retrying
+from data_tools.errors import Stopped, UsageError, UserError, print_line, printable, retrying
 from data_tools.shards.remote import stop_waiting_when
 from data_tools.shards.urls import without_secrets
 
@@ -198,10 +198,10 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
     The first process to fail prints its error. The others fail because of it and only log their errors. If
     none does, a process was killed: the first to notice says which.
     """
-    text = without_secrets(traceback.format_exc())
-    reason = without_secrets(f"{type(error).__name__}: {error}")
-    log.error("rank %d on %s failed: %s", world.rank, hosts[world.rank], text)
-    rank, cause = world.rank, f"{text}error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
+    text = _traceback()
+    reason = printable(without_secrets(f"{type(error).__name__}: {error}"))
+    log.error("rank %d on %s failed:\n  %s", world.rank, hosts[world.rank], text)
+    rank, cause = world.rank, f"error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
     if world.size > 1 and is_consequence(error):
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
         told = folder.status().get("state") == "failed"
@@ -214,6 +214,8 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
             )
         cause = f"error: {reason}"
     if folder.set_failed(exit_code=1, reason=reason, rank=rank, **({"traceback": text} if text else {})):
+        if text:
+            print_line(text, error=True)
         print_line(cause, error=True)
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
@@ -221,6 +223,11 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
     else:
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
+
+
+def _traceback() -> str:
+    """The present error's, without secrets, its lines indented, so that none passes for another message."""
+    return "\n  ".join(without_secrets(traceback.format_exc()).splitlines())
 
 
 def named(ranks: list[int], hosts: list[str]) -> str:
@@ -237,7 +244,7 @@ def in_one_sentence(raised: Exception) -> UserError:
         return raised
     if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
         raise raised
-    log.error("%s", traceback.format_exc())  # only into the log file
+    log.error("%s", _traceback())  # only into the log file
     text = f"{os.fspath(raised.filename)}: {raised.strerror}"
     return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 

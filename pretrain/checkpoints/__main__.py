@@ -12,7 +12,7 @@ from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output
+from data_tools.errors import DataError, UsageError, UserError, escape_output, print_line
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(given.action(given))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         sys.exit(error.exit_code)
 
 
@@ -92,12 +92,12 @@ def ls(run: str) -> int:
             found = Checkpoint(path)
             engine = f"{found.state['engine'].get('kind')} x {found.state['processes']}"
         except DataError as error:
-            print(f"{path.name}  damaged: {error}")
+            print_line(f"{path.name}  damaged: {error}")
             continue
         groups = sorted({key.partition("/")[0] for key in found.tensors})
         notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
         holds = f"holds {', '.join(groups)}"
-        print("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
+        print_line("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
     for path in sorted(root.glob("*.tmp")):
         print(f"{path.name}  incomplete: being written, or left by an interrupted save")
     for path in sorted(root.glob("*.damaged*")):
@@ -141,7 +141,7 @@ def _is_whole(folder: Path) -> bool:
         found = Checkpoint(folder)
         found.verify()
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return False
     print(f"{folder.name}  whole: {len(found.tensors)} tensors")
     return True
