@@ -59,7 +59,7 @@ def run_job(
 
         split = split_job(config, size)
         inputs = open_inputs(config)
-        planned_model(config, inputs.num_classes)
+        model = planned_model(config, inputs.num_classes)
         compiling(config.engine)
         anew = begins_anew(config, folder)
         begun = [] if anew else complete(folder.checkpoints)
@@ -116,7 +116,7 @@ def run_job(
 
                 limit_torch_threads(config.data.workers)
             job = Job(config, inputs, split, world, folder, stop, watch)
-            trainer = build_trainer(job, starting_values)
+            trainer = build_trainer(job, model, starting_values)
             was_finished = trainer.finished
             if was_finished and unreported:
                 trainer.report(trainer.examples())

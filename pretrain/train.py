@@ -24,10 +24,10 @@ from .config.fault import STEP_PHASES, parse_fault
 from .engine.base import Engine
 from .engine.blocks import compiling
 from .engine.kinds import ENGINES
-from .engine.optim import planned_model, schedule
+from .engine.optim import schedule
 from .evaluate import Interrupted, evaluate, make_examples
 from .inputs import Job, SkippingStream
-from .model.build import model_text
+from .model.build import Model, model_text
 from .model.flops import training_flops_by_tiles
 from .model.init import StartingValues, random_values
 from .objective import build_measure, build_objective
@@ -43,15 +43,14 @@ from .run.stop import EXIT_CODE
 from .run.tracking import Tracker, start_tracking
 
 
-def build_trainer(job: Job, starting_values: StartingValues | None = None) -> Trainer:
-    """Build the model, spread it over the processes, and load the newest checkpoint of the run folder.
+def build_trainer(job: Job, model: Model, starting_values: StartingValues | None = None) -> Trainer:
+    """Give `model` its values, spread it over the processes, and load the run's newest checkpoint.
 
-    starting_values: the initial weights of a run without a checkpoint; None: random ones. Rows of
-    metrics.jsonl after the checkpoint's step are deleted. Called by all processes together. Raises
-    UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
+    model: see `planned_model`. starting_values: the initial weights of a run without a checkpoint; None:
+    random ones. Rows of metrics.jsonl after the checkpoint's step are deleted. Called by all processes
+    together. Raises UsageError if the checkpoint does not fit, DataError if all checkpoints are damaged.
     """
     config, inputs, world, folder = job.config, job.inputs, job.world, job.folder
-    model = planned_model(config, inputs.num_classes)
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     found = newest_checkpoint(folder, world)
     if starting_values is None or found:

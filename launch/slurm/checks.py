@@ -14,6 +14,7 @@ from data_tools.errors import DataError, UsageError, counted
 from pretrain.config import loading
 from pretrain.config.schema import Config
 from pretrain.run.folder import GOING_ON, RunFolder
+from pretrain.run.restart import check_not_lost
 
 from .container import check_image
 from .queue import NO_SUCH_JOB, SILENT, in_queue, state_of
@@ -102,6 +103,8 @@ def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> li
     from pretrain.checkpoints.checkpoint import Checkpoint, complete
 
     saved = complete(RunFolder(run).checkpoints)
+    if not saved and config.run.resume != "restart":
+        check_not_lost(RunFolder(run))
     if saved and config.run.resume in ("auto", "never"):
         found = saved[0]
         if config.run.resume == "never":

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from data_tools.errors import retrying
+
 log = logging.getLogger("pretrain")
 
 
@@ -23,7 +25,7 @@ def erase_or_warn(path: Path) -> bool:
 def erase(path: Path) -> None:
     """Delete a folder, a file or a link (not its target) if it exists. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        retrying(lambda: shutil.rmtree(path))
     else:
         path.unlink(missing_ok=True)
 

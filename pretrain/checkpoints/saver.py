@@ -19,7 +19,7 @@ from torch import Tensor
 from data_tools.errors import UserError, retrying
 
 from .checkpoint import step_folder, temporary_folder
-from .disk import erase, flush_to_disk
+from .disk import erase, erase_or_warn, flush_to_disk
 from .manifest import FORMAT, digest_of, size_and_sha256
 from .pointers import announce_best, best_text, point, read_best, settle_best
 from .retention import Retention, delete_checkpoint
@@ -237,7 +237,7 @@ class Saver:
             delete_checkpoint(path)
 
     def _fail(self, temporary: Path, error: UserError) -> None:
-        self.world.on_rank0(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        self.world.on_rank0(lambda: erase_or_warn(temporary))
         if self.on_error == "stop":
             raise error
         self.error = error

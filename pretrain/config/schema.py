@@ -225,7 +225,7 @@ class LaunchConfig:
 
     # restarts in a row without a newer checkpoint, then the job is not requeued
     max_restarts: int = count(3, at_least=1)
-    # seconds for the processes of a SLURM job to find each other
+    # seconds for the processes of a job to find each other
     join_timeout: int = count(60, at_least=1, at_most=10**7)
 
 

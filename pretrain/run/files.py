@@ -33,12 +33,12 @@ class Secondary:
         for pause in (*(RETRIES if file not in self._failing else ()), None):
             try:
                 write()
-            except OSError as error:
+            except (OSError, ValueError, TypeError, LookupError) as error:  # also of odd rows that are shown
                 if pause is not None:
                     time.sleep(pause)
                 elif file not in self._failing:
                     self._failing.add(file)
-                    text = error.strerror or str(error)
+                    text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
                     log.warning("%s could not be written: %s; the run goes on", file, text)
             else:
                 if file in self._failing:

@@ -89,6 +89,14 @@ def write_report(
 
     classes: a name for each. examples: images to show; None: those of the report that is there.
     """
+    return folder.write(
+        folder.report, lambda: replace_file(folder.report, _page(folder, config, classes, examples))
+    )
+
+
+def _page(
+    folder: RunFolder, config: Config, classes: Sequence[str], examples: Sequence[Example] | None
+) -> str:
     rows = read_rows(folder.metrics, "step")
     steps = [row for row in rows if "split" not in row]
     evaluations = [row for row in rows if "split" in row]
@@ -98,14 +106,13 @@ def write_report(
         shown = _examples_so_far(folder.report)
     else:
         shown = "".join(_example(item, config.objective.name, classes) for item in examples)
-    page = PAGE.format(
+    return PAGE.format(
         title=html.escape(f"{config.run.name}: {config.model.name}"),
         facts=_facts(config, steps),
         curves="".join(curves),
         evaluations=_table(evaluations),
         examples=shown or "none",
     )
-    return folder.write(folder.report, lambda: replace_file(folder.report, page))
 
 
 def _examples_so_far(report: Path) -> str:

@@ -32,20 +32,21 @@ def begin(folder: RunFolder, anew: bool) -> None:
     anew: what the run has so far is kept aside. Otherwise this happens only if it never had a checkpoint.
     Raises UsageError for any other run that has had steps.
     """
-    if anew:
+    if not anew:
+        check_not_lost(folder)
+    if anew or steps_done(folder):
         _set_aside(folder)
-        return
-    done = steps_done(folder)
-    if not done:
-        return
-    status = folder.status()
-    if "checkpoint" in status or "run_id" not in status:  # or, before 0.2, status did not say so
+
+
+def check_not_lost(folder: RunFolder) -> None:
+    """Raises UsageError for a run without a checkpoint that has had steps and one."""
+    done, status = steps_done(folder), folder.status()
+    if done and ("checkpoint" in status or "run_id" not in status):  # before 0.2, status did not say so
         raise UsageError(
             f"{folder.path}: its run has done {done} steps, but {folder.checkpoints} has no checkpoint: put "
             f"its checkpoints back; or begin again with run.resume=restart, which keeps the old files aside",
             shared=True,
         )
-    _set_aside(folder)
 
 
 def steps_done(folder: RunFolder) -> int:

@@ -35,6 +35,9 @@ from .stop import StopFlag
 TICK = 0.4
 HEARTBEAT = 5.0
 PATIENCE = 4.0
+# Seconds in one phase before a process looks whether it is asked if it is there; `lost.PATIENCE` is longer.
+# Most steps take less, so not every process asks the file system at every tick.
+LOOK_FOR_LOST = 2.0
 PHASE_ORDER = ("start-up", *PHASES)
 
 
@@ -89,7 +92,7 @@ class Watchdog:
                 now = time.monotonic()
                 self.ran, before = self.ran + min(now - before, 2 * TICK), now
                 idle = self.ran - self.since
-                if idle > 2 * TICK and lost.answers(self.folder.path).exists():
+                if idle > LOOK_FOR_LOST and lost.answers(self.folder.path).exists():
                     lost.answer(self.folder.path, self.rank)
                 if idle > self.limit or (idle > min(5.0, self.limit / 2) and self.reports.exists()):
                     self._end_process(idle)

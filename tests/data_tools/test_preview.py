@@ -23,7 +23,7 @@ def test_a_preview_shows_tiles_borders_and_bad_images(tmp_path, capsys) -> None:
     build_index(folder)
     out = tmp_path / "out.png"
     assert cli.main(["preview", str(folder), str(out), "--tile-size", "100", "--max-tiles", "2"]) == 0
-    assert capsys.readouterr().out == f"1 images -> {out}\n"
+    assert capsys.readouterr().out == f"1 image -> {out}\n"
     sheet = pixels(out)
     is_red = (abs(sheet - (200, 0, 0)) < 12).all(axis=2)
     rows, columns = np.flatnonzero(is_red.any(axis=1)), np.flatnonzero(is_red.any(axis=0))

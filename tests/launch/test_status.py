@@ -147,7 +147,7 @@ def test_status_asks_the_queue_about_the_jobs_of_the_run(
 ) -> None:
     run = write_run(tmp_path / "run", "7\n8\n", **facts)
     os.utime(run / "slurm/queued", (time.time() - 9, time.time() - 9))
-    stranger = "echo '8|RUNNING|None|(null)|/work/another/slurm/job.sh'"
+    stranger = "echo '8|RUNNING|None|(null)|/elsewhere/another/slurm/job.sh'"
     lines = [stranger, *(answer(run, *words) for words in answers or ())]
     squeue(tmp_path, monkeypatch, "\n".join(lines) if answers is not None else "sleep 30")
     monkeypatch.setattr("launch.slurm.queue.PATIENCE", 10.0 if answers is not None else 0.1)

@@ -157,7 +157,7 @@ def test_what_sbatch_refuses_leaves_everything_as_it_was(
     assert code == 0 and script and files() == before, "--print writes nothing"
 
 
-def test_a_run_that_is_at_work_elsewhere_is_not_queued(
+def test_a_run_that_is_at_work_elsewhere_or_lost_its_checkpoints_is_not_queued(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (recipe.parent / "bin").mkdir()
@@ -170,6 +170,13 @@ def test_a_run_that_is_at_work_elsewhere_is_not_queued(
         facts = {"state": "running", "time": time.time() - ago, "pid": 12, "host": "node9"}
         (run / "status.json").write_text(json.dumps(facts))
         code, _, error = launch(capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}")
+        assert code == 2 and says in error
+    lost = {"state": "stopped", "time": 0.0, "step": 40, "checkpoint": "step-00000040", "run_id": "a"}
+    (run / "status.json").write_text(json.dumps(lost))
+    for resume, says in (("auto", "40 steps, but"), ("restart", "asked")):
+        code, _, error = launch(
+            capsys, "slurm", recipe, *GPU, f"run.dir={run.parent}", f"run.resume={resume}"
+        )
         assert code == 2 and says in error
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
+from pretrain.engine.optim import planned_model
 from pretrain.inputs import Job, open_inputs
 from pretrain.run import processes
 from pretrain.run.folder import RunFolder
@@ -46,7 +47,8 @@ for name, settings in json.loads(runs).items():
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     before = resident("VmRSS")
-    trainer = build_trainer(Job(config, inputs, split, world, folder, stop, watchdog))
+    model = planned_model(config, inputs.num_classes)
+    trainer = build_trainer(Job(config, inputs, split, world, folder, stop, watchdog), model)
     built = resident("VmHWM") - before
     trainer.run()
     rises[name] = world.gather((built, resident("VmHWM") - before))

@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
 from pretrain.engine import blocks
+from pretrain.engine.optim import planned_model
 from pretrain.inputs import Job, open_inputs
 from pretrain.run import processes
 from pretrain.run.folder import RunFolder
@@ -57,7 +58,7 @@ for name, settings in json.loads(runs).items():
     stop = StopFlag()
     watchdog = Watchdog(folder, world.rank, ["here"] * world.size, 60, stop)
     job = Job(config, open_inputs(config), split, world, folder, stop, watchdog)
-    assert build_trainer(job).run() == 0
+    assert build_trainer(job, planned_model(config, job.inputs.num_classes)).run() == 0
     assert counters["stats"]["unique_graphs"] in (0, 2 * config.engine.compile)
     assert (graph_calls > 0) == config.engine.compile
 processes.leave(world, 0)

@@ -16,8 +16,10 @@ import pytest
 from jobs import ROOT, Data, metrics, run, status, write_recipe
 
 from data_tools.errors import UserError
+from pretrain.config.schema import Config
 from pretrain.run.files import append_rows, read_object, read_rows
 from pretrain.run.folder import RunFolder
+from pretrain.run.report import write_report
 
 TORN = [b"\xff\xfe\x00", b"5", b"[]", b"null", b'{"step": "7"}', b"[" * 100_000, b'{"step": 3, "loss"']
 
@@ -176,3 +178,17 @@ def test_a_watchdog_that_was_suspended_kills_nothing_and_one_that_was_not_says_w
         process.kill()
     assert process.returncode == 1
     assert "error: rank 0 on here" in errors
+
+
+@pytest.mark.parametrize(
+    "row", [{"step": 1, "loss": "x"}, {"step": 1, "images": "many"}, {"step": 1, "lr": [1]}]
+)
+def test_odd_rows_end_no_run_at_its_report(
+    tmp_path: Path, row: dict[str, object], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.run.files.RETRIES", ())
+    folder = RunFolder(tmp_path)
+    append_rows(folder.metrics, [row, row])
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        assert not write_report(folder, Config())
+    assert "report.html could not be written" in caplog.text
