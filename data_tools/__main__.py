@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError, counted, escape_output, print_line
+from data_tools.errors import Parser, UsageError, UserError, counted, escape_output, print_line
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -46,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
         print_line(f"error: {where}{error.strerror or error}", error=True)
         return UsageError.exit_code
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print_line("interrupted: run the same command again to go on", error=True)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Images to shards.")
+    parser = Parser(prog="python -m data_tools", description="Images to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pack", help="make shards of images, or of other shards")
@@ -166,9 +166,10 @@ def _pack(options: argparse.Namespace) -> int:
         print_line(f"labels: {parts[0].labels}", error=True)
         for image in parts[0].no_class:
             print_line(f"left out {image}", error=True)
-        print(parts[0].account, file=sys.stderr)
+        for line in str(parts[0].account).split("\n"):
+            print_line(line, error=True)
         for part in parts:
-            print(part)
+            print_line(str(part))
     return 0
 
 
@@ -178,8 +179,8 @@ def _index(options: argparse.Namespace) -> int:
     for problem in summary.problems:
         print_line(f"left out {problem}", error=True)
     if summary.ignored:
-        print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
-    print(
+        print_line(f"ignored {summary.ignored} members that are neither image nor label", error=True)
+    print_line(
         f"indexed {counted(summary.samples, 'sample')}, {counted(summary.shards, 'shard')}, "
         f"{summary.bytes / 1e6:.1f} MB, {len(summary.problems)} left out -> {place}"
     )
@@ -209,7 +210,7 @@ def _verify(options: argparse.Namespace) -> int:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
         print_line(sentence)
     found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
-    print(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
+    print_line(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
     return 0 if balanced and not bad else 3
 
 
@@ -227,7 +228,7 @@ def _preview(options: argparse.Namespace) -> int:
         max_tiles=options.max_tiles,
         max_pixels=options.max_pixels,
     )
-    print(f"{counted(images, 'image')} -> {options.out}")
+    print_line(f"{counted(images, 'image')} -> {options.out}")
     return 0
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output, print_line
+from data_tools.errors import DataError, Parser, UsageError, UserError, escape_output, print_json, print_line
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -52,7 +51,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
     from .config import FinetuneConfig, load_begun, load_finetune
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
         epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
@@ -91,7 +90,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune evaluate",
         description="Exact accuracy over SHARDS, as one JSON line.",
     )
@@ -122,14 +121,12 @@ def _evaluate(arguments: list[str]) -> int:
         given.workers,
     )
     if world.rank == 0:
-        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
+        print_json({key: finite(value) for key, value in found.row().items()})
     processes.leave(world, 0)
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune predict", description="Class names and probabilities of images."
-    )
+    parser = Parser(prog="python -m finetune predict", description="Class names and probabilities of images.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--topk", type=int, default=3)
@@ -155,7 +152,7 @@ def _predict(arguments: list[str]) -> int:
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print_line(json.dumps(row) if given.json else f"{path}: {_as_text(found)}")
+            print_json(row) if given.json else print_line(f"{path}: {_as_text(found)}")
     return code
 
 
@@ -175,9 +172,7 @@ def _as_text(found: Prediction) -> str:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune export", description="The weights of a run for other programs."
-    )
+    parser = Parser(prog="python -m finetune export", description="The weights of a run for other programs.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("destination", metavar="DST", help="the file to write; for hf and timm a new folder")
     parser.add_argument(
@@ -193,15 +188,15 @@ def _export(arguments: list[str]) -> int:
 
     if given.format == "safetensors":
         done = export_safetensors(given.run, given.destination, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path}")
     else:
         done = export_folder(given.run, given.destination, given.format, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune convert",
         description="Weights in pickles of torch.save as a safetensors file. Only tensors and plain values "
         "are read (weights_only=True), which runs no code of the pickle.",

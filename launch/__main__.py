@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
+    (sys.stdout if command in ("-h", "--help") else sys.stderr).write(USAGE)
     return 0 if command in ("-h", "--help") else 2
 
 

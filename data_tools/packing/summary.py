@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from data_tools.errors import printable
 from data_tools.packing.labelling import Entry, Labelled
 from data_tools.packing.listing import Listing, Reason, rows
 from data_tools.shards.class_names import plain_name
@@ -42,7 +43,7 @@ class Account:
         lines += [f"  {one}" for one in self.empty[:_SHOWN]]
         if len(self.empty) > _SHOWN:
             lines.append(f"  and {len(self.empty) - _SHOWN} more")
-        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+        return "\n".join(map(printable, lines + [f"warning: {warning}" for warning in self.warnings]))
 
 
 def account_for(

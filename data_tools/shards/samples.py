@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, printable
+from data_tools.errors import DataError, shown
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import LABEL, MAX_CLASSES, NO_LABEL, Labels, parse_cls, parse_json
 from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 CLS, JSON = "cls", "json"
@@ -43,7 +43,7 @@ class Problem:
 
     def __str__(self) -> str:
         shard = shown(self.shard) if is_url(self.shard) else self.shard
-        return printable(f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}")
+        return f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}"
 
 
 @dataclass

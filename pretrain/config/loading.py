@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, printable, retrying
+from data_tools.errors import UsageError, retrying
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -99,7 +99,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{printable(path)}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {error}") from None
     keys = known_keys(schema)
     given: dict[str, Any] = {}
     for item in overrides:
