@@ -262,7 +262,7 @@ def _progress(quiet: bool) -> Iterator:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
 
 
@@ -276,14 +276,14 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]B)?", text.upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500000, 100MB or 1GB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500000, 100MB or 1GB")
     return size
 
 
 def _split(text: str) -> tuple[str, float]:
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_]*)=(0?\.[0-9]+)", text)
     if not match or match[1] == "train" or float(match[2]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE such as val=0.2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=SHARE such as val=0.2")
     return match[1], float(match[2])
 
 

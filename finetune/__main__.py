@@ -209,7 +209,7 @@ def _convert(arguments: list[str]) -> int:
     from .formats.unpickle import convert
 
     done = convert(given.sources, given.destination, given.key)
-    origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
+    origin = f"'{done.key}' of {given.sources[0]}" if done.key else given.sources[0]
     print_line(f"{done.tensors} tensors of {origin} -> {done.path}")
     if done.left_out:
         names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")

@@ -89,7 +89,7 @@ def read_csv(options: CsvOptions, is_image: Callable[[str], bool]) -> CsvTable:
         cells = cells + [""] * (width - len(cells))
         found.append(Row(line, cells[file], cells[label]))
     first = rows[0][1]
-    form = [f"file is column {first[file]!r} and label {first[label]!r}"]
+    form = [f"file is column '{first[file]}' and label '{first[label]}'"]
     if not header:
         form = [f"without a header, file is column {file + 1} and label {label + 1}"]
     form += [f"separated by {mark}"] * (separator != ",")
@@ -193,7 +193,7 @@ def _columns(
         label = candidates[0]
     if file == label:
         raise UsageError(
-            f"{options.path}: the file and the label cannot be the same column, {first[file]!r}."
+            f"{options.path}: the file and the label cannot be the same column, '{first[file]}'."
         )
     by_name = not all(map(_is_number, options.columns.values()))
     known = bool(usual[FILE] and usual[LABEL]) and not is_image(first[file])
@@ -226,7 +226,7 @@ def _told(first: list[str], name: str, path: Path) -> int:
     if len(places) == 1:
         return places[0]
     raise UsageError(
-        f"{path} has {len(places) or 'no'} column {name!r}; it has {_shown(first)}: say which with --columns."
+        f"{path} has {len(places) or 'no'} column '{name}'; it has {_shown(first)}: say which with --columns."
     )
 
 

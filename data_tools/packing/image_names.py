@@ -34,7 +34,7 @@ class ImageNames:
             for path in candidates:
                 found = known.get(_folded(path), [])
                 if len(found) > 1:
-                    raise DataError(f"{name!r} could be {' or '.join(map(repr, sorted(found)))}.")
+                    raise DataError(f"'{name}' could be '" + "' or '".join(sorted(found)) + "'.")
                 if found:
                     return found[0]
         return None

@@ -72,7 +72,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
         if (label := number.get(plain[name])) is not None:
             entries.append(Entry(path, source.images[path], label))
         else:
-            no_class.append(f"{path!r}: {plain[name]!r} is no class of --classes")
+            no_class.append(f"'{path}': '{plain[name]}' is no class of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     if not entries:
@@ -102,14 +102,14 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
         if path in lines:
-            raise DataError(f"{place}: {path!r} is listed twice.")
+            raise DataError(f"{place}: '{path}' is listed twice.")
         lines[path] = row.line
         try:
             if row.label not in split:
                 split[row.label] = _split(row.label, options.separator)
             labels[path] = split[row.label]
         except ValueError as error:
-            no_class.append(f"{place}: {path!r}: {error}")
+            no_class.append(f"{place}: '{path}': {error}")
     if not lines:
         raise DataError(f"{options.path} lists no images.")
     survey = Survey()
@@ -121,7 +121,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         try:
             numbers[path] = meaning.resolve(found)
         except LabelError as error:
-            no_class.append(f"{options.path}:{lines[path]}: {path!r}: {error}")
+            no_class.append(f"{options.path}:{lines[path]}: '{path}': {error}")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     several = any(len(found) != 1 for found in numbers.values())
@@ -129,7 +129,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         few, many = min(lengths), max(lengths)
         path = next(path for path, found in numbers.items() if len(found) == few)
         raise DataError(
-            f"{options.path}:{lines[path]}: {path!r} has {few} numbers where others have {many}: give every "
+            f"{options.path}:{lines[path]}: '{path}' has {few} numbers where others have {many}: give every "
             "image the same number of them."
         )
     entries = [
@@ -141,7 +141,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         raise DataError(f"{options.path} has no label that is a class.")
     said = f"{options.path} ({table.understood}): {meaning.said}"
     if options.separator is None and (mark := _separator_inside(labels)):
-        said += f"; {mark!r} is part of the names (--label-separator {mark!r} makes several labels)"
+        said += f"; '{mark}' is part of the names (--label-separator '{mark}' makes several labels)"
     left = [path for path in images if path not in lines]
     return Labelled(entries, meaning.classes or [], left, said, meaning.kind is Kind.number, no_class)
 
@@ -166,7 +166,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
         try:
             labels = labels if number is None else tuple(number[int(label)] for label in labels)
         except KeyError as error:
-            name = f" ({shards.classes[error.args[0]]!r})" if shards.classes else ""
+            name = f" ('{shards.classes[error.args[0]]}')" if shards.classes else ""
             outside.append(f"{path}: label {error.args[0]}{name} is no class of --classes")
         else:
             entries.append(Entry(path, size, labels if several else next(iter(labels), None)))
@@ -218,11 +218,11 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
         why = source.why_not(name.replace("\\", "/").removeprefix("./"))
         example = next(iter(source.images))
         raise DataError(
-            f"{place}: {source.name} has no image {name!r}: "
+            f"{place}: {source.name} has no image '{name}': "
             + (
                 f"it is passed over ({why})."
                 if why
-                else f"files are named by their path inside of it, as {example!r} is."
+                else f"files are named by their path inside of it, as '{example}' is."
             )
         )
     return path

@@ -20,6 +20,7 @@ from data_tools.shards.label_meaning import (
     kind_of,
     name_of,
     numbered,
+    quoted,
 )
 from data_tools.shards.labels import MAX_CLASSES, LabelRules, Labels
 
@@ -41,7 +42,7 @@ class Survey:
         self._samples[kind] += 1
         if kind not in self._example and labels:
             label = next(label for label in labels if kind_of(label) == kind)
-            self._example[kind] = f"{label!r} ({place})"
+            self._example[kind] = f"{quoted(label)} ({place})"
         for label in labels:
             if isinstance(label, int) and label >= 0:
                 self._numbers[label] += 1
@@ -130,7 +131,7 @@ class Survey:
             classes = [str(number) for number in numbers]
             said = (
                 f"whole numbers {low} to {high} without 0, so they are taken as names, and class "
-                f"{classes[0]!r} is label 0: {len(classes)} classes"
+                f"'{classes[0]}' is label 0: {len(classes)} classes"
             )
             return Meaning(Kind.name, said, classes, numbered(classes), limit)
         said = f"whole numbers, so class numbers {low} to {high}: {high + 1} classes"

@@ -63,7 +63,7 @@ def parse_text(text: str) -> Value:
         return int(text)
     name = plain_name(text)
     if not name or len(name) > _MAX_NAME or any(unicodedata.category(char) == "Cc" for char in name):
-        raise ValueError(f"label {name[:40]!r} is not an integer of 0 or more, nor the name of a class")
+        raise ValueError(f"label '{name[:40]}' is not an integer of 0 or more, nor the name of a class")
     return sys.intern(name)  # one object for all samples of a class
 
 
@@ -110,7 +110,7 @@ def _value(one: object) -> Value:
     if isinstance(one, str):
         return parse_text(one)
     if isinstance(one, bool) or not isinstance(one, int | float):
-        raise ValueError(f"label {str(one)[:40]!r} is not an integer of 0 or more, nor the name of a class")
+        raise ValueError(f"label '{str(one)[:40]}' is not an integer of 0 or more, nor the name of a class")
     if abs(one) > MAX_NUMBER or not math.isfinite(one):
-        raise ValueError(f"label {str(one)[:40]!r} is not a finite number")
+        raise ValueError(f"label '{str(one)[:40]}' is not a finite number")
     return one

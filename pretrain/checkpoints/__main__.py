@@ -188,7 +188,7 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
     tensors, prefix = read_foreign(Path(source), shapes)
     facts = {"step": 0, "classes": None, **model_facts(config, config.model.num_classes)}
     write_weights(Path(destination), shapes, tensors.__getitem__, facts)
-    removed = f", without the prefix {prefix!r} before their names" if prefix else ""
+    removed = f", without the prefix '{prefix}' before their names" if prefix else ""
     print_line(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}{removed}")
     return 0
 

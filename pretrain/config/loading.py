@@ -44,7 +44,7 @@ def load(
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{text!r}: it is not UTF-8: give the file or folder another name") from None
+            raise UsageError(f"'{text}': it is not UTF-8: give the file or folder another name") from None
     path = find_recipe(path)
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
@@ -105,7 +105,7 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"{item!r}: settings are written key=value")
+            raise UsageError(f"'{item}': settings are written key=value")
         check_key(key, keys, "command line")
         given[key] = parse_value(value, key, keys)
     try:
