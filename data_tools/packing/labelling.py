@@ -65,6 +65,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
     """
     plain = {name: plain_name(name) for name in names.values()}
     found = set(plain.values())
+    rules = rules.naming(found)
     classes = list(rules.classes or ()) or sorted(found, key=str.encode)
     number = _numbered(classes)
     entries, no_class = [], []
@@ -72,7 +73,8 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
         if (label := number.get(plain[name])) is not None:
             entries.append(Entry(path, source.images[path], label))
         else:
-            no_class.append(f"'{path}': '{plain[name]}' is no class of --classes")
+            what = "the name of several classes" if plain[name] in classes else "no class"
+            no_class.append(f"'{path}': '{plain[name]}' is {what} of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     if not entries:
@@ -97,19 +99,16 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     labels: dict[str, Labels] = {}
     split: dict[str, Labels] = {}
     lines: dict[str, int] = {}
-    no_class: list[str] = []
     for row in table.rows:
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
         if path in lines:
             raise DataError(f"{place}: '{path}' is listed twice.")
         lines[path] = row.line
-        try:
-            if row.label not in split:
-                split[row.label] = _split(row.label, options.separator)
-            labels[path] = split[row.label]
-        except ValueError as error:
-            no_class.append(f"{place}: '{path}': {error}")
+        if row.label not in split:
+            parts = row.label.split(options.separator) if options.separator else [row.label]
+            split[row.label] = sum(map(parse_text, parts), ())
+        labels[path] = split[row.label]
     if not lines:
         raise DataError(f"{options.path} lists no images.")
     survey = Survey()
@@ -117,6 +116,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         survey.add(found, f"{options.path}:{lines[path]}")
     meaning = survey.decide(rules, GIVEN, from_table=True)
     numbers: dict[str, tuple[float, ...]] = {}
+    no_class: list[str] = []
     for path, found in labels.items():
         try:
             numbers[path] = meaning.resolve(found)
@@ -153,6 +153,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
     DataError for a class that is none of them.
     """
     shards = source.shards
+    rules = rules.naming(shards.classes or ())
     ignored = [str(problem) for problem in shards.problems if not problem.no_class]
     no_class = [str(problem) for problem in shards.problems if problem.no_class]
     if shards.left_out and not shards.problems:
@@ -226,16 +227,6 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
             )
         )
     return path
-
-
-def _split(text: str, separator: str | None) -> Labels:
-    """The labels in a cell. ValueError for one that is empty."""
-    parts = [text] if separator is None else text.split(separator)
-    if not text:
-        raise ValueError("has no label")
-    if not all(part.strip() for part in parts):
-        raise ValueError("has an empty label")
-    return tuple(map(parse_text, parts))
 
 
 def _separator_inside(labels: dict[str, Labels]) -> str | None:

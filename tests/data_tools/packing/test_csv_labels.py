@@ -108,7 +108,7 @@ def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat:
         ('file,label\nim2.jpg,"cat\nim3.jpg,dog\n', [], 3, "check its quotes"),
         ("im9.jpg,cat\nim2.jpg,dog\nim3.jpg,dog\n", [], 3, "labels.csv:1: "),
         ("file,label\nim2.jpg,cat\nIM2.jpg,dog\n", [], 3, "'im2.jpg' is listed twice"),
-        ("file,label\nim2.jpg,\n", [], 3, "has no label"),
+        ("file,label\nim2.jpg,\n", [], 3, "the label is empty"),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_refused_in_one_sentence(
