@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UsageError
+from data_tools.shards.class_names import quoted_names
 from data_tools.shards.roles import role
 
 FILE, LABEL = "file", "label"
@@ -86,7 +87,7 @@ def find_columns(
             raise _unclear(first, path)
         label = candidates[0]
     if file == label:
-        raise UsageError(f"{path}: the file and the label cannot be the same column, {first[file]!r}.")
+        raise UsageError(f"{path}: the file and the label cannot be the same column, '{first[file]}'.")
     by_name = not all(map(_is_number, columns.values()))
     known = bool(usual[FILE] and usual[LABEL]) and not is_image(first[file])
     return Columns(file, (label,), int(by_name or known or _is_header(first, rest, file, label, is_image)))
@@ -107,10 +108,10 @@ def taken(
         found = Counter(cell_of(row, place) for _, row in rows)
         if missing := set(values).difference(found):
             raise UsageError(
-                f"{path} has no {min(missing)!r} in its column {name!r}, but {_shown(list(found))}."
+                f"{path} has no '{min(missing)}' in its column '{name}', but {quoted_names(list(found))}."
             )
         rows = [(line, row) for line, row in rows if cell_of(row, place) in values]
-        said.append(f"with {' or '.join(values)} in column {name!r}, {len(rows)} of {found.total()} rows")
+        said.append(f"with {' or '.join(values)} in column '{name}', {len(rows)} of {found.total()} rows")
     label = columns.labels[0]
     if not told and len(columns.labels) == 1 and (found := _splits(rows, label, False)):
         raise UsageError(
@@ -123,7 +124,7 @@ def taken(
             counts = ", ".join(f"{value} ({count})" for value, count in found.items())
             one, *more = (shlex.quote(f"{name}={values}") for values in (next(iter(found)), ",".join(found)))
             raise UsageError(
-                f"{path} has rows of several sets, as its column {name!r} says: {counts}. Take one with "
+                f"{path} has rows of several sets, as its column '{name}' says: {counts}. Take one with "
                 f"--where {one}, or all with --where {more[0]}."
             )
     return rows, said
@@ -203,7 +204,7 @@ def place_of(first: list[str], name: str, path: Path) -> int:
     if len(places) == 1:
         return places[0]
     raise UsageError(
-        f"{path} has {len(places) or 'no'} column {name!r}; it has {_shown(first)}: give one "
+        f"{path} has {len(places) or 'no'} column '{name}'; it has {quoted_names(first)}: give one "
         "of these, or its number."
     )
 
@@ -214,14 +215,10 @@ def _is_number(name: str) -> bool:
 
 def _unclear(first: list[str], path: Path) -> UsageError:
     return UsageError(
-        f"{path} must have the columns file and label, once, in its first line, which has {_shown(first)}: "
-        "say which are meant with --columns file=NAME,label=NAME (or their numbers, from 1). Where each "
-        "class has a column, all of these hold 0 or 1."
+        f"{path} must have the columns file and label, once, in its first line, which has "
+        f"{quoted_names(first)}: say which are meant with --columns file=NAME,label=NAME (or their numbers, "
+        "from 1). Where each class has a column, all of these hold 0 or 1."
     )
-
-
-def _shown(first: list[str]) -> str:
-    return ", ".join(map(repr, first[:20])) + (" ..." if len(first) > 20 else "")
 
 
 def _folded(name: str) -> str:

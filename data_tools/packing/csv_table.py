@@ -25,8 +25,8 @@ from data_tools.packing.csv_columns import (
     find_columns,
     taken,
 )
+from data_tools.shards.class_names import quoted_names
 
-_SHOWN = 10
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|", " ": "space"}
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
@@ -91,15 +91,17 @@ def read_csv(options: CsvOptions, is_image: Callable[[str], bool]) -> CsvTable:
                 f"{options.path}:{line}: more cells than columns: a name with a {mark} stands in quotes."
             )
     names = rows[0][1] if columns.header else [str(place + 1) for place in range(width)]
-    rows, form = taken(
-        rows[columns.header :], names, columns, options.where, options.path, LABEL in options.columns
-    )
+    by_user = LABEL in options.columns
+    rows, form = taken(rows[columns.header :], names, columns, options.where, options.path, by_user)
     several, label = len(columns.labels) > 1, names[columns.labels[0]]
     classes = tuple(names[place] for place in columns.labels) if several else ()
     read = _by_class(rows, classes, columns, options.path) if several else _by_label(rows, columns)
-    shown = ", ".join(map(repr, classes[:_SHOWN])) + ", ..." * (len(classes) > _SHOWN)
-    said = f"each of {len(classes)} columns is a class: {shown}" if several else f"label {label!r}"
-    form.insert(0, f"file is column {names[columns.file]!r} and {said}")
+    form.insert(0, f"file is column '{names[columns.file]}' and label '{label}'")
+    if several:
+        form[0] = (
+            f"file is column '{names[columns.file]}' and each of {len(classes)} others is a class: "
+            f"{quoted_names(classes)}"
+        )
     if not columns.header:
         form[0] = f"without a header, file is column {names[columns.file]} and label {label}"
     form += [f"separated by {mark}"] * (separator != ",")
@@ -118,7 +120,7 @@ def _by_class(rows: Rows, classes: tuple[str, ...], columns: Columns, path: Path
     for line, row in rows:
         cells = [as_bit(cell_of(row, place)) for place in columns.labels]
         if (odd := next((cell for cell in cells if cell not in pair), None)) is not None:
-            raise DataError(f"{path}:{line}: {odd!r} in the column of a class is neither 0 nor 1.")
+            raise DataError(f"{path}:{line}: '{odd}' in the column of a class is neither 0 nor 1.")
         names = tuple(name for name, cell in zip(classes, cells, strict=True) if cell in ("1", "true"))
         found.append(Row(line, cell_of(row, columns.file), names))
     return found

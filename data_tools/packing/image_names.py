@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shards.class_names import plain_name
+from data_tools.shards.class_names import plain_name, quoted_names
 
 
 class ImageNames:
@@ -34,14 +34,14 @@ class ImageNames:
             for path in candidates:
                 found = known.get(_folded(path), [])
                 if len(found) > 1:
-                    raise DataError(f"{name!r} could be {' or '.join(map(repr, sorted(found)))}.")
+                    raise DataError(f"'{name}' could be {quoted_names(sorted(found), ' or ')}.")
                 if found:
                     return found[0]
         for path in map(_folded, candidates):
             found = [one for one in self._by_base.get(posixpath.basename(path), []) if _ends(one, path)]
             if len(found) > 1:
-                which = " or ".join(map(repr, sorted(found)))
-                raise DataError(f"{name!r} could be {which}: pack the folder that is meant.")
+                which = quoted_names(sorted(found), " or ")
+                raise DataError(f"'{name}' could be {which}: pack the folder that is meant.")
             if found:
                 return found[0]
         return None

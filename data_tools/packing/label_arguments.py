@@ -121,5 +121,5 @@ def _columns(text: str) -> dict[str, str]:
     found = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     columns = {what.strip(): name.strip() for what, name in found.items()}
     if len(found) < len(text.split(",")) or not columns.keys() <= {FILE, LABEL} or not all(columns.values()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not file=NAME,label=NAME")
+        raise argparse.ArgumentTypeError(f"'{text}' is not file=NAME,label=NAME")
     return columns

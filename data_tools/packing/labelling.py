@@ -74,7 +74,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
             entries.append(Entry(path, source.images[path], label))
         else:
             what = "the name of several classes" if plain[name] in classes else "no class"
-            no_class.append(f"{path!r}: {plain[name]!r} is {what} of --classes")
+            no_class.append(f"'{path}': '{plain[name]}' is {what} of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     if not entries:
@@ -104,7 +104,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         path = _find(finder, row.file, place, source)
         if path in lines:
             raise DataError(
-                f"{place}: {path!r} is listed twice: several labels of an image stand in one row, with "
+                f"{place}: '{path}' is listed twice: several labels of an image stand in one row, with "
                 "--label-separator."
             )
         lines[path] = row.line
@@ -127,7 +127,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         try:
             numbers[path] = meaning.resolve(found)
         except LabelError as error:
-            no_class.append(f"{options.path}:{lines[path]}: {path!r}: {error}")
+            no_class.append(f"{options.path}:{lines[path]}: '{path}': {error}")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     several = any(len(found) != 1 for found in numbers.values())
@@ -135,7 +135,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         few, many = min(lengths), max(lengths)
         path = next(path for path, found in numbers.items() if len(found) == few)
         raise DataError(
-            f"{options.path}:{lines[path]}: {path!r} has {few} numbers where others have {many}: give every "
+            f"{options.path}:{lines[path]}: '{path}' has {few} numbers where others have {many}: give every "
             "image the same number of them."
         )
     entries = [
@@ -146,12 +146,11 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     if not entries:
         raise DataError(f"{options.path} has no label that is a class.")
     said = f"{options.path} ({table.understood}): {meaning.said}"
-    if below := [
-        (row.file, path) for row, path in zip(table.rows, lines, strict=True) if _is_below(row.file, path)
-    ]:
-        said += f"; images found in sub-folders: {len(below)}, first {below[0][0]!r} as {below[0][1]!r}"
+    named = zip(table.rows, lines, strict=True)
+    if below := [(row.file, path) for row, path in named if _is_below(row.file, path)]:
+        said += f"; images found in sub-folders: {len(below)}, first '{below[0][0]}' as '{below[0][1]}'"
     if options.separator is None and (mark := _separator_inside(labels)):
-        said += f"; {mark!r} is part of the names (--label-separator {mark!r} makes several labels)"
+        said += f"; '{mark}' is part of the names (--label-separator '{mark}' makes several labels)"
     left = [path for path in images if path not in lines]
     return Labelled(entries, meaning.classes or [], left, said, meaning.kind is Kind.number, no_class)
 
@@ -177,7 +176,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
         try:
             labels = labels if number is None else tuple(number[int(label)] for label in labels)
         except KeyError as error:
-            name = f" ({shards.classes[error.args[0]]!r})" if shards.classes else ""
+            name = f" ('{shards.classes[error.args[0]]}')" if shards.classes else ""
             outside.append(f"{path}: label {error.args[0]}{name} is no class of --classes")
         else:
             entries.append(Entry(path, size, labels if several else next(iter(labels), None)))
@@ -229,11 +228,11 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
         why = source.why_not(name.replace("\\", "/").removeprefix("./"))
         example = next(iter(source.images))
         raise DataError(
-            f"{place}: {source.name} has no image {name!r}: "
+            f"{place}: {source.name} has no image '{name}': "
             + (
                 f"it is passed over ({why})."
                 if why
-                else f"files are named by their path inside of it, as {example!r} is."
+                else f"files are named by their path inside of it, as '{example}' is."
             )
         )
     return path

@@ -184,7 +184,7 @@ def test_columns_of_zeros_and_ones_are_classes(zero_one: tuple[str, str], flat: 
         table += f"{n},{image(n)},{cells}\n"
     assert pack(flat, table) == 0
     said = capsys.readouterr().err.splitlines()[0]
-    assert "each of 3 columns is a class: 'MEL', 'NV', 'BCC'" in said
+    assert "each of 3 others is a class: 'MEL', 'NV', 'BCC'" in said
     assert "images of several classes: 1; images of no class: 1" in said
     classes, labels = packed(flat)
     assert classes == ["MEL", "NV", "BCC"]
