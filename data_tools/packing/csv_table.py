@@ -30,6 +30,7 @@ from data_tools.shards.class_names import quoted_names
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|", " ": "space"}
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
@@ -40,12 +41,14 @@ _SEP_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # by which Excel is told
 class CsvOptions:
     """A csv of labels. columns: the names, or the places from 1 on, of its columns `file` and `label`, where
     somebody says them. separator: between several labels of an image; None: each image has one. where: the
-    values that a column must have in the rows that are meant."""
+    values that a column must have in the rows that are meant. allow_missing: rows without an image are left
+    out."""
 
     path: Path
     columns: dict[str, str] = field(default_factory=dict)
     separator: str | None = None
     where: dict[str, list[str]] = field(default_factory=dict)
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,10 @@ def _decoded(path: Path) -> tuple[str, str]:
         raise UsageError(f"{path} does not exist: give the csv with the labels.") from None
     codec, shown = next((mark[1:] for mark in _MARKS if data.startswith(mark[0])), ("utf-8", "UTF-8"))
     head = data[:4096]
-    if codec == "utf-8" and b"\0" in head:  # UTF-16 without a mark: every other byte of plain text is 0
+    if codec == "utf-8" and head.count(0) * 4 > len(head):  # UTF-16 without a mark: every other byte is 0
         codec, shown = ("utf-16-le" if head[1::2].count(0) >= head[::2].count(0) else "utf-16-be"), "UTF-16"
+    if (codec == "utf-8" and b"\0" in data) or data.lstrip()[:1] in (b"{", b"["):
+        raise DataError(f"{path} is another kind of file, not a csv: save the table as a csv in UTF-8.")
     try:
         return data.decode(codec), shown
     except UnicodeDecodeError as error:

@@ -22,9 +22,20 @@ class ImageNames:
         self._paths = set(paths)
         self._roots = [os.path.abspath(source), os.path.realpath(source)] if source.is_dir() else []
         self._folder = os.path.dirname(os.path.abspath(table))
+        self.start = ""  # what all names begin with and no path does
+
+    def leave_out_start(self, name: str) -> None:
+        """If only the end of this absolute path is that of an image, take it that all names begin so."""
+        parts = name.replace("\\", "/").split("/")
+        if (not parts[0] or parts[0].endswith(":")) and not self.names_one(name):
+            ends = ((n, "/".join(parts[n:])) for n in range(1, len(parts)))
+            cut = next((n for n, end in ends if end in self._paths), 0)
+            self.start = "".join(f"{part}/" for part in parts[:cut])
 
     def find(self, name: str) -> str | None:
         """The path of the image that is called `name`, or None. DataError if two images could be meant."""
+        if self.start and name.replace("\\", "/").startswith(self.start):
+            name = name[len(self.start) :]
         if name in self._paths:
             return name
         candidates = self._candidates(name)

@@ -90,8 +90,11 @@ class Survey:
             some = sorted(self._written)[:_SHOWN]
             meaning.said += "; " + ", ".join(f"'{one.written}' is {one}" for one in some)
             meaning.said += ", ..." * (len(self._written) > _SHOWN)
-        if self._several and meaning.kind in (Kind.name, Kind.number_of_class):
-            meaning.said += f"; images of several classes: {self._several}"
+        if meaning.kind in (Kind.name, Kind.number_of_class):
+            if self._several:
+                meaning.said += f"; images of several classes: {self._several}"
+            elif len(self._numbers) + len(self._names) == sum(self._samples.values()) > 2:
+                meaning.said += "; every image has a label of its own, as if it were no class"
         if none := self._samples["nothing"]:
             meaning.said += f"; images of no class: {none}"
         return meaning
