@@ -109,7 +109,9 @@ def check_numbers(classes: Sequence[str]) -> None:
         if name.isascii() and name.isdigit() and name != str(label):
             raise UsageError(
                 f"class {label} of --classes is called {name!r}, so that a number in shards could mean its "
-                "place or its name: give a classes.json with other names."
+                "place or its name: if the place, put a classes.json with these names beside the shards "
+                "and leave out --classes; if the name, index them with --classes N first, for the numbers "
+                "0 to N - 1, and then pack them anew with these --classes."
             )
 
 
