@@ -93,10 +93,12 @@ class Meaning:
         return label
 
 
-def refuse(problems: Iterable[object]) -> DataError:
+def refuse(problems: Iterable[object], names_from: str = GIVEN) -> DataError:
     """The error for labels that name no class."""
     lines = list(map(str, problems))
     advice = "mend them, or leave them out with --allow-unlabelled"
+    if names_from not in ("", GIVEN):
+        advice += f", or take {names_from} away if it is not of these shards"
     if len(lines) == 1:
         return DataError(f"{lines[0]}: {advice.replace('them', 'it')}.")
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
