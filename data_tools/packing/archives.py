@@ -66,7 +66,7 @@ class ZipSource:
         try:
             return self._zip.read(self._at[path])
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{self.name} cannot be read at {path!r}: {error}.") from error
+            raise DataError(f"{self.name} cannot be read at '{path}': {error}.") from error
 
 
 class TarSource:
@@ -212,14 +212,14 @@ def _add_folder(listing: Listing, name: str) -> None:
 def _say_prefix(listing: Listing, prefix: str) -> None:
     listing.prefix = prefix
     if prefix:
-        listing.notes.append(f"paths are those below {prefix!r}, in which all images lie")
+        listing.notes.append(f"paths are those below '{prefix}', in which all images lie")
 
 
 def _refuse_outside(names: Iterable[str], archive: str) -> None:
     """DataError for names that lead out of the archive."""
     for name in names:
         if re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name):
-            raise DataError(f"{archive} holds {name!r}, which is not a path inside it: it is not packed.")
+            raise DataError(f"{archive} holds '{name}', which is not a path inside it: it is not packed.")
 
 
 def _common_folders(names: list[str]) -> str:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from data_tools.errors import UsageError
-from data_tools.packing.csv_table import FILE, LABEL, CsvOptions
+from data_tools.packing.csv_columns import FILE, LABEL
+from data_tools.packing.csv_table import CsvOptions
 from data_tools.shards.class_names import parse_classes
 from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, load_classes
 from data_tools.shards.index_file import open_index
@@ -52,6 +53,14 @@ def add_csv_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--label-separator", metavar="MARK", help="what separates several labels of an image in the csv"
     )
+    command.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE,...",
+        help="only rows of the csv that have one of these values, e.g. split=train",
+    )
 
 
 def label_rules(options: argparse.Namespace) -> LabelRules:
@@ -68,10 +77,13 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:
     """The csv that was given, or None."""
     if options.csv is None:
-        if options.columns or options.label_separator:
-            raise UsageError("--columns and --label-separator describe a csv: give it with --csv FILE.")
+        if options.columns or options.label_separator or options.where:
+            raise UsageError(
+                "--columns, --label-separator and --where are for a csv: give it with --csv FILE."
+            )
         return None
-    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None)
+    where = dict(options.where)
+    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None, where)
 
 
 def read_classes(given: str) -> list[list[str]]:
@@ -98,14 +110,22 @@ def read_classes(given: str) -> list[list[str]]:
     return names
 
 
+<<<<<<< HEAD
 def _classes_in(folder: Path) -> Path | None:
     """The file of the classes of a run, or of a model of other programs."""
     return next(filter(Path.is_file, (folder / CLASSES_NAME, folder / "config.json")), None)
+=======
+def _where(text: str) -> tuple[str, list[str]]:
+    column, mark, values = text.partition("=")
+    if not (column and mark):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE or COLUMN=VALUE,VALUE")
+    return column.strip(), [value.strip() for value in values.split(",")]
+>>>>>>> main
 
 
 def _columns(text: str) -> dict[str, str]:
     found = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     columns = {what.strip(): name.strip() for what, name in found.items()}
     if len(found) < len(text.split(",")) or not columns.keys() <= {FILE, LABEL} or not all(columns.values()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not file=NAME,label=NAME")
+        raise argparse.ArgumentTypeError(f"'{text}' is not file=NAME,label=NAME")
     return columns

@@ -35,9 +35,9 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
             for path in listing.passed.get(Reason.NO_IMAGE, [])
             if "/" not in path and extension(path) in ("csv", "tsv", "txt")
         ]
-        known = f" (perhaps {tables[0]!r} has them)" if tables else ""
+        known = f" (perhaps '{tables[0]}' has them)" if tables else ""
         raise UsageError(
-            f"{name} holds {loose!r} outside of any class folder: put every image in the folder of its "
+            f"{name} holds '{loose}' outside of any class folder: put every image in the folder of its "
             f"class, or give the labels with --csv FILE{known}."
         )
     if told:
@@ -52,7 +52,7 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
     if around := _folder_around(listing):
         subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
         raise UsageError(
-            f"{name} holds one folder, {'/'.join(around)!r}, with the folders {_some(subs)} in it: "
+            f"{name} holds one folder, '{'/'.join(around)}', with the folders {_some(subs)} in it: "
             f"{_pack_each(listing, ['/'.join(around)])} {own}."
         )
     if within := _splits_within(below):
@@ -167,6 +167,5 @@ def _pack_each(listing: Listing, folders: list[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The first names, as a list in words; a name with control characters is quoted."""
-    shown = [name if name.isprintable() else repr(name) for name in names[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    """The first names, as a list in words."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError
 from data_tools.packing.archives import TarSource, ZipSource, are_classes, is_shard
 from data_tools.packing.folder_source import FolderSource
 from data_tools.packing.listing import Listing
@@ -95,7 +95,7 @@ def open_source(
         return TarSource(str(path), [path])
     if not path.exists():
         raise UsageError(
-            f"{printable(str(path))} does not exist, so it is neither a folder of images or shards nor "
+            f"{path} does not exist, so it is neither a folder of images or shards nor "
             "a .zip or .tar of images: check the path."
         )
     raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")

@@ -6,10 +6,11 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from data_tools.errors import DataError
 
+_SHOWN = 20
 _BLANKS = re.compile("[\\s_\u200b-\u200f\u2060\ufeff-]+")  # and what nobody sees
 _OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte
 _WHOLE = re.compile("0|[1-9][0-9]{0,8}")
@@ -43,7 +44,12 @@ def alike(names: Iterable[str]) -> str:
     if not found:
         return ""
     more = f", and so are {len(found) - 1} more groups" if len(found) > 1 else ""
-    return f"; {' and '.join(map(repr, found[0]))} are different classes{more}"
+    return f"; {quoted_names(found[0], ' and ')} are different classes{more}"
+
+
+def quoted_names(names: Sequence[str], between: str = ", ") -> str:
+    """The first of some names in quotes, for messages."""
+    return between.join(f"'{name}'" for name in names[:_SHOWN]) + " ..." * (len(names) > _SHOWN)
 
 
 def plain_names(names: Iterable[str] | None) -> list[str] | None:
@@ -70,7 +76,7 @@ def _of_text(text: str) -> list[tuple[str, ...]]:
     lines = [line.strip() for line in text.rstrip().splitlines()]
     for number, line in enumerate(lines, 1):
         if not line.isprintable() or not line:
-            raise ValueError(f"line {number} holds {line!r} instead of a name")
+            raise ValueError(f"line {number} holds '{line}' instead of a name")
     pairs = [tuple(line.split(maxsplit=1)) for line in lines]
     if any(len(pair) < 2 for pair in pairs):
         return [(line,) for line in lines]
@@ -95,13 +101,13 @@ def _of_json(data: bytes) -> list[tuple[str, ...]]:
         pairs = [(number, name) for name, number in content.items()]
     else:
         if odd := next((key for key in content if not _WHOLE.fullmatch(key)), None):
-            raise ValueError(f"key {odd[:40]!r} is no number of a class, and not all values are numbers")
+            raise ValueError(f"key '{odd[:40]}' is no number of a class, and not all values are numbers")
         pairs = [(int(key), names) for key, names in content.items()]
     found: dict[int, tuple[str, ...]] = {}
     for number, names in sorted(pairs, key=lambda pair: pair[0]):
         names = names if isinstance(names, list) and isinstance(content, dict) else [names]
         if number in found:
-            raise ValueError(f"{names[0]!r} and {found[number][0]!r} have the same number, {number}")
+            raise ValueError(f"'{names[0]}' and '{found[number][0]}' have the same number, {number}")
         if number != len(found):
             raise ValueError(f"no class has the number {len(found)}, but {names!r:.40} has {number}")
         if not names or not all(isinstance(name, str) for name in names):
@@ -116,5 +122,5 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         double = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ValueError(f"it has the key {double[:40]!r} twice")
+        raise ValueError(f"it has the key '{double[:40]}' twice")
     return found

@@ -78,7 +78,7 @@ class Meaning:
         if not isinstance(label, int) or label < 0:
             nor = f", nor the name of one class in {self.names_from}" if self.names_from else ""
             advice = " (--numbers, if all are numbers to predict)" if _is_fraction(label) else ""
-            raise LabelError(f"label {label!r} is not an integer of 0 or more{nor}{advice}")
+            raise LabelError(f"label {quoted(label)} is not an integer of 0 or more{nor}{advice}")
         if label >= MAX_CLASSES:
             raise LabelError(f"label {label} is more than {MAX_CLASSES:,} classes: labels count them from 0")
         if label >= self.limit and self.names_from:
@@ -110,10 +110,15 @@ def check_numbers(classes: Sequence[str]) -> None:
     for label, name in enumerate(classes):
         if name.isascii() and name.isdigit() and name != str(label):
             raise UsageError(
+<<<<<<< HEAD
                 f"class {label} of --classes is called {name!r}, so that a number in shards could mean its "
                 "place or its name: if the place, put a classes.json with these names beside the shards "
                 "and leave out --classes; if the name, index them with --classes N first, for the numbers "
                 "0 to N - 1, and then pack them anew with these --classes."
+=======
+                f"class {label} of --classes is called '{name}', so that a number in shards could mean its "
+                "place or its name: give a classes.json with other names."
+>>>>>>> main
             )
 
 
@@ -154,9 +159,9 @@ def kind_of(label: Value) -> str:
 
 def _number(label: Value) -> float:
     if isinstance(label, NoClass) or (isinstance(label, str) and not is_number(label)):
-        raise LabelError(f"label {label!r} is not a number")
+        raise LabelError(f"label {quoted(label)} is not a number")
     if abs(float(label)) > MAX_NUMBER:
-        raise LabelError(f"label {label!r} is not a finite number of 32 bits")
+        raise LabelError(f"label {quoted(label)} is not a finite number of 32 bits")
     return float(label)
 
 
@@ -177,6 +182,11 @@ def is_bit(label: Value) -> bool:
 def name_of(label: Value) -> str:
     """The label as the name of a class."""
     return plain_name(str(label))
+
+
+def quoted(label: Value) -> str:
+    """The label for messages: a text in quotes, a number as it is."""
+    return f"'{label}'" if isinstance(label, str) else str(label)
 
 
 def numbered(classes: list[str]) -> dict[str, int]:

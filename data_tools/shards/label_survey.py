@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import pairwise
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.class_names import alike
+from data_tools.shards.class_names import alike, quoted_names
 from data_tools.shards.label_meaning import (
     GIVEN,
     Kind,
@@ -21,6 +21,7 @@ from data_tools.shards.label_meaning import (
     kind_of,
     name_of,
     numbered,
+    quoted,
 )
 from data_tools.shards.labels import MAX_CLASSES, LabelRules, Labels, NoClass, Written, is_number
 
@@ -49,7 +50,7 @@ class Survey:
         self._samples[kind] += 1
         if kind not in self._example and labels:
             label = next(label for label in labels if kind_of(label) == kind)
-            shown = label.why if isinstance(label, NoClass) else repr(label)
+            shown = label.why if isinstance(label, NoClass) else quoted(label)
             self._example[kind] = f"{shown} ({place})"
         self._several += len(labels) > 1
         for label in labels if kind != "odd" else ():
@@ -87,10 +88,12 @@ class Survey:
         meaning = self._decide(rules, names_from, from_table)
         if self._written and meaning.kind is not Kind.one_hot:
             some = sorted(self._written)[:_SHOWN]
-            meaning.said += f"; {', '.join(f'{one.written!r} is {one}' for one in some)}"
-            meaning.said += ", ..." if len(self._written) > _SHOWN else ""
+            meaning.said += "; " + ", ".join(f"'{one.written}' is {one}" for one in some)
+            meaning.said += ", ..." * (len(self._written) > _SHOWN)
         if self._several and meaning.kind in (Kind.name, Kind.number_of_class):
             meaning.said += f"; images of several classes: {self._several}"
+        if none := self._samples["nothing"]:
+            meaning.said += f"; images of no class: {none}"
         return meaning
 
     def _decide(self, rules: LabelRules, names_from: str, from_table: bool) -> Meaning:
@@ -140,7 +143,7 @@ class Survey:
             said = f"numbers with leading zeros, which are kept as {said}"
         said += alike(names)
         if missing := [name for name in classes if name.casefold() in _MISSING]:
-            said += f"; taken for classes, too: {', '.join(map(repr, missing))}"
+            said += f"; taken for classes, too: {quoted_names(missing)}"
         return Meaning(Kind.name, said, classes, numbered(classes))
 
     def _by_number(self, from_table: bool) -> Meaning:
@@ -159,7 +162,7 @@ class Survey:
             classes = [str(number) for number in numbers]
             said = (
                 f"whole numbers {low} to {high} without 0, so they are taken as names, and class "
-                f"{classes[0]!r} is label 0: {len(classes)} classes"
+                f"'{classes[0]}' is label 0: {len(classes)} classes"
             )
             return Meaning(Kind.name, said, classes, numbered(classes), limit)
         said = f"whole numbers, so class numbers {low} to {high}: {high + 1} classes"

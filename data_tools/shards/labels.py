@@ -104,7 +104,7 @@ def parse_text(text: str) -> Labels:
     if len(words := _BETWEEN.split(text)) > 1 and all(map(is_number, words)):
         return (
             NoClass(
-                f"label {text[:40]!r} may be several labels, or one with a comma for its point: write "
+                f"label '{text[:40]}' may be several labels, or one with a comma for its point: write "
                 "[0, 5] or 0.5, or give --label-separator for a csv"
             ),
         )
@@ -167,7 +167,7 @@ def _value(one: object) -> Value:
     if not isinstance(one, int | float):
         return _one(one if isinstance(one, str) else json.dumps(one), isinstance(one, str))
     if abs(one) > MAX_NUMBER or not math.isfinite(one):
-        return NoClass(f"label {str(one)[:40]!r} is not a finite number")
+        return NoClass(f"label '{str(one)[:40]}' is not a finite number")
     return _written(int(one), str(one)) if isinstance(one, float) and one.is_integer() and one >= 0 else one
 
 
@@ -182,7 +182,7 @@ def _one(text: str, may_be: bool = True) -> Value:
         return NoClass("the label is empty")
     name = plain_name(text)
     if not may_be or len(name) > _MAX_NAME or any(unicodedata.category(char) == "Cc" for char in name):
-        return NoClass(f"label {name[:40]!r} is not an integer of 0 or more, nor the name of a class")
+        return NoClass(f"label '{name[:40]}' is not an integer of 0 or more, nor the name of a class")
     return sys.intern(name)  # one object for all samples of a class
 
 

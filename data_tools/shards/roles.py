@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
-from data_tools.errors import UsageError, printable
-from data_tools.shards.urls import is_url, shown
+from data_tools.errors import UsageError, shown
+from data_tools.shards.urls import is_url
 
 _SPLITS = {
     "train": "train training trn trainset traindata",
@@ -89,17 +89,17 @@ def check_one_set(folder: Path, shards: Mapping[str, Mapping[str, str]]) -> None
         return
     of = {role: [name for name, found in shards.items() if role in found] for role in roles}
     wanted = "train" if "train" in of else roles[0]
-    parts = " and ".join(f"{role} ({_shown(names[0])})" for role, names in of.items())
+    parts = " and ".join(f"{role} ({shown(names[0])})" for role, names in of.items())
     first = next((name for name in of[wanted] if len(shards[name]) > 1), None)
     if first is None:
         how = f"take each alone, such as python -m data_tools index {_given(folder, of[wanted], shards)} "
         how += "(pack and training take the same)"
     else:
         others = " ".join(shlex.quote(found) for role, found in shards[first].items() if role != wanted)
-        how = f"make a tar of each, such as cp {shlex.quote(_shown(str(folder / first)))} {wanted}.tar && "
+        how = f"make a tar of each, such as cp {shlex.quote(shown(str(folder / first)))} {wanted}.tar && "
         how += f"tar --delete --wildcards -f {wanted}.tar {others}"
     raise UsageError(
-        f"{printable(str(folder))} holds samples of {parts}, which are different sets: {how}. "
+        f"{folder} holds samples of {parts}, which are different sets: {how}. "
         "If they are one set all the same, say so with --one-set."
     )
 
@@ -114,16 +114,12 @@ def _role_of_parts(key: str) -> str | None:
     return next(filter(None, map(role, key.split("/"))), None)
 
 
-def _shown(name: str) -> str:
-    return shown(name) if is_url(name) else printable(name)
-
-
 def _given(folder: Path, names: list[str], shards: Iterable[str]) -> str:
     """These of the shards as they are given on a command line."""
     if is_url(names[0]):
-        return f"{_shown(names[0])} {'... ' * (len(names) > 1)}--out DIR"
+        return f"{shown(names[0])} {'... ' * (len(names) > 1)}--out DIR"
     patterns = sorted({_NUMBER.sub("*", name) for name in names})
     if any(fnmatch(name, pattern) for name in set(shards).difference(names) for pattern in patterns):
         patterns = names
-    quoted = [f"'{printable(str(folder / pattern))}'" for pattern in patterns[:_SHOWN]]
+    quoted = [f"'{folder / pattern}'" for pattern in patterns[:_SHOWN]]
     return " ".join([*quoted, *["..."] * (len(patterns) > _SHOWN)])

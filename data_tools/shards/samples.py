@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, printable
+from data_tools.errors import DataError, shown
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import LABEL, MAX_CLASSES, NO_LABEL, Labels, parse_cls, parse_json
 from data_tools.shards.roles import members_like, role_of_key
 from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
-from data_tools.shards.urls import is_url, shown
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 CLS, JSON = "cls", "json"
@@ -43,8 +42,8 @@ class Problem:
     no_class: bool = False
 
     def __str__(self) -> str:
-        shard = shown(self.shard) if is_url(self.shard) else self.shard
-        return printable(f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}")
+        shard = shown(self.shard)
+        return f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}"
 
 
 @dataclass

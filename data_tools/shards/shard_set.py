@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+<<<<<<< HEAD
 from data_tools.errors import DataError, UsageError, retrying
+=======
+from data_tools.errors import DataError, retrying, shown
+>>>>>>> main
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import (
@@ -27,7 +31,7 @@ from data_tools.shards.samples import Problem
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import HEADER_PIECE, Tables
 from data_tools.shards.tar import member_name
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 
@@ -66,7 +70,7 @@ class ShardSet:
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
         self._shards = shards
-        names = [shown(name) if is_url(name) else name for name, _ in shards]
+        names = [shown(name) for name, _ in shards]
         if len(set(names)) < len(names):  # URLs that differ in what is not shown
             names = [f"{name}#{number}" for number, name in enumerate(names)]
         self._names = names
@@ -129,14 +133,14 @@ class ShardSet:
 
     def other_classes(self, classes: list[str] | None, of: str) -> UsageError:
         """The error for shards that have other classes than `of`, with the command that gives them these."""
-        pairs = zip_longest(self.classes or (), classes or ())
+        pairs = zip_longest(*(list(map(repr, names or ())) for names in (self.classes, classes)))
         label, (here, there) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         command = f"index {self.given}" if self.names_made else f"pack {self.given} NEW"
         if self.remote:
             command = f"index URL... --out {self.given}"
         return UsageError(
-            f"{self.given}: its classes.json differs from that of {of}: label {label} is {here!r} there and "
-            f"{there!r} in {of}; give it the same: python -m data_tools {command} --classes {of}"
+            f"{self.given}: its classes.json differs from that of {of}: label {label} is "
+            f"{here or 'no class'} there and {there or 'no class'} in {of}; give it the same: python -m data_tools {command} --classes {of}"
         )
 
     def __len__(self) -> int:
