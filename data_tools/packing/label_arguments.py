@@ -110,17 +110,16 @@ def read_classes(given: str) -> list[list[str]]:
     return names
 
 
-<<<<<<< HEAD
 def _classes_in(folder: Path) -> Path | None:
     """The file of the classes of a run, or of a model of other programs."""
     return next(filter(Path.is_file, (folder / CLASSES_NAME, folder / "config.json")), None)
-=======
+
+
 def _where(text: str) -> tuple[str, list[str]]:
     column, mark, values = text.partition("=")
     if not (column and mark):
         raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE or COLUMN=VALUE,VALUE")
     return column.strip(), [value.strip() for value in values.split(",")]
->>>>>>> main
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -84,7 +84,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
         said += f" ({len(plain)} with those that have one name in two forms of Unicode)"
     said += f", of the {len(classes)} of --classes" if rules.classes is not None else ""
     if rules.classes is None and (odd := next(filter(_is_other_number, enumerate(classes)), None)):
-        said += f"; {odd[1]!r} is label {odd[0]}, as names are in byte order (--classes gives another one)"
+        said += f"; '{odd[1]}' is label {odd[0]}, as names are in byte order (--classes gives another one)"
     left = [path for path in source.images if path not in names]
     return Labelled(entries, classes, left, said, no_class=no_class)
 

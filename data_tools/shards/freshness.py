@@ -14,13 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from data_tools.errors import DataError, printable
-from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, NAMES_SHA256, load_classes, sha256_of_names
-=======
 from data_tools.errors import DataError
-from data_tools.shards.index import INDEX_NAME
->>>>>>> main
+from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, NAMES_SHA256, load_classes, sha256_of_names
 from data_tools.shards.index_file import Index
 from data_tools.shards.names import tars_in
 from data_tools.shards.storage import Expected, Storage, version_of
@@ -106,9 +101,9 @@ def note_of_classes(index: Index) -> str | None:
     if wanted is None or (names is not None and sha256_of_names(names) == wanted):
         return None
     return (
-        f"{printable(str(index.folder / CLASSES_NAME))} "
-        f"{'is gone' if names is None else 'has changed'} since {index.file.name} was made, so that labels "
-        "may mean other classes: put the old file back, or index the shards again if it is right"
+        f"{index.folder / CLASSES_NAME} {'is gone' if names is None else 'has changed'} since "
+        f"{index.file.name} was made, so that labels may mean other classes: put the old file back, or index "
+        "the shards again if it is right"
     )
 
 

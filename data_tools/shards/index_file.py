@@ -12,13 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
-from data_tools.errors import DataError, UsageError, printable
-from data_tools.shards.index import INDEX_NAME, NAMES_SHA256, Tables
-=======
 from data_tools.errors import DataError, UsageError, shown
-from data_tools.shards.index import INDEX_NAME, Tables
->>>>>>> main
+from data_tools.shards.index import INDEX_NAME, NAMES_SHA256, Tables
 from data_tools.shards.names import Shards, local_shards, relative, written
 from data_tools.shards.samples import ROW
 from data_tools.shards.urls import check_scheme, is_url

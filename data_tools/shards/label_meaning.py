@@ -110,15 +110,10 @@ def check_numbers(classes: Sequence[str]) -> None:
     for label, name in enumerate(classes):
         if name.isascii() and name.isdigit() and name != str(label):
             raise UsageError(
-<<<<<<< HEAD
-                f"class {label} of --classes is called {name!r}, so that a number in shards could mean its "
+                f"class {label} of --classes is called '{name}', so that a number in shards could mean its "
                 "place or its name: if the place, put a classes.json with these names beside the shards "
                 "and leave out --classes; if the name, index them with --classes N first, for the numbers "
                 "0 to N - 1, and then pack them anew with these --classes."
-=======
-                f"class {label} of --classes is called '{name}', so that a number in shards could mean its "
-                "place or its name: give a classes.json with other names."
->>>>>>> main
             )
 
 

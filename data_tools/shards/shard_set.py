@@ -9,11 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-<<<<<<< HEAD
-from data_tools.errors import DataError, UsageError, retrying
-=======
-from data_tools.errors import DataError, retrying, shown
->>>>>>> main
+from data_tools.errors import DataError, UsageError, retrying, shown
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import (
@@ -133,14 +129,15 @@ class ShardSet:
 
     def other_classes(self, classes: list[str] | None, of: str) -> UsageError:
         """The error for shards that have other classes than `of`, with the command that gives them these."""
-        pairs = zip_longest(*(list(map(repr, names or ())) for names in (self.classes, classes)))
-        label, (here, there) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        both = zip_longest(*(map("'{}'".format, names or ()) for names in (self.classes, classes)))
+        label, pair = next((n, pair) for n, pair in enumerate(both) if pair[0] != pair[1])
+        here, there = (name or "no class" for name in pair)
         command = f"index {self.given}" if self.names_made else f"pack {self.given} NEW"
         if self.remote:
             command = f"index URL... --out {self.given}"
         return UsageError(
-            f"{self.given}: its classes.json differs from that of {of}: label {label} is "
-            f"{here or 'no class'} there and {there or 'no class'} in {of}; give it the same: python -m data_tools {command} --classes {of}"
+            f"{self.given}: its classes.json differs from that of {of}: label {label} is {here} there and "
+            f"{there} in {of}; give it the same: python -m data_tools {command} --classes {of}"
         )
 
     def __len__(self) -> int:
