@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError, counted, escape_output, printable
+from data_tools.errors import counted, print_line, print_result, printable, run_command
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -33,26 +33,13 @@ _CPUS = os.cpu_count() or 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
-    escape_output()
     raise_limit()
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
+        options = _parser().parse_args(arguments)
         return options.run(options)
-    except UserError as error:
-        print(f"error: {_lines(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {_lines(f'{where}{error.strerror or error}')}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
 
-
-def _lines(text: str) -> str:
-    """The text with all but its line breaks escaped that a terminal would not show as it is."""
-    return "\n".join(map(printable, text.split("\n")))
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,23 +155,23 @@ def _pack(options: argparse.Namespace) -> int:
             on_images=on_images,
         )
     if not options.quiet:
-        print(f"labels: {printable(parts[0].labels)}", file=sys.stderr)
+        print_line(f"labels: {printable(parts[0].labels)}", error=True)
         for image in parts[0].no_class:
-            print(f"left out {printable(image)}", file=sys.stderr)
-        print(parts[0].account, file=sys.stderr)
+            print_line(f"left out {printable(image)}", error=True)
+        print_line(str(parts[0].account), error=True)
         for part in parts:
-            print(part)
+            print_line(str(part))
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
     summary, place = index_shards(options.shards, options.out, label_rules(options))
-    print(f"labels: {printable(summary.labels)}", file=sys.stderr)
+    print_line(f"labels: {printable(summary.labels)}", error=True)
     for problem in summary.problems:
-        print(f"left out {problem}", file=sys.stderr)
+        print_line(f"left out {problem}", error=True)
     if summary.ignored:
-        print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
-    print(
+        print_line(f"ignored {summary.ignored} members that are neither image nor label", error=True)
+    print_line(
         f"indexed {counted(summary.samples, 'sample')}, {counted(summary.shards, 'shard')}, "
         f"{summary.bytes / 1e6:.1f} MB, {len(summary.problems)} left out -> {place}"
     )
@@ -205,16 +192,16 @@ def _verify(options: argparse.Namespace) -> int:
     )
     bad = 0
     for problem in checked:
-        print(problem)
+        print_result(str(problem))
         bad += 1
     if checked.note:
-        print(f"note: {checked.note}", file=sys.stderr)
+        print_line(f"note: {checked.note}", error=True)
     balanced = True
     if options.ranks and not bad and checked.opened:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
-        print(sentence)
+        print_result(sentence)
     found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
-    print(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
+    print_result(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
     return 0 if balanced and not bad else 3
 
 
@@ -223,7 +210,7 @@ def _preview(options: argparse.Namespace) -> int:
 
     shards = ShardSet.open(_given(options))
     for note in shards.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_line(f"note: {note}", error=True)
     images = preview(
         shards,
         options.out,
@@ -232,7 +219,7 @@ def _preview(options: argparse.Namespace) -> int:
         max_tiles=options.max_tiles,
         max_pixels=options.max_pixels,
     )
-    print(f"{counted(images, 'image')} -> {options.out}")
+    print_line(f"{counted(images, 'image')} -> {options.out}")
     return 0
 
 

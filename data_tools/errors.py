@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from pathlib import Path
+from typing import TextIO, TypeVar
 
 # What a disk, or the network behind it, reports and may not report again a moment later.
 _TRANSIENT = frozenset(
@@ -31,6 +33,7 @@ _TRANSIENT = frozenset(
     )
 )
 _DISK_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file is tried again
+UNREAD = 141  # the exit code of a program whose output nobody reads any more: 128 + SIGPIPE
 Result = TypeVar("Result")
 
 
@@ -105,6 +108,46 @@ def escape_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def refuse_idle_module() -> None:
+    """End a `python -m` of a module that is no command, which would do nothing and seem to have succeeded.
+
+    Called while Python imports the package of that module.
+    """
+    if getattr(sys, "argv", [])[:1] != ["-m"]:  # what stands there until Python has found the module
+        return
+    name = re.sub(r"^-\w*m", "", sys.orig_argv[-len(sys.argv)])
+    file = Path(__file__).parents[1].joinpath(*name.split(".")).with_suffix(".py")
+    if file.is_file() and "\nif __name__" not in file.read_text(encoding="utf-8"):
+        commands = "data_tools, pretrain, pretrain.checkpoints, finetune and launch"
+        print_line(f"error: {name} is no command; python -m runs {commands}", error=True)
+        sys.exit(UsageError.exit_code)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run what a user calls; returns its exit code, also for an error, which is shown in one line."""
+    escape_output()
+    try:
+        try:
+            return command()
+        finally:
+            _raise_if_lost(sys.stdout.flush)
+    except UserError as error:
+        flush_or_drop(sys.stdout)
+        return error.exit_code if error.exit_code == UNREAD else _shown(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        print_line("interrupted: the same command again goes on where it can", error=True)
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _shown(f"{where}{error.strerror or error}", UsageError.exit_code)
+
+
+def _shown(text: str, code: int) -> int:
+    """Print an error, whose line breaks stay; returns `code`."""
+    print_line("\n".join(map(printable, f"error: {text}".split("\n"))), error=True)
+    return code
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """1 shard, 2 shards; many: the plural where it is not formed by an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
@@ -121,16 +164,39 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_line(text: str, *, error: bool = False) -> None:
-    """Print a line on stdout or, for an error, on stderr, at once.
+def print_result(text: str) -> None:
+    """Print on stdout what a command is for. Where that cannot be written, `run_command` ends the command:
+    in silence, as SIGPIPE does, if nobody reads any more (`| head -1`), else with an error.
+    """
+    _raise_if_lost(lambda: print(text, flush=True))
 
-    Where that is closed, full or no longer read, it is lost, and nothing else goes there any more.
+
+def _raise_if_lost(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        lost = UserError(f"standard output: {error.strerror}")
+        lost.exit_code = UNREAD if isinstance(error, BrokenPipeError) else UserError.exit_code
+        raise lost from None
+
+
+def print_line(text: str, *, error: bool = False) -> None:
+    """Print a line that only tells of the work, on stdout or, for an error, on stderr, at once.
+
+    Where that is closed, full or no longer read, it is lost, and the work goes on.
     """
     stream = sys.stderr if error else sys.stdout
+    with suppress(OSError, ValueError):
+        print(text, file=stream)
+    flush_or_drop(stream)
+
+
+def flush_or_drop(stream: TextIO) -> None:
+    """Write what the stream still keeps. Where that fails, that is lost, and all that comes."""
     try:
-        print(text, file=stream, flush=True)
+        stream.flush()
     except (OSError, ValueError):
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())  # also what the stream still keeps will be dropped
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
+from data_tools.errors import (
+    DataError,
+    UsageError,
+    UserError,
+    print_line,
+    print_result,
+    printable,
+    run_command,
+)
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -35,16 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.job import fail, own_rank
     from pretrain.run.rendezvous import adopt_slurm
 
-    escape_output()
-    raise_limit()
-    adopt_slurm()
-    rank = own_rank()
-    try:
-        if given and given[0] in commands:
-            sys.exit(commands[given[0]](given[1:]))
-        _finetune(given, stop)
-    except UserError as error:
-        fail(error, rank, first_only=True)
+    def command() -> int:
+        raise_limit()
+        adopt_slurm()
+        rank = own_rank()
+        try:
+            if given and given[0] in commands:
+                return commands[given[0]](given[1:])
+            _finetune(given, stop)
+        except UserError as error:
+            fail(error, rank, first_only=True)
+
+    sys.exit(run_command(command))
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
@@ -122,7 +132,7 @@ def _evaluate(arguments: list[str]) -> int:
         given.workers,
     )
     if world.rank == 0:
-        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
+        print_result(json.dumps({key: finite(value) for key, value in found.row().items()}))
     processes.leave(world, 0)
 
 
@@ -151,17 +161,17 @@ def _predict(arguments: list[str]) -> int:
         try:
             found = run.predict([path], given.topk)[0]
         except DataError as error:  # the other images are still predicted
-            print(f"error: {error}", file=sys.stderr)
+            print_line(f"error: {error}", error=True)
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
+            print_result(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
     return code
 
 
 def _print_notes(source: TrainedWeights) -> None:
     for note in source.notes:
-        print(printable(f"note: {source.name}: {note}"), file=sys.stderr)
+        print_line(printable(f"note: {source.name}: {note}"), error=True)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:
@@ -193,10 +203,10 @@ def _export(arguments: list[str]) -> int:
 
     if given.format == "safetensors":
         done = export_safetensors(given.run, given.destination, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path}")
     else:
         done = export_folder(given.run, given.destination, given.format, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
     return 0
 
 
@@ -215,10 +225,10 @@ def _convert(arguments: list[str]) -> int:
 
     done = convert(given.sources, given.destination, given.key)
     origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
-    print(f"{done.tensors} tensors of {origin} -> {done.path}")
+    print_line(f"{done.tensors} tensors of {origin} -> {done.path}")
     if done.left_out:
         names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
-        print(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
+        print_line(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
     return 0
 
 

@@ -2,7 +2,9 @@
 
 import sys
 
+from data_tools.errors import run_command
+
 from .slurm.address import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

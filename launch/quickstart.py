@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, run_command
 
 from .digits import write_digits
 
@@ -39,21 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in (DATA, PRETRAIN, FINETUNE):
             shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
-    try:
-        prepare_data()
-        pretrain()
-        finetune()
-        evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
-        console.print(evaluated.strip())
-        accuracy = json.loads(evaluated)
-        images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
-        run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on where it stopped", file=sys.stderr)
-        return 130
+    prepare_data()
+    pretrain()
+    finetune()
+    evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+    console.print(evaluated.strip())
+    accuracy = json.loads(evaluated)
+    images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
+    run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     summarise(accuracy, time.time() - began)
     return 0
 
@@ -173,4 +166,4 @@ def summarise(accuracy: dict[str, Any], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import UsageError, UserError, print_line
 from pretrain.run.folder import RunFolder
 from pretrain.run.report import write_report
 
@@ -32,5 +32,5 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"{settings}: not the settings of a run: {reason}: give a run folder") from None
     if not written:
         raise UserError(f"{folder.report}: it cannot be written: make room, or change its permissions")
-    print(folder.report)
+    print_line(str(folder.report))
     return 0

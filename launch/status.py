@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError, print_result, printable
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         found = look(folder)
         text, good = describe(folder, found, time.time())
         if text.splitlines()[0] != told:
-            print(text, flush=True)
+            print_result(text)
             told = text.splitlines()[0]
         if not given.follow or found.is_over(time.time()):
             return 0 if good else 1
@@ -67,7 +67,9 @@ def print_table(runs: Sequence[Path]) -> int:
         all_good &= good
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip())
+        print_result(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
+        )
     return 0 if all_good else 1
 
 

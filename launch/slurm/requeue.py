@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, print_line, run_command
 from pretrain.run.files import append_rows, read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -77,9 +77,9 @@ def main() -> int:
     requeued = code == STOPPED or action.requeues
     row = asdict(life) | {"time": time.time(), "requeued": requeued}
     folder.write(lives, lambda: append_rows(lives, [row]))
-    print(f"job {job}, life {restart + 1}: {life.reason}; {sentence}", flush=True)
+    print_line(f"job {job}, life {restart + 1}: {life.reason}; {sentence}")
     if status.get("traceback") and life.state == "failed":
-        print(f"rank {status['rank']} on {status['host']}:\n{status['traceback']}", flush=True)
+        print_line(f"rank {status['rank']} on {status['host']}:\n{status['traceback']}")
     return code
 
 
@@ -197,4 +197,4 @@ def seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

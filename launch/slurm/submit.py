@@ -8,12 +8,11 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError, print_line, print_result, printable
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
@@ -42,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     config, inputs = check_settings(given)
     notes = [f"cluster {printable(str(site_file.resolve()))}", *fill_in(given, site, config)]
     if given.print:
-        print(batch_script(given, site, config, recipe.resolve()), end="")
-        print("\n".join(notes), file=sys.stderr)
+        print_result(batch_script(given, site, config, recipe.resolve()).rstrip())
+        print_line("\n".join(notes), error=True)
         return 0
     waiting = check_start(given, config, inputs)
     run, content = config.folder.resolve(), recipe.read_bytes()
@@ -60,14 +59,14 @@ def main(arguments: Sequence[str]) -> int:
         except OSError:
             ask("scancel", job)
             raise
-    print(f"job {job} is queued")
-    print(f"script  {script}")
-    print(f"log     {run}/slurm/{job}.out")
-    print("\n".join(notes))
-    print(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
+    print_line(f"job {job} is queued")
+    print_line(f"script  {script}")
+    print_line(f"log     {run}/slurm/{job}.out")
+    print_line("\n".join(notes))
+    print_line(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
     for entry in in_queue([run])[run]:
         if entry.job == job and BEYOND_LIMITS.match(entry.reason):
-            print(
+            print_line(
                 f"warning {entry}: SLURM does not start it as things are: ask for less, or another partition"
             )
     return 0
