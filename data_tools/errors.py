@@ -89,6 +89,10 @@ def retrying(access: Callable[[], Result]) -> Result:
     return access()
 
 
+class _OutputLostError(Exception):
+    """What a command is for could not be printed; its cause is an OSError."""
+
+
 class Stopped(Exception):
     """The process was asked to stop while it waited."""
 
@@ -131,9 +135,13 @@ def run_command(command: Callable[[], int]) -> int:
             return command()
         finally:
             _raise_if_lost(sys.stdout.flush)
-    except UserError as error:
+    except _OutputLostError as lost:
         flush_or_drop(sys.stdout)
-        return error.exit_code if error.exit_code == UNREAD else _shown(str(error), error.exit_code)
+        if isinstance(lost.__cause__, BrokenPipeError):
+            return UNREAD
+        return _shown(f"standard output: {lost}", UserError.exit_code)
+    except UserError as error:
+        return _shown(str(error), error.exit_code)
     except KeyboardInterrupt:
         print_line("interrupted: the same command again goes on where it can", error=True)
         return 130
@@ -175,9 +183,7 @@ def _raise_if_lost(write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
-        lost = UserError(f"standard output: {error.strerror}")
-        lost.exit_code = UNREAD if isinstance(error, BrokenPipeError) else UserError.exit_code
-        raise lost from None
+        raise _OutputLostError(error.strerror) from error
 
 
 def print_line(text: str, *, error: bool = False) -> None:

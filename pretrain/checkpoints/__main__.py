@@ -146,7 +146,7 @@ def _is_whole(folder: Path) -> bool:
     except DataError as error:
         print_line(f"error: {error}", error=True)
         return False
-    print_result(f"{folder.name}  whole: {len(found.tensors)} tensors")
+    print_line(f"{folder.name}  whole: {len(found.tensors)} tensors")
     return True
 
 
