@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import counted, print_line, print_result, printable, run_command
+from data_tools.errors import Parser, counted, print_line, print_result, run_command
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Images to shards.")
+    parser = Parser(prog="python -m data_tools", description="Images to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pack", help="make shards of images, or of other shards")
@@ -155,10 +155,11 @@ def _pack(options: argparse.Namespace) -> int:
             on_images=on_images,
         )
     if not options.quiet:
-        print_line(f"labels: {printable(parts[0].labels)}", error=True)
+        print_line(f"labels: {parts[0].labels}", error=True)
         for image in parts[0].no_class:
-            print_line(f"left out {printable(image)}", error=True)
-        print_line(str(parts[0].account), error=True)
+            print_line(f"left out {image}", error=True)
+        for line in str(parts[0].account).split("\n"):
+            print_line(line, error=True)
         for part in parts:
             print_line(str(part))
     return 0
@@ -166,7 +167,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     summary, place = index_shards(options.shards, options.out, label_rules(options))
-    print_line(f"labels: {printable(summary.labels)}", error=True)
+    print_line(f"labels: {summary.labels}", error=True)
     for problem in summary.problems:
         print_line(f"left out {problem}", error=True)
     if summary.ignored:
@@ -253,7 +254,7 @@ def _progress(quiet: bool) -> Iterator:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
 
 
@@ -267,14 +268,14 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]B)?", text.upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500000, 100MB or 1GB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500000, 100MB or 1GB")
     return size
 
 
 def _split(text: str) -> tuple[str, float]:
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_]*)=(0?\.[0-9]+)", text)
     if not match or match[1] == "train" or float(match[2]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE such as val=0.2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=SHARE such as val=0.2")
     return match[1], float(match[2])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
-from data_tools.errors import UsageError, counted, print_line, print_result
+from data_tools.errors import UsageError, counted, print_json, print_line, print_result
 from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -68,7 +67,7 @@ def bench(path: Shards, *, images: int, threads: int, config: str | None, as_jso
         print_line(f"note: {note}", error=True)
     result = measure(shards, recipe, images, threads)
     if as_json:
-        print_result(json.dumps(result))
+        print_json(result)
         return
     rounded = "" if result["images"] == images else f" ({images} in whole batches of {_BATCH_SIZE})"
     measured = f"{counted(result['images'], 'image')}{rounded}"

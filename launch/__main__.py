@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import print_line, print_result, run_command
+from data_tools.errors import flushed, run_command
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -19,8 +19,8 @@ USAGE = """usage: python -m launch COMMAND ...
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, that of a UserError, 130 for Ctrl-C or 2 for wrong usage."""
-    name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
-    return run_command(lambda: _run(name, rest[:-1]))
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    return run_command(lambda: _run(command, rest[:-1]))
 
 
 def _run(command: str, rest: list[str]) -> int:
@@ -40,11 +40,10 @@ def _run(command: str, rest: list[str]) -> int:
         from .status import main as status
 
         return status(rest)
-    if command in ("-h", "--help"):
-        print_result(USAGE.rstrip())
-        return 0
-    print_line(USAGE.rstrip(), error=True)
-    return 2
+    asked = command in ("-h", "--help")
+    with flushed(stream := sys.stdout if asked else sys.stderr, needed=asked):
+        stream.write(USAGE)
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":

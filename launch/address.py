@@ -2,9 +2,7 @@
 
 import sys
 
-from data_tools.errors import run_command
-
 from .slurm.address import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -3,7 +3,6 @@ resolution, accuracy. Run by launch/quickstart.sh; every command that it runs is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UsageError, run_command
+from data_tools.errors import Parser, UsageError, run_command
 
 from .digits import write_digits
 
@@ -32,7 +31,7 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; what an earlier call has finished is not repeated. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
+    parser = Parser(prog="bash launch/quickstart.sh", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="first remove what an earlier quickstart left")
     given = parser.parse_args(arguments)
     if given.fresh:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +9,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_tools.errors import UsageError, UserError, print_line
+from data_tools.errors import Parser, UsageError, UserError, print_line
 from pretrain.run.folder import RunFolder
 from pretrain.run.report import write_report
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report and print its path. Raises UsageError if RUN is no run."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch report",
         description="Write report.html from the files of a run. Its images stay.",
     )

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop = StopFlag()
     stop.install()  # first, as a signal may come during the imports below, which take seconds
 
-    from data_tools.errors import UsageError, run_command
+    from data_tools.errors import Parser, UsageError, run_command
     from data_tools.shards.descriptors import raise_limit
 
     from .config.command_line import parse_arguments
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from .job import fail, own_rank, run_job
     from .run.rendezvous import adopt_slurm
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
         epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]\n\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError, print_line
+from data_tools.errors import Parser, UsageError, UserError, print_line
 
 RECORD = "slurm/queued"  # in a run folder: the ids of the jobs that were queued for it, the newest last
 SCRIPT = "slurm/job.sh"
@@ -96,7 +95,7 @@ def state_of(job: str) -> str:
 
 def cancel(arguments: Sequence[str]) -> int:
     """Cancel the jobs of a run and wait until they have left the queue. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch cancel",
         description="End a run's SLURM job, also where it waits to begin again. It saves a checkpoint first.",
     )

@@ -5,14 +5,13 @@ Checkpoints from the command line, on any machine: it needs no process group and
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
-from data_tools.errors import DataError, UsageError, print_line, print_result, run_command
+from data_tools.errors import DataError, Parser, UsageError, print_line, print_result, run_command
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
@@ -37,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(run_command(command))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.checkpoints", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pretrain.checkpoints", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("ls", help="what a run has")
@@ -192,7 +191,7 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
     tensors, prefix = read_foreign(Path(source), shapes)
     facts = {"step": 0, "classes": None, **model_facts(config, config.model.num_classes)}
     write_weights(Path(destination), shapes, tensors.__getitem__, facts)
-    removed = f", without the prefix {prefix!r} before their names" if prefix else ""
+    removed = f", without the prefix '{prefix}' before their names" if prefix else ""
     print_line(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}{removed}")
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError, flush_or_drop
+from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError, flushed
 
 from .lost import FailedElsewhere
 from .rendezvous import join, ranks_from_environment, started_by_srun
@@ -156,7 +156,8 @@ def leave(world: World, code: int) -> NoReturn:
         world.barrier()
         dist.destroy_process_group()
     for stream in (sys.stdout, sys.stderr):
-        flush_or_drop(stream)
+        with flushed(stream):
+            pass
     if world.size > 1:
         os._exit(code)
     dist.destroy_process_group()
