@@ -20,9 +20,11 @@ from .wandb_environment import NOT_USED, tracking
 if TYPE_CHECKING:
     import wandb
 
-# Seconds: for its server to answer at the start, and to take what is left at the end; for all that is left at
-# the end if the job was asked to stop; between two times that W&B writes what it has to its file.
+# Seconds. PATIENCE: for its server to answer at the start, and to take what is left at the end. END: for all
+# that W&B has to do at the end, which may be to go offline first; HURRY: if the job was asked to stop.
+# FLUSH: between two times that W&B writes what it has to its file.
 PATIENCE = 15.0
+END = 40.0
 HURRY = 4.0
 FLUSH = 1.0
 EMPTY = 7  # bytes of a file of W&B without any row
@@ -53,7 +55,7 @@ class WandbTracker(Tracker):
         self, config: Config, asked: TrackingConfig, folder: RunFolder, settings: dict[str, Any]
     ) -> None:
         self._folder, self._file, status = folder, folder.path / "wandb/rows.json", folder.status()
-        self._patience = min(PATIENCE, config.train.step_timeout / 4)
+        self._step_timeout = config.train.step_timeout
         self._mode, self._finished, self._rest = asked.wandb, False, "metrics.jsonl has it"
         self._run_settings = {
             "project": asked.project,
@@ -90,7 +92,7 @@ class WandbTracker(Tracker):
     def finish(self, hurry: bool) -> None:
         """Let W&B write, and if it is online upload, what it has."""
         self._rows.put(None)
-        limit = min(HURRY, self._patience) if hurry else 2 * self._patience  # also to begin, and offline
+        limit = min(HURRY if hurry else END, self._step_timeout / 2)
         self._thread.join(limit)
         if self._thread.is_alive():
             log.warning("W&B did not take everything within %.0f s; %s", limit, self._rest)
@@ -138,13 +140,14 @@ class WandbTracker(Tracker):
         for file in self._folder.path.glob("wandb/*run-*/run-*.wandb"):
             if file.stat().st_size <= EMPTY:  # of a start that was killed at once; `wandb sync` stops at it
                 shutil.rmtree(file.parent)
+        patience = min(PATIENCE, self._step_timeout / 4)
         settings = wandb.Settings(
             # W&B's metadata would hold the command line, which may contain passwords.
             x_disable_meta=True,
             save_code=False,
             console="off",
-            init_timeout=self._patience,
-            finish_timeout=self._patience,
+            init_timeout=patience,
+            finish_timeout=patience,
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=FLUSH,
         )
