@@ -92,7 +92,9 @@ def verify(shards: Shards, *, decode_images: bool, max_pixels: int, threads: int
 def _rules(index: Index | None) -> LabelRules:
     """What index was told of the labels, as its file shows."""
     content = index.content if index else {}
-    return LabelRules(content.get("label_key"), numbers="numbers" in content, allow_unlabelled=True)
+    return LabelRules(
+        content.get("label_key"), numbers="numbers" in content, allow_unlabelled=True, one_set=True
+    )
 
 
 def _listed(index: Index) -> tuple[Path, list[str]]:

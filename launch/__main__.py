@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import UserError, escape_output, printable
+from data_tools.errors import UserError, escape_output, print_line
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return status(rest)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
+    (sys.stdout if command in ("-h", "--help") else sys.stderr).write(USAGE)
     return 0 if command in ("-h", "--help") else 2
 
 

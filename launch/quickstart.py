@@ -3,7 +3,6 @@ resolution, accuracy. Run by launch/quickstart.sh; every command that it runs is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Parser, UsageError, UserError, print_line
 
 from .digits import write_digits
 
@@ -32,7 +31,7 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; what an earlier call has finished is not repeated. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
+    parser = Parser(prog="bash launch/quickstart.sh", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="first remove what an earlier quickstart left")
     given = parser.parse_args(arguments)
     if given.fresh:
@@ -49,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
         run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command again goes on where it stopped", file=sys.stderr)
+        print_line("stopped; the same command again goes on where it stopped", error=True)
         return 130
     summarise(accuracy, time.time() - began)
     return 0

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop = StopFlag()
     stop.install()  # first, as a signal may come during the imports below, which take seconds
 
-    from data_tools.errors import UsageError, escape_output
+    from data_tools.errors import Parser, UsageError, escape_output
     from data_tools.shards.descriptors import raise_limit
 
     from .config.command_line import parse_arguments
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     raise_limit()
     adopt_slurm()
     rank = own_rank()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
         epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]\n\n"

@@ -252,11 +252,11 @@ def _num_outputs(config: Config, train: Mixture, val: ShardSet | None) -> int:
 def _check_same_classes(config: Config, train: list[str] | None, val: list[str] | None) -> None:
     if train is None or val is None or train == val:
         return
-    pairs = zip([*train, None], [*val, None], strict=False)
+    pairs = zip(*([*map("'{}'".format, names), "no class"] for names in (train, val)), strict=False)
     label, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     raise UsageError(
         f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
-        f"{b!r} there and {a!r} in training; pack both with the same classes (pack --classes)"
+        f"{b} there and {a} in training; pack both with the same classes (pack --classes)"
     )
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import DataError, printable
+from data_tools.errors import DataError
 from data_tools.shards.index import INDEX_NAME
 from data_tools.shards.index_file import Index
 from data_tools.shards.names import tars_in
@@ -54,7 +54,7 @@ def check_local(index: Index, storage: Storage) -> list[str]:
         if total > _LONG:
             log.warning(
                 "%d shards of %s have other times than when they were indexed: comparing %.0f GB",
-                *(len(suspects), printable(str(index.folder)), total / 1e9),
+                *(len(suspects), str(index.folder), total / 1e9),
             )
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "shard-hash") as pool:
             list(pool.map(storage.size, suspects))  # raises for one that is not what was indexed
@@ -77,9 +77,9 @@ def note_of_added(index: Index) -> str | None:
     """A sentence about added_shards(), or None if there are none."""
     if not (added := added_shards(index)):
         return None
-    names = ", ".join(map(printable, added[:_SHOWN])) + (", ..." if len(added) > _SHOWN else "")
+    names = ", ".join(added[:_SHOWN]) + (", ..." if len(added) > _SHOWN else "")
     return (
-        f"{printable(str(index.folder))} holds {len(added)} shards that its index does not list, so they are "
+        f"{index.folder} holds {len(added)} shards that its index does not list, so they are "
         f"not read ({names}): python -m data_tools index adds them"
     )
 
@@ -89,7 +89,7 @@ def note_of_compared(index: Index, compared: Sequence[str]) -> str | None:
     if not compared:
         return None
     return (
-        f"{len(compared)} shards in {printable(str(index.folder))} have other times than when they were "
+        f"{len(compared)} shards in {index.folder} have other times than when they were "
         "indexed, and the same content"
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_tools.errors import DataError, retrying
+from data_tools.errors import DataError, retrying, shown
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
@@ -20,7 +20,7 @@ from data_tools.shards.samples import Problem
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import HEADER_PIECE, Tables
 from data_tools.shards.tar import member_name
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 
@@ -57,7 +57,7 @@ class ShardSet:
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
         self._shards = shards
-        names = [shown(name) if is_url(name) else name for name, _ in shards]
+        names = [shown(name) for name, _ in shards]
         if len(set(names)) < len(names):  # URLs that differ in what is not shown
             names = [f"{name}#{number}" for number, name in enumerate(names)]
         self._names = names
@@ -99,10 +99,13 @@ class ShardSet:
         return opened
 
     @classmethod
-    def scan(cls, folder: Path, rules: LabelRules = NO_RULES) -> ShardSet:
-        """The *.tar shards of a folder without an index; reads each of them once. Errors as read_shards()."""
+    def scan(cls, folder: Path, rules: LabelRules = NO_RULES, names: Sequence[str] = ()) -> ShardSet:
+        """The *.tar shards of a folder, or only `names`, without an index; reads each of them once.
+
+        Errors as read_shards().
+        """
         storage = Storage(folder)
-        return cls.of_scans(storage, folder, read_shards(storage, folder, shards_in(folder), rules))
+        return cls.of_scans(storage, folder, read_shards(storage, folder, names or shards_in(folder), rules))
 
     @classmethod
     def of_scans(cls, storage: Storage, folder: Path, found: ScannedShards) -> ShardSet:
