@@ -133,7 +133,7 @@ def run_job(
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 if before.get("state") == "done":
-                    folder.replace_status({"run_id": folder.run_id} | before)
+                    folder.replace_status(before | {"run_id": before.get("run_id") or folder.run_id})
                 else:
                     folder.set_status("done", step=trainer.step, exit_code=0)
             processes.leave(world, 0)

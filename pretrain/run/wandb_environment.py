@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError
 
 from ..config.keys import nearest
 from ..config.schema import Config, TrackingConfig
@@ -29,9 +29,9 @@ def tracking(config: Config) -> tuple[TrackingConfig, list[str]]:
     asked, given = config.tracking, {name: value for name, value in os.environ.items() if value}
     mode, disabled = given.get("WANDB_MODE", asked.wandb), given.get("WANDB_DISABLED", "")
     if mode not in MODES:
-        raise UsageError(f"WANDB_MODE={printable(mode)}: one of {', '.join(MODES)}{nearest(mode, MODES)}")
+        raise UsageError(f"WANDB_MODE={mode}: one of {', '.join(MODES)}{nearest(mode, MODES)}")
     if disabled.lower() not in SWITCH:
-        raise UsageError(f"WANDB_DISABLED={printable(disabled)}: it must be true or false")
+        raise UsageError(f"WANDB_DISABLED={disabled}: it must be true or false")
     found = replace(asked, wandb=MODES[mode], project=given.get("WANDB_PROJECT", asked.project))
     if SWITCH[disabled.lower()]:
         found = replace(found, wandb="disabled")
@@ -40,7 +40,7 @@ def tracking(config: Config) -> tuple[TrackingConfig, list[str]]:
     loses = {"WANDB_MODE": asked.wandb, "WANDB_PROJECT": asked.project, "WANDB_NAME": config.run.name}
     loses |= {"WANDB_DISABLED": "" if found.wandb == "disabled" else disabled, "WANDB_DIR": "the run folder"}
     notes = [
-        f"W&B: {name}={printable(given[name])} wins over {lost or asked.wandb}"
+        f"W&B: {name}={given[name]} wins over {lost or asked.wandb}"
         for name, lost in loses.items()
         if given.get(name, lost) != lost
     ]
@@ -65,7 +65,7 @@ def check_tracking(config: Config) -> list[str]:
                 wandb.Settings().update_from_env_vars({name: given[name]})
             except Exception as error:  # of pydantic, or W&B's own; pydantic's text has several lines
                 text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
-                raise UsageError(f"{name}: {printable(text)}") from None
+                raise UsageError(f"{name}: {' '.join(text.split())}") from None
         if found.wandb == "online" and not _logged_in():
             raise UsageError(
                 "W&B is to be online (tracking.wandb, WANDB_MODE), but there is no login here: run "
@@ -83,7 +83,7 @@ def _logged_in() -> bool:
     try:
         return wandb.login(prompt=False, verify=False)
     except Exception as error:
-        raise UsageError(f"the W&B login cannot be used: {printable(str(error))}") from None
+        raise UsageError(f"the W&B login cannot be used: {error}") from None
     finally:
         wandb.teardown()  # or it would keep the environment of now
         for name, value in before.items():

@@ -175,6 +175,7 @@ def test_a_run_that_is_killed_has_all_rows_in_order_after_its_next_start(tmp_pat
 
 def test_a_w_and_b_that_hangs_holds_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "HURRY", 0.2)
+    monkeypatch.setattr(tracking, "FLUSH", 0.1)
     tracker = start(tmp_path)
     add(tmp_path, tracker, 1)
     while not history(tmp_path):
