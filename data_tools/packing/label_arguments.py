@@ -95,8 +95,8 @@ def read_classes(given: str) -> list[list[str]]:
         return [[str(label) for label in range(int(given))]]
     if path.is_file() and not re.fullmatch(r"shardindex.*\.json|.*\.tar", path.name):
         names = parse_classes(path.read_bytes(), str(path))
-    elif (path / CLASSES_NAME).is_file() and not (path / INDEX_NAME).is_file():
-        names = [load_classes(path) or []]
+    elif not (path / INDEX_NAME).is_file() and (file := _classes_in(path)):
+        names = parse_classes(file.read_bytes(), str(file))
     elif not path.exists() and local_shards(given) is None:
         raise UsageError(
             f"--classes {given}: it does not exist: give a file of classes, shards, or a number."
@@ -108,6 +108,11 @@ def read_classes(given: str) -> list[list[str]]:
     if not names[0]:
         raise UsageError(f"--classes {given}: it has no classes.")
     return names
+
+
+def _classes_in(folder: Path) -> Path | None:
+    """The file of the classes of a run, or of a model of other programs."""
+    return next(filter(Path.is_file, (folder / CLASSES_NAME, folder / "config.json")), None)
 
 
 def _where(text: str) -> tuple[str, list[str]]:

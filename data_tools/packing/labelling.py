@@ -83,6 +83,8 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
     if len(found) < len(plain):
         said += f" ({len(plain)} with those that have one name in two forms of Unicode)"
     said += f", of the {len(classes)} of --classes" if rules.classes is not None else ""
+    if rules.classes is None and (odd := next(filter(_is_other_number, enumerate(classes)), None)):
+        said += f"; '{odd[1]}' is label {odd[0]}, as names are in byte order (--classes gives another one)"
     left = [path for path in source.images if path not in names]
     return Labelled(entries, classes, left, said, no_class=no_class)
 
@@ -211,6 +213,11 @@ def _by_name(shards: ShardSet, rules: LabelRules) -> dict[int, int] | None:
         return {label: label for label in range(len(rules.classes))}
     number = _numbered(rules.classes)
     return {label: number[name] for label, name in enumerate(shards.classes) if name in number}
+
+
+def _is_other_number(labelled: tuple[int, str]) -> bool:
+    label, name = labelled
+    return name.isascii() and name.isdigit() and name != str(label)
 
 
 def _numbered(classes: Sequence[str]) -> dict[str, int]:
