@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.block import Block
+from pretrain.model.block import Block, Mlp
 from pretrain.model.embeddings import (
     ClassProjection,
     TiledTokenPositionalEmbedding,
@@ -67,19 +67,21 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """As `to_peer` of the package; the config holds arguments of clip_vision_encoder."""
     model = _expressible(model)
     block = next(iter(blocks_of(model)), None)
-    tiled = isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding)
+    table = model.token_pos_embedding
     config: dict[str, Any] = {
         "tile_size": model.tile_size,
         "patch_size": model.patch_embed.patch_size,
         "embed_dim": _width(model),
         "num_layers": len(model.layers),
         "num_heads": block.attn.num_heads if block else 1,
-        "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune") if block else "SiLU",
+        "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune")
+        if block and isinstance(block.mlp, Mlp)
+        else "SiLU",
         "attn_bias": block is None or block.attn.qkv.bias is not None,
         "use_rope": model.rope is not None,
         "out_indices": list(model.out_indices) or None,
         "output_cls_projection": model.cls_projection is not None,
-        "max_num_tiles": model.token_pos_embedding.max_num_tiles if tiled else 1,
+        "max_num_tiles": table.max_num_tiles if isinstance(table, TiledTokenPositionalEmbedding) else 1,
         "in_channels": model.in_channels,
         "append_cls_token": model.append_cls_token,
     }
@@ -211,7 +213,8 @@ def _expressible(model: nn.Module) -> VisionTransformer:
             "registers": model.registers > 0,
             "mask tokens": model.mask_token is not None,
             "RMSNorms": any(isinstance(module, nn.RMSNorm) for module in model.modules()),
-            "places in the whole image instead of the tile": model.rope is not None and not model.rope.within_tile,
+            "places in the whole image instead of the tile": model.rope is not None
+            and not model.rope.within_tile,
             "models without a table of positions": model.token_pos_embedding is None,
             "models without a norm before the first layer": not isinstance(model.ln_pre, nn.LayerNorm),
             "models without a last norm": not isinstance(model.ln_post, nn.LayerNorm),

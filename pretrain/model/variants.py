@@ -245,11 +245,13 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
     if config.pool == "cls" and not arch.class_token:
         raise UsageError("model.pool=cls needs model.class_token to be true or null")
     if config.position == "rope2d" and config.use_rope:
-        raise UsageError("model.use_rope is for a table of positions: leave it out with model.position=rope2d")
-    if (config.position == "rope2d" or config.use_rope) and arch.embed_dim // arch.num_heads % 4:
         raise UsageError(
-            f"rotary positions need heads whose width is a multiple of 4, not {arch.embed_dim // arch.num_heads}: "
-            "set model.num_heads"
+            "model.use_rope is for a table of positions: leave it out with model.position=rope2d"
+        )
+    head = arch.embed_dim // arch.num_heads
+    if (config.position == "rope2d" or config.use_rope) and head % 4:
+        raise UsageError(
+            f"rotary positions need heads whose width is a multiple of 4, not {head}: set model.num_heads"
         )
     if config.position == "sincos2d" and arch.embed_dim % 4:
         raise UsageError(f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}")

@@ -20,7 +20,19 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 
-MISSING = ("blobfile", "datasets", "kagglehub", "regex", "sentencepiece", "tiktoken", "tokenizers", "torchao", "torchdata", "torchvision", "transformers")  # what torchtune imports
+MISSING = (
+    "blobfile",
+    "datasets",
+    "kagglehub",
+    "regex",
+    "sentencepiece",
+    "tiktoken",
+    "tokenizers",
+    "torchao",
+    "torchdata",
+    "torchvision",
+    "transformers",
+)  # what torchtune imports
 ARRAYS = Path(__file__).parent / "arrays"
 CONFIG: dict[str, Any] = {
     "tile_size": 12,
@@ -37,7 +49,9 @@ CASES = {"tiles": {"max_num_tiles": 4}, "one_tile_class_last": {"max_num_tiles":
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Modules that have every attribute."""
 
-    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name.partition(".")[0] not in MISSING:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)

@@ -69,7 +69,11 @@ def test_norms_do_not_decay_and_blocks_have_their_depth(small) -> None:
 @pytest.mark.parametrize("peer", ["hf_vit", "timm", "google"])
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"mlp": "swiglu"}, "SwiGLU"), ({"norm": "rms"}, "RMSNorm"), ({"position": "rope2d"}, "rotary positions")],
+    [
+        ({"mlp": "swiglu"}, "SwiGLU"),
+        ({"norm": "rms"}, "RMSNorm"),
+        ({"position": "rope2d"}, "rotary positions"),
+    ],
 )
 def test_formats_that_have_them_not_say_so(small, peer: str, fields: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
