@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
+from data_tools.errors import (
+    DataError,
+    Parser,
+    UsageError,
+    UserError,
+    print_json,
+    print_line,
+    print_result,
+    run_command,
+)
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -35,16 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.job import fail, own_rank
     from pretrain.run.rendezvous import adopt_slurm
 
-    escape_output()
-    raise_limit()
-    adopt_slurm()
-    rank = own_rank()
-    try:
-        if given and given[0] in commands:
-            sys.exit(commands[given[0]](given[1:]))
-        _finetune(given, stop)
-    except UserError as error:
-        fail(error, rank, first_only=True)
+    def command() -> int:
+        raise_limit()
+        adopt_slurm()
+        rank = own_rank()
+        try:
+            if given and given[0] in commands:
+                return commands[given[0]](given[1:])
+            _finetune(given, stop)
+        except UserError as error:
+            fail(error, rank, first_only=True)
+
+    sys.exit(run_command(command))
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
@@ -52,7 +62,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
     from .config import FinetuneConfig, load_begun, load_finetune
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
         epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
@@ -91,7 +101,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune evaluate",
         description="Exact accuracy over SHARDS, as one JSON line.",
     )
@@ -122,14 +132,12 @@ def _evaluate(arguments: list[str]) -> int:
         given.workers,
     )
     if world.rank == 0:
-        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
+        print_json({key: finite(value) for key, value in found.row().items()})
     processes.leave(world, 0)
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune predict", description="Class names and probabilities of images."
-    )
+    parser = Parser(prog="python -m finetune predict", description="Class names and probabilities of images.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--topk", type=int, default=3)
@@ -151,17 +159,17 @@ def _predict(arguments: list[str]) -> int:
         try:
             found = run.predict([path], given.topk)[0]
         except DataError as error:  # the other images are still predicted
-            print(f"error: {error}", file=sys.stderr)
+            print_line(f"error: {error}", error=True)
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
+            print_json(row) if given.json else print_result(f"{path}: {_as_text(found)}")
     return code
 
 
 def _print_notes(source: TrainedWeights) -> None:
     for note in source.notes:
-        print(printable(f"note: {source.name}: {note}"), file=sys.stderr)
+        print_line(f"note: {source.name}: {note}", error=True)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:
@@ -175,9 +183,7 @@ def _as_text(found: Prediction) -> str:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune export", description="The weights of a run for other programs."
-    )
+    parser = Parser(prog="python -m finetune export", description="The weights of a run for other programs.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("destination", metavar="DST", help="the file to write; for hf and timm a new folder")
     parser.add_argument(
@@ -193,15 +199,15 @@ def _export(arguments: list[str]) -> int:
 
     if given.format == "safetensors":
         done = export_safetensors(given.run, given.destination, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path}")
     else:
         done = export_folder(given.run, given.destination, given.format, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune convert",
         description="Weights in pickles of torch.save as a safetensors file. Only tensors and plain values "
         "are read (weights_only=True), which runs no code of the pickle.",
@@ -214,11 +220,11 @@ def _convert(arguments: list[str]) -> int:
     from .formats.unpickle import convert
 
     done = convert(given.sources, given.destination, given.key)
-    origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
-    print(f"{done.tensors} tensors of {origin} -> {done.path}")
+    origin = f"'{done.key}' of {given.sources[0]}" if done.key else given.sources[0]
+    print_line(f"{done.tensors} tensors of {origin} -> {done.path}")
     if done.left_out:
         names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
-        print(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
+        print_line(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
     return 0
 
 

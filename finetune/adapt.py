@@ -125,7 +125,7 @@ def _check_missing(model: nn.Module, missing: Sequence[str]) -> None:
     known = [name for name, _ in (*model.named_parameters(), *model.named_modules()) if name]
     for name in missing:
         if name not in known:
-            raise UsageError(f"init_missing: the model has no {name!r}{nearest(name, known)}", shared=True)
+            raise UsageError(f"init_missing: the model has no '{name}'{nearest(name, known)}", shared=True)
 
 
 def _summary(

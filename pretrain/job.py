@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import Stopped, UsageError, UserError, print_line, retrying
+from data_tools.errors import Stopped, UsageError, UserError, print_line, printable, retrying, traceback_of
 from data_tools.shards.remote import stop_waiting_when
-from data_tools.shards.urls import without_secrets
 
 from .config import loading
 from .config.schema import Config
@@ -176,7 +176,7 @@ def _stopped_before_the_run(rank: int, stop: StopFlag) -> NoReturn:
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
     """Log the changed settings and the notes on the data; rank 0 writes config.yaml and classes.json."""
     for key, values in changed.items():
-        log.info("changed since the last start: %s %s", key, without_secrets(values))
+        log.info("changed since the last start: %s %s", key, values)
     for note in inputs.notes():
         log.info("note: %s", note)
     if folder.rank == 0:
@@ -198,10 +198,10 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
     The first process to fail prints its error. The others fail because of it and only log their errors. If
     none does, a process was killed: the first to notice says which.
     """
-    text = without_secrets(traceback.format_exc())
-    reason = without_secrets(f"{type(error).__name__}: {error}")
-    log.error("rank %d on %s failed: %s", world.rank, hosts[world.rank], text)
-    rank, cause = world.rank, f"{text}error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
+    text = traceback_of(error)
+    reason = printable(f"{type(error).__name__}: {error}")
+    log.error("rank %d on %s failed:\n  %s", world.rank, hosts[world.rank], text)
+    rank, cause = world.rank, f"error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
     if world.size > 1 and is_consequence(error):
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
         told = folder.status().get("state") == "failed"
@@ -214,13 +214,21 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
             )
         cause = f"error: {reason}"
     if folder.set_failed(exit_code=1, reason=reason, rank=rank, **({"traceback": text} if text else {})):
+        if text:
+            print_line(text, error=True)
         print_line(cause, error=True)
-        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
-        ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
+        _tell_torchrun(text or reason)
     else:
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
+
+
+def _tell_torchrun(text: str) -> None:
+    """Write what torchrun shows, as it is, at the end of its own report."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            write_json(Path(file), {"message": told})
 
 
 def named(ranks: list[int], hosts: list[str]) -> str:
@@ -237,7 +245,7 @@ def in_one_sentence(raised: Exception) -> UserError:
         return raised
     if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
         raise raised
-    log.error("%s", traceback.format_exc())  # only into the log file
+    log.error("%s", traceback_of(raised))  # only into the log file
     text = f"{os.fspath(raised.filename)}: {raised.strerror}"
     return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 

@@ -160,7 +160,7 @@ def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
         differs = f"{len(saved)} classes, the data has {len(wanted)}"
     else:
         number = next(i for i, (a, b) in enumerate(zip(saved, wanted, strict=True)) if a != b)
-        differs = f"class {number} {saved[number]!r}, the data has {wanted[number]!r}"
+        differs = f"class {number} '{saved[number]}', the data has '{wanted[number]}'"
     raise UsageError(
         f"{found.path}: it was trained with {differs}: to go over to other classes fine-tune, "
         f"python -m finetune CONFIG init={found.path}",

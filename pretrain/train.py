@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.batches.stream import BatchStream
-from data_tools.errors import DataError
-from data_tools.shards.urls import without_secrets
+from data_tools.errors import DataError, without_secrets
 from data_tools.tile_batch import TileBatch
 
 from .checkpoints.facts import distinct_names

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shards.class_names import plain_name
+from data_tools.shards.class_names import plain_name, quoted_names
 
 
 class ImageNames:
@@ -34,9 +34,16 @@ class ImageNames:
             for path in candidates:
                 found = known.get(_folded(path), [])
                 if len(found) > 1:
-                    raise DataError(f"{name!r} could be {' or '.join(map(repr, sorted(found)))}.")
+                    raise DataError(f"'{name}' could be {quoted_names(sorted(found), ' or ')}.")
                 if found:
                     return found[0]
+        for path in map(_folded, candidates):
+            found = [one for one in self._by_base.get(posixpath.basename(path), []) if _ends(one, path)]
+            if len(found) > 1:
+                which = quoted_names(sorted(found), " or ")
+                raise DataError(f"'{name}' could be {which}: pack the folder that is meant.")
+            if found:
+                return found[0]
         return None
 
     @cached_property
@@ -46,6 +53,15 @@ class ImageNames:
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         return _grouped((_folded(posixpath.splitext(path)[0]), path) for path in self._paths)
+
+    @cached_property
+    def _by_base(self) -> dict[str, list[str]]:
+        return _grouped(
+            (base, path)
+            for path in self._paths
+            for name in [_folded(posixpath.basename(path))]
+            for base in {name, posixpath.splitext(name)[0]}
+        )
 
     def names_one(self, name: str) -> bool:
         """Whether `name` names an image, or several."""
@@ -73,6 +89,12 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for key, path in pairs:
         found.setdefault(key, []).append(path)
     return found
+
+
+def _ends(path: str, name: str) -> bool:
+    """Whether the last parts of `path`, perhaps without the extension, are `name`."""
+    path = _folded(path)
+    return f"/{path}".endswith(f"/{name}") or f"/{posixpath.splitext(path)[0]}".endswith(f"/{name}")
 
 
 def _folded(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
@@ -65,6 +65,7 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
     """
     plain = {name: plain_name(name) for name in names.values()}
     found = set(plain.values())
+    rules = rules.naming(found)
     classes = list(rules.classes or ()) or sorted(found, key=str.encode)
     number = _numbered(classes)
     entries, no_class = [], []
@@ -72,7 +73,8 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
         if (label := number.get(plain[name])) is not None:
             entries.append(Entry(path, source.images[path], label))
         else:
-            no_class.append(f"{path!r}: {plain[name]!r} is no class of --classes")
+            what = "the name of several classes" if plain[name] in classes else "no class"
+            no_class.append(f"'{path}': '{plain[name]}' is {what} of --classes")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     if not entries:
@@ -81,6 +83,8 @@ def label_by_names(source: Listing, names: dict[str, str], rules: LabelRules, sa
     if len(found) < len(plain):
         said += f" ({len(plain)} with those that have one name in two forms of Unicode)"
     said += f", of the {len(classes)} of --classes" if rules.classes is not None else ""
+    if rules.classes is None and (odd := next(filter(_is_other_number, enumerate(classes)), None)):
+        said += f"; '{odd[1]}' is label {odd[0]}, as names are in byte order (--classes gives another one)"
     left = [path for path in source.images if path not in names]
     return Labelled(entries, classes, left, said, no_class=no_class)
 
@@ -95,33 +99,37 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     finder = ImageNames(images, Path(source.name), options.path)
     table = read_csv(options, finder.names_one)
     labels: dict[str, Labels] = {}
-    split: dict[str, Labels] = {}
+    split: dict[str | tuple[str, ...], Labels] = {}
     lines: dict[str, int] = {}
-    no_class: list[str] = []
     for row in table.rows:
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
         if path in lines:
-            raise DataError(f"{place}: {path!r} is listed twice.")
+            raise DataError(
+                f"{place}: '{path}' is listed twice: several labels of an image stand in one row, with "
+                "--label-separator."
+            )
         lines[path] = row.line
-        try:
-            if row.label not in split:
-                split[row.label] = _split(row.label, options.separator)
-            labels[path] = split[row.label]
-        except ValueError as error:
-            no_class.append(f"{place}: {path!r}: {error}")
+        if row.label not in split:
+            split[row.label] = _labels(row.label, options.separator)
+        labels[path] = split[row.label]
     if not lines:
         raise DataError(f"{options.path} lists no images.")
     survey = Survey()
     for path, found in labels.items():
         survey.add(found, f"{options.path}:{lines[path]}")
-    meaning = survey.decide(rules, GIVEN, from_table=True)
+    if table.classes and rules.classes is None:
+        classes = tuple(map(plain_name, table.classes))
+        meaning = survey.decide(replace(rules, classes=classes), "the columns", from_table=True)
+    else:
+        meaning = survey.decide(rules, GIVEN, from_table=True)
     numbers: dict[str, tuple[float, ...]] = {}
+    no_class: list[str] = []
     for path, found in labels.items():
         try:
             numbers[path] = meaning.resolve(found)
         except LabelError as error:
-            no_class.append(f"{options.path}:{lines[path]}: {path!r}: {error}")
+            no_class.append(f"{options.path}:{lines[path]}: '{path}': {error}")
     if no_class and not rules.allow_unlabelled:
         raise refuse(no_class)
     several = any(len(found) != 1 for found in numbers.values())
@@ -129,7 +137,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
         few, many = min(lengths), max(lengths)
         path = next(path for path, found in numbers.items() if len(found) == few)
         raise DataError(
-            f"{options.path}:{lines[path]}: {path!r} has {few} numbers where others have {many}: give every "
+            f"{options.path}:{lines[path]}: '{path}' has {few} numbers where others have {many}: give every "
             "image the same number of them."
         )
     entries = [
@@ -140,8 +148,11 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     if not entries:
         raise DataError(f"{options.path} has no label that is a class.")
     said = f"{options.path} ({table.understood}): {meaning.said}"
+    named = zip(table.rows, lines, strict=True)
+    if below := [(row.file, path) for row, path in named if _is_below(row.file, path)]:
+        said += f"; images found in sub-folders: {len(below)}, first '{below[0][0]}' as '{below[0][1]}'"
     if options.separator is None and (mark := _separator_inside(labels)):
-        said += f"; {mark!r} is part of the names (--label-separator {mark!r} makes several labels)"
+        said += f"; '{mark}' is part of the names (--label-separator '{mark}' makes several labels)"
     left = [path for path in images if path not in lines]
     return Labelled(entries, meaning.classes or [], left, said, meaning.kind is Kind.number, no_class)
 
@@ -153,6 +164,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
     DataError for a class that is none of them.
     """
     shards = source.shards
+    rules = rules.naming(shards.classes or ())
     ignored = [str(problem) for problem in shards.problems if not problem.no_class]
     no_class = [str(problem) for problem in shards.problems if problem.no_class]
     if shards.left_out and not shards.problems:
@@ -166,7 +178,7 @@ def label_by_shards(source: ShardSource, rules: LabelRules = NO_RULES) -> Labell
         try:
             labels = labels if number is None else tuple(number[int(label)] for label in labels)
         except KeyError as error:
-            name = f" ({shards.classes[error.args[0]]!r})" if shards.classes else ""
+            name = f" ('{shards.classes[error.args[0]]}')" if shards.classes else ""
             outside.append(f"{path}: label {error.args[0]}{name} is no class of --classes")
         else:
             entries.append(Entry(path, size, labels if several else next(iter(labels), None)))
@@ -203,6 +215,11 @@ def _by_name(shards: ShardSet, rules: LabelRules) -> dict[int, int] | None:
     return {label: number[name] for label, name in enumerate(shards.classes) if name in number}
 
 
+def _is_other_number(labelled: tuple[int, str]) -> bool:
+    label, name = labelled
+    return name.isascii() and name.isdigit() and name != str(label)
+
+
 def _numbered(classes: Sequence[str]) -> dict[str, int]:
     """The number of each class; of names that two classes have none."""
     times = Counter(classes)
@@ -218,24 +235,25 @@ def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
         why = source.why_not(name.replace("\\", "/").removeprefix("./"))
         example = next(iter(source.images))
         raise DataError(
-            f"{place}: {source.name} has no image {name!r}: "
+            f"{place}: {source.name} has no image '{name}': "
             + (
                 f"it is passed over ({why})."
                 if why
-                else f"files are named by their path inside of it, as {example!r} is."
+                else f"files are named by their path inside of it, as '{example}' is."
             )
         )
     return path
 
 
-def _split(text: str, separator: str | None) -> Labels:
-    """The labels in a cell. ValueError for one that is empty."""
-    parts = [text] if separator is None else text.split(separator)
-    if not text:
-        raise ValueError("has no label")
-    if not all(part.strip() for part in parts):
-        raise ValueError("has an empty label")
-    return tuple(map(parse_text, parts))
+def _labels(label: str | tuple[str, ...], separator: str | None) -> Labels:
+    """The labels in a cell, or of the columns of classes that hold a 1."""
+    if isinstance(label, tuple):
+        return tuple(map(plain_name, label))
+    return sum(map(parse_text, label.split(separator) if separator else [label]), ())
+
+
+def _is_below(name: str, path: str) -> bool:
+    return path.count("/") > name.replace("\\", "/").count("/")
 
 
 def _separator_inside(labels: dict[str, Labels]) -> str | None:

@@ -164,7 +164,7 @@ def pack(
     account = account_for(labelled, listing, written, prepare.unusable, notes, by_folder)
     if added := images_added(source, listing):
         account.warnings.append(
-            f"{len(added)} images came while the others were packed and are in no shard, first {added[0]!r}: "
+            f"{len(added)} images came while the others were packed and are in no shard, first '{added[0]}': "
             "pack again into a new folder"
         )
     said, no_class = labelled.said, tuple(labelled.no_class)
@@ -229,7 +229,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
         raise UsageError(f"{folder} is a file: give a new folder for the shards.")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if other := [name for name in names if not allowed(name) and not is_side_file(name)]:
-        raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
+        raise UsageError(f"{folder} holds something else ('{min(other)}'): give a new or an empty folder.")
 
 
 @contextmanager
@@ -276,7 +276,7 @@ def _finish(folder: Path, images: int, prepare: Prepare, numeric: bool) -> Summa
     if not images:
         raise DataError(
             f"{prepare.source.name} holds no image that could be converted, first "
-            f"{min(prepare.unconverted)!r}."
+            f"'{min(prepare.unconverted)}'."
         )
     summary = build_index(folder, with_times=False, rules=LabelRules(numbers=numeric))
     if summary.samples != images:

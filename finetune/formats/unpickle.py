@@ -102,7 +102,7 @@ def _weights(source: str, content: Any, key: str) -> tuple[str, dict[str, Any]]:
     if key:
         if key not in entries:
             has = f"it has {', '.join(entries)}" if entries else "it has no groups of tensors"
-            raise UsageError(f"{source}: no tensors under {key!r}; {has}")
+            raise UsageError(f"{source}: no tensors under '{key}'; {has}")
         return key, entries[key]
     if _holds_tensors(content) and any(isinstance(value, Tensor) for value in content.values()):
         return "", content

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import Parser, UsageError, flushed, print_line
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
@@ -40,10 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     site_file = find_site(given.cluster, recipe)
     site = read_site(site_file)
     config, inputs = check_settings(given)
-    notes = [f"cluster {printable(str(site_file.resolve()))}", *fill_in(given, site, config)]
+    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config)]
     if given.print:
-        print(batch_script(given, site, config, recipe.resolve()), end="")
-        print("\n".join(notes), file=sys.stderr)
+        with flushed(sys.stdout, needed=True):
+            sys.stdout.write(batch_script(given, site, config, recipe.resolve()))
+        for note in notes:
+            print_line(note, error=True)
         return 0
     waiting = check_start(given, config, inputs)
     run, content = config.folder.resolve(), recipe.read_bytes()
@@ -60,14 +62,15 @@ def main(arguments: Sequence[str]) -> int:
         except OSError:
             ask("scancel", job)
             raise
-    print(f"job {job} is queued")
-    print(f"script  {script}")
-    print(f"log     {run}/slurm/{job}.out")
-    print("\n".join(notes))
-    print(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
+    print_line(f"job {job} is queued")
+    print_line(f"script  {script}")
+    print_line(f"log     {run}/slurm/{job}.out")
+    for note in notes:
+        print_line(note)
+    print_line(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
     for entry in in_queue([run])[run]:
         if entry.job == job and BEYOND_LIMITS.match(entry.reason):
-            print(
+            print_line(
                 f"warning {entry}: SLURM does not start it as things are: ask for less, or another partition"
             )
     return 0
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of `python -m launch slurm`; UsageError for values that no job can have."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch slurm",
         description="Check a job, write its batch script into the run folder, and queue it.",
     )

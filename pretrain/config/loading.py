@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, printable, retrying
+from data_tools.errors import UsageError, retrying
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -44,7 +44,7 @@ def load(
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{text!r}: it is not UTF-8: give the file or folder another name") from None
+            raise UsageError(f"'{text}': it is not UTF-8: give the file or folder another name") from None
     path = find_recipe(path)
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
@@ -99,13 +99,13 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{printable(path)}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {error}") from None
     keys = known_keys(schema)
     given: dict[str, Any] = {}
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"{item!r}: settings are written key=value")
+            raise UsageError(f"'{item}': settings are written key=value")
         check_key(key, keys, "command line")
         given[key] = parse_value(value, key, keys)
     try:

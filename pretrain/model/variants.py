@@ -114,7 +114,7 @@ def resolve(config: ModelConfig) -> Architecture:
     check_limits(config, "model.")
     size, patch, depths = _row(config.name)
     if config.backbone is not None and depths is None:
-        raise UsageError(f"model.backbone is for hybrids, but model.name is {config.name!r}")
+        raise UsageError(f"model.backbone is for hybrids, but model.name is '{config.name}'")
     backbone = config.backbone
     if backbone is None and depths is not None:
         backbone = BackboneConfig(depths=list(depths))
@@ -195,7 +195,7 @@ def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         near = [_ours(name)] if _ours(name) else get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
-        raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
+        raise UsageError(f"model.name is '{name}', which does not exist; near it: {', '.join(near)}")
     return match[1], int(match[2]), None
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError
+from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError, flushed
 
 from .lost import FailedElsewhere
 from .rendezvous import join, ranks_from_environment, started_by_srun
@@ -155,8 +155,9 @@ def leave(world: World, code: int) -> NoReturn:
     if world.size > 1 and code in (0, 75):
         world.barrier()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with flushed(stream):
+            pass
     if world.size > 1:
         os._exit(code)
     dist.destroy_process_group()
