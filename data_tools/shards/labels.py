@@ -97,8 +97,9 @@ def parse_text(text: str) -> Labels:
     text = text.strip().removeprefix("\ufeff").strip()
     inner = text[1:-1].strip().rstrip(",")
     if text[:1] + text[-1:] in ("[]", "()"):
-        with suppress(ValueError, RecursionError):
-            return _listed(json.loads(f"[{inner}]".replace("'", '"')))
+        for written in (inner, inner.replace("'", '"')):
+            with suppress(ValueError, RecursionError):
+                return _listed(json.loads(f"[{written}]"))
         if all(map(is_number, words := _BETWEEN.split(inner))):
             return _listed(words)
     if len(words := _BETWEEN.split(text)) > 1 and all(map(is_number, words)):
@@ -130,7 +131,8 @@ def parse_json(data: bytes, key: str | None = None) -> dict[str, Labels]:
         raise ValueError("its json member is not valid JSON") from None
     if not isinstance(content, dict):  # it may be the label itself
         labels = _listed(content)
-        return {} if key or any(isinstance(label, NoClass) for label in labels) else {LABEL: labels}
+        odd = key or not labels or any(isinstance(label, NoClass) for label in labels)
+        return {} if odd else {LABEL: labels}
     usual = (LABEL,) if _at(content, LABEL) is not None else OTHER_KEYS
     keys = usual if key is None else (key,)
     found = {}
