@@ -54,7 +54,7 @@ class Survey:
             self._example[kind] = f"{shown} ({place})"
         self._several += len(labels) > 1
         for label in labels if kind != "odd" else ():
-            if isinstance(label, int) and label >= 0:
+            if isinstance(label, int):
                 self._numbers[label] += 1
                 if isinstance(label, Written):
                     self._written.add(label)
