@@ -21,13 +21,13 @@ READS_PICKLES = {  # by the guard that stands before it
 
 
 def test_a_job_uses_no_pickle(data: Data, tmp_path: Path) -> None:
-    """Under DDP and FSDP, in steps, saves, a resume, evaluations, and where one process fails."""
+    """Under DDP, FSDP and ZeRO, in steps, saves, a resume, evaluations, and where one process fails."""
     recipe = write_recipe(tmp_path, data)
     common = (f"run.dir={tmp_path}", "train.batch_size=8", "checkpoint.every=1", "data.workers=0")
     ends = {
         ("engine.kind=ddp", "train.steps=2"): 0,
         ("engine.kind=fsdp", "train.steps=3"): 0,
-        ("engine.kind=fsdp", "train.steps=9", "fault=disk:rank=1:step=4"): 1,
+        ("engine.kind=deepspeed", "train.steps=9", "fault=disk:rank=1:step=4"): 1,
     }
     for settings, code in ends.items():
         call = [str(ROOT / "tests/without_pickle.py"), "pretrain", str(recipe), *common, *settings]
