@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import Parser, UsageError, UserError, counted, escape_output, print_line
+from data_tools.errors import Parser, counted, print_line, print_result, run_command
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -33,21 +33,13 @@ _CPUS = os.cpu_count() or 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
-    escape_output()
     raise_limit()
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
+        options = _parser().parse_args(arguments)
         return options.run(options)
-    except UserError as error:
-        print_line(f"error: {error}", error=True)
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print_line(f"error: {where}{error.strerror or error}", error=True)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print_line("interrupted: run the same command again to go on", error=True)
-        return 130
+
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,16 +193,16 @@ def _verify(options: argparse.Namespace) -> int:
     )
     bad = 0
     for problem in checked:
-        print_line(str(problem))
+        print_result(str(problem))
         bad += 1
     if checked.note:
         print_line(f"note: {checked.note}", error=True)
     balanced = True
     if options.ranks and not bad and checked.opened:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
-        print_line(sentence)
+        print_result(sentence)
     found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
-    print_line(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
+    print_result(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
     return 0 if balanced and not bad else 3
 
 

@@ -20,7 +20,7 @@ from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
-from data_tools.errors import UsageError, counted, print_json, print_line
+from data_tools.errors import UsageError, counted, print_json, print_line, print_result
 from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -71,13 +71,13 @@ def bench(path: Shards, *, images: int, threads: int, config: str | None, as_jso
         return
     rounded = "" if result["images"] == images else f" ({images} in whole batches of {_BATCH_SIZE})"
     measured = f"{counted(result['images'], 'image')}{rounded}"
-    print_line(f"{measured}, {counted(threads, 'thread')}, {written(path)}")
-    print_line(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
+    print_result(f"{measured}, {counted(threads, 'thread')}, {written(path)}")
+    print_result(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
     for name, row in {**result["stages"], "total": result["total"]}.items():
-        print_line(
+        print_result(
             f"{name:8} {row['images_per_s']:10.0f} {row['cpu_ms_per_image']:13.3f} {row['share']:6.1%}"
         )
-    print_line(
+    print_result(
         f"crops differ from Pillow's by {result['grey_levels_from_pillow']:.3f} grey levels (mean of "
         f"{result['compared']} images)"
     )

@@ -11,8 +11,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ _TRANSIENT = frozenset(
 )
 _DISK_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file is tried again
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
+UNREAD = 141  # the exit code of a program whose output nobody reads any more: 128 + SIGPIPE
 Result = TypeVar("Result")
 
 
@@ -180,23 +182,72 @@ def print_line(text: str, *, error: bool = False) -> None:
 
     Where that is closed, full or no longer read, it is lost, and nothing else goes there any more.
     """
-    _write(printable_lines(text), sys.stderr if error else sys.stdout)
+    stream = sys.stderr if error else sys.stdout
+    with flushed(stream):
+        stream.write(f"{printable_lines(text)}\n")
+
+
+def print_result(text: str) -> None:
+    """As print_line(), what a command is for; `run_command` ends the command where it cannot be printed."""
+    with flushed(sys.stdout, needed=True):
+        sys.stdout.write(f"{printable_lines(text)}\n")
 
 
 def print_json(value: object) -> None:
-    """Print a value as one line of JSON on stdout."""
-    _write(json.dumps(value).replace("\x7f", "\\u007f"), sys.stdout)  # json leaves no other control character
+    """Print a result as one line of JSON."""
+    with flushed(sys.stdout, needed=True):  # json leaves no other control character
+        sys.stdout.write(json.dumps(value).replace("\x7f", "\\u007f") + "\n")
 
 
-def _write(line: str, stream: TextIO) -> None:
+@contextmanager
+def flushed(stream: TextIO, *, needed: bool = False) -> Iterator[None]:
+    """Write all that a block, and what came before it, prints on `stream`.
+
+    Where that fails it goes nowhere, as does all that comes; needed: and the command ends.
+    """
     try:
-        stream.write(f"{line}\n")
+        yield
         stream.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())  # also what the stream still keeps will be dropped
             os.close(nowhere)
+        if needed:
+            raise _LostResultError(getattr(error, "strerror", None) or error) from error
+
+
+class _LostResultError(Exception):
+    """A result could not be printed; the cause says why."""
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run what a user calls; returns its exit code, also for an error, which is shown in one line.
+
+    A command whose result nobody reads any more, as in `| head -1`, ends in silence, as SIGPIPE ends others.
+    """
+    escape_output()
+    try:
+        try:
+            return command()
+        finally:
+            with flushed(sys.stdout, needed=True):
+                pass
+    except _LostResultError as lost:
+        if isinstance(lost.__cause__, BrokenPipeError):
+            return UNREAD
+        print_line(f"error: standard output: {lost}", error=True)
+        return UserError.exit_code
+    except UserError as error:
+        print_line(f"error: {error}", error=True)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print_line(f"error: {where}{error.strerror or error}", error=True)
+        return UsageError.exit_code
+    except KeyboardInterrupt:
+        print_line("interrupted: the same command again goes on where it can", error=True)
+        return 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -205,3 +256,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit with code 2."""
         super().error(printable_lines(message))
+
+
+def refuse_idle_module() -> None:
+    """End a `python -m` of a module that is no command, which would do nothing and seem to have succeeded.
+
+    Called while Python imports the package of that module.
+    """
+    if getattr(sys, "argv", [])[:1] != ["-m"]:  # what stands there until Python has found the module
+        return
+    name = re.sub(r"^-\w*m", "", sys.orig_argv[-len(sys.argv)])
+    file = Path(__file__).parents[1].joinpath(*name.split(".")).with_suffix(".py")
+    if file.is_file() and "\nif __name__" not in file.read_text(encoding="utf-8"):
+        commands = "data_tools, pretrain, pretrain.checkpoints, finetune and launch"
+        print_line(f"error: {name} is no command; python -m runs {commands}", error=True)
+        sys.exit(UsageError.exit_code)

@@ -10,6 +10,10 @@
 
 from typing import Any
 
+from data_tools.errors import refuse_idle_module
+
+refuse_idle_module()
+
 
 def __getattr__(name: str) -> Any:
     if name != "open_run":

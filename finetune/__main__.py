@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, Parser, UsageError, UserError, escape_output, print_json, print_line
+from data_tools.errors import (
+    DataError,
+    Parser,
+    UsageError,
+    UserError,
+    print_json,
+    print_line,
+    print_result,
+    run_command,
+)
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -34,16 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.job import fail, own_rank
     from pretrain.run.rendezvous import adopt_slurm
 
-    escape_output()
-    raise_limit()
-    adopt_slurm()
-    rank = own_rank()
-    try:
-        if given and given[0] in commands:
-            sys.exit(commands[given[0]](given[1:]))
-        _finetune(given, stop)
-    except UserError as error:
-        fail(error, rank, first_only=True)
+    def command() -> int:
+        raise_limit()
+        adopt_slurm()
+        rank = own_rank()
+        try:
+            if given and given[0] in commands:
+                return commands[given[0]](given[1:])
+            _finetune(given, stop)
+        except UserError as error:
+            fail(error, rank, first_only=True)
+
+    sys.exit(run_command(command))
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
@@ -152,7 +163,7 @@ def _predict(arguments: list[str]) -> int:
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print_json(row) if given.json else print_line(f"{path}: {_as_text(found)}")
+            print_json(row) if given.json else print_result(f"{path}: {_as_text(found)}")
     return code
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import Parser, UsageError, UserError, print_line
+from data_tools.errors import Parser, UsageError, run_command
 
 from .digits import write_digits
 
@@ -38,21 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in (DATA, PRETRAIN, FINETUNE):
             shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
-    try:
-        prepare_data()
-        pretrain()
-        finetune()
-        evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
-        console.print(evaluated.strip())
-        accuracy = json.loads(evaluated)
-        images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
-        run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
-    except UserError as error:
-        print_line(f"error: {error}", error=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print_line("stopped; the same command again goes on where it stopped", error=True)
-        return 130
+    prepare_data()
+    pretrain()
+    finetune()
+    evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+    console.print(evaluated.strip())
+    accuracy = json.loads(evaluated)
+    images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
+    run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     summarise(accuracy, time.time() - began)
     return 0
 
@@ -172,4 +165,4 @@ def summarise(accuracy: dict[str, Any], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import Parser, UsageError, print_line
+from data_tools.errors import Parser, UsageError, print_result
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         found = look(folder)
         text, good = describe(folder, found, time.time())
         if text.splitlines()[0] != told:
-            print_line(text)
+            print_result(text)
             told = text.splitlines()[0]
         if not given.follow or found.is_over(time.time()):
             return 0 if good else 1
@@ -66,7 +66,7 @@ def print_table(runs: Sequence[Path]) -> int:
         all_good &= good
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print_line(
+        print_result(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
         )
     return 0 if all_good else 1

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shards.class_names import plain_name
+from data_tools.shards.class_names import plain_name, quoted_names
 
 
 class ImageNames:
@@ -22,9 +22,20 @@ class ImageNames:
         self._paths = set(paths)
         self._roots = [os.path.abspath(source), os.path.realpath(source)] if source.is_dir() else []
         self._folder = os.path.dirname(os.path.abspath(table))
+        self.start = ""  # what all names begin with and no path does
+
+    def leave_out_start(self, name: str) -> None:
+        """If only the end of this absolute path is that of an image, take it that all names begin so."""
+        parts = name.replace("\\", "/").split("/")
+        if (not parts[0] or parts[0].endswith(":")) and not self.names_one(name):
+            ends = ((n, "/".join(parts[n:])) for n in range(1, len(parts)))
+            cut = next((n for n, end in ends if end in self._paths), 0)
+            self.start = "".join(f"{part}/" for part in parts[:cut])
 
     def find(self, name: str) -> str | None:
         """The path of the image that is called `name`, or None. DataError if two images could be meant."""
+        if self.start and name.replace("\\", "/").startswith(self.start):
+            name = name[len(self.start) :]
         if name in self._paths:
             return name
         candidates = self._candidates(name)
@@ -34,9 +45,16 @@ class ImageNames:
             for path in candidates:
                 found = known.get(_folded(path), [])
                 if len(found) > 1:
-                    raise DataError(f"'{name}' could be '" + "' or '".join(sorted(found)) + "'.")
+                    raise DataError(f"'{name}' could be {quoted_names(sorted(found), ' or ')}.")
                 if found:
                     return found[0]
+        for path in map(_folded, candidates):
+            found = [one for one in self._by_base.get(posixpath.basename(path), []) if _ends(one, path)]
+            if len(found) > 1:
+                which = quoted_names(sorted(found), " or ")
+                raise DataError(f"'{name}' could be {which}: pack the folder that is meant.")
+            if found:
+                return found[0]
         return None
 
     @cached_property
@@ -46,6 +64,15 @@ class ImageNames:
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         return _grouped((_folded(posixpath.splitext(path)[0]), path) for path in self._paths)
+
+    @cached_property
+    def _by_base(self) -> dict[str, list[str]]:
+        return _grouped(
+            (base, path)
+            for path in self._paths
+            for name in [_folded(posixpath.basename(path))]
+            for base in {name, posixpath.splitext(name)[0]}
+        )
 
     def names_one(self, name: str) -> bool:
         """Whether `name` names an image, or several."""
@@ -73,6 +100,12 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for key, path in pairs:
         found.setdefault(key, []).append(path)
     return found
+
+
+def _ends(path: str, name: str) -> bool:
+    """Whether the last parts of `path`, perhaps without the extension, are `name`."""
+    path = _folded(path)
+    return f"/{path}".endswith(f"/{name}") or f"/{posixpath.splitext(path)[0]}".endswith(f"/{name}")
 
 
 def _folded(path: str) -> str:

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from data_tools.errors import UsageError
-from data_tools.packing.csv_table import FILE, LABEL, CsvOptions
+from data_tools.packing.csv_columns import FILE, LABEL
+from data_tools.packing.csv_table import CsvOptions
 from data_tools.shards.class_names import parse_classes
 from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, load_classes
 from data_tools.shards.index_file import open_index
@@ -52,6 +53,17 @@ def add_csv_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--label-separator", metavar="MARK", help="what separates several labels of an image in the csv"
     )
+    command.add_argument(
+        "--where",
+        type=_where,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE,...",
+        help="only rows of the csv that have one of these values, e.g. split=train",
+    )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="leave out and count rows of the csv without an image"
+    )
 
 
 def label_rules(options: argparse.Namespace) -> LabelRules:
@@ -68,10 +80,13 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:
     """The csv that was given, or None."""
     if options.csv is None:
-        if options.columns or options.label_separator:
-            raise UsageError("--columns and --label-separator describe a csv: give it with --csv FILE.")
+        if options.columns or options.label_separator or options.where or options.allow_missing:
+            raise UsageError("--columns, --label-separator, --where and --allow-missing need --csv FILE.")
         return None
-    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None)
+    return CsvOptions(
+        *(Path(options.csv), options.columns, options.label_separator or None, dict(options.where)),
+        options.allow_missing,
+    )
 
 
 def read_classes(given: str) -> list[list[str]]:
@@ -83,8 +98,8 @@ def read_classes(given: str) -> list[list[str]]:
         return [[str(label) for label in range(int(given))]]
     if path.is_file() and not re.fullmatch(r"shardindex.*\.json|.*\.tar", path.name):
         names = parse_classes(path.read_bytes(), str(path))
-    elif (path / CLASSES_NAME).is_file() and not (path / INDEX_NAME).is_file():
-        names = [load_classes(path) or []]
+    elif not (path / INDEX_NAME).is_file() and (file := _classes_in(path)):
+        names = parse_classes(file.read_bytes(), str(file))
     elif not path.exists() and local_shards(given) is None:
         raise UsageError(
             f"--classes {given}: it does not exist: give a file of classes, shards, or a number."
@@ -96,6 +111,18 @@ def read_classes(given: str) -> list[list[str]]:
     if not names[0]:
         raise UsageError(f"--classes {given}: it has no classes.")
     return names
+
+
+def _classes_in(folder: Path) -> Path | None:
+    """The file of the classes of a run, or of a model of other programs."""
+    return next(filter(Path.is_file, (folder / CLASSES_NAME, folder / "config.json")), None)
+
+
+def _where(text: str) -> tuple[str, list[str]]:
+    column, mark, values = text.partition("=")
+    if not (column and mark):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE or COLUMN=VALUE,VALUE")
+    return column.strip(), [value.strip() for value in values.split(",")]
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -6,10 +6,11 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from data_tools.errors import DataError
 
+_SHOWN = 20
 _BLANKS = re.compile("[\\s_\u200b-\u200f\u2060\ufeff-]+")  # and what nobody sees
 _OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for no byte
 _WHOLE = re.compile("0|[1-9][0-9]{0,8}")
@@ -43,7 +44,12 @@ def alike(names: Iterable[str]) -> str:
     if not found:
         return ""
     more = f", and so are {len(found) - 1} more groups" if len(found) > 1 else ""
-    return f"; {' and '.join(map(repr, found[0]))} are different classes{more}"
+    return f"; {quoted_names(found[0], ' and ')} are different classes{more}"
+
+
+def quoted_names(names: Sequence[str], between: str = ", ") -> str:
+    """The first of some names in quotes, for messages."""
+    return between.join(f"'{name}'" for name in names[:_SHOWN]) + " ..." * (len(names) > _SHOWN)
 
 
 def plain_names(names: Iterable[str] | None) -> list[str] | None:

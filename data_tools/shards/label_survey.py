@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import pairwise
 
 from data_tools.errors import DataError, UsageError
-from data_tools.shards.class_names import alike
+from data_tools.shards.class_names import alike, quoted_names
 from data_tools.shards.label_meaning import (
     GIVEN,
     Kind,
@@ -88,10 +88,15 @@ class Survey:
         meaning = self._decide(rules, names_from, from_table)
         if self._written and meaning.kind is not Kind.one_hot:
             some = sorted(self._written)[:_SHOWN]
-            meaning.said += f"; {', '.join(f'{one.written!r} is {one}' for one in some)}"
-            meaning.said += ", ..." if len(self._written) > _SHOWN else ""
-        if self._several and meaning.kind in (Kind.name, Kind.number_of_class):
-            meaning.said += f"; images of several classes: {self._several}"
+            meaning.said += "; " + ", ".join(f"'{one.written}' is {one}" for one in some)
+            meaning.said += ", ..." * (len(self._written) > _SHOWN)
+        if meaning.kind in (Kind.name, Kind.number_of_class):
+            if self._several:
+                meaning.said += f"; images of several classes: {self._several}"
+            elif len(self._numbers) + len(self._names) == sum(self._samples.values()) > 2:
+                meaning.said += "; every image has a label of its own, as if it were no class"
+        if none := self._samples["nothing"]:
+            meaning.said += f"; images of no class: {none}"
         return meaning
 
     def _decide(self, rules: LabelRules, names_from: str, from_table: bool) -> Meaning:
@@ -141,7 +146,7 @@ class Survey:
             said = f"numbers with leading zeros, which are kept as {said}"
         said += alike(names)
         if missing := [name for name in classes if name.casefold() in _MISSING]:
-            said += f"; taken for classes, too: {', '.join(map(repr, missing))}"
+            said += f"; taken for classes, too: {quoted_names(missing)}"
         return Meaning(Kind.name, said, classes, numbered(classes))
 
     def _by_number(self, from_table: bool) -> Meaning:

@@ -128,9 +128,10 @@ def parse_json(data: bytes, key: str | None = None) -> dict[str, Labels]:
         content = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("its json member is not valid JSON") from None
-    if not isinstance(content, dict):
-        return {}
-    usual = (LABEL,) if content.get(LABEL) is not None else OTHER_KEYS
+    if not isinstance(content, dict):  # it may be the label itself
+        labels = _listed(content)
+        return {} if key or any(isinstance(label, NoClass) for label in labels) else {LABEL: labels}
+    usual = (LABEL,) if _at(content, LABEL) is not None else OTHER_KEYS
     keys = usual if key is None else (key,)
     found = {}
     for name in keys:
@@ -143,9 +144,12 @@ def parse_json(data: bytes, key: str | None = None) -> dict[str, Labels]:
 
 
 def _at(content: object, key: str) -> object:
-    """What stands at a key, or at label.id below the key label."""
-    if not isinstance(content, dict) or key in content:
-        return content[key] if isinstance(content, dict) else None
+    """What stands at a key, perhaps in other case, or at label.id below the key label."""
+    if not isinstance(content, dict):
+        return None
+    same = [key] if key in content else [name for name in content if name.casefold() == key.casefold()]
+    if len(same) == 1:
+        return content[same[0]]
     first, dot, rest = key.partition(".")
     return _at(content.get(first), rest) if dot else None
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 
-from data_tools.errors import print_line
+from data_tools.errors import print_line, print_result, run_command
 
 LOW, PORTS, STRIDE = 20000, 10000, 37
 
@@ -28,7 +28,7 @@ def main() -> int:
     except (OSError, subprocess.CalledProcessError) as error:
         print_line(f"error: no address to meet at: {error}", error=True)
         return 1
-    print_line(f"{address} {port}")
+    print_result(f"{address} {port}")
     return 0
 
 
@@ -73,4 +73,4 @@ def _scontrol(*what: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

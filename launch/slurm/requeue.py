@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import Parser, UserError, print_line
+from data_tools.errors import Parser, UserError, print_line, run_command
 from pretrain.run.files import append_rows, read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -196,4 +196,4 @@ def seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_tools.errors import Parser, UsageError, print_line
+from data_tools.errors import Parser, UsageError, flushed, print_line
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
@@ -39,10 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Path(loading.find_recipe(given.config))
     site_file = find_site(given.cluster, recipe)
     site = read_site(site_file)
-    config, inputs = check_settings(given)
-    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config)]
+    config, inputs, tracking = check_settings(given)
+    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config), *tracking]
     if given.print:
-        sys.stdout.write(batch_script(given, site, config, recipe.resolve()))
+        with flushed(sys.stdout, needed=True):
+            sys.stdout.write(batch_script(given, site, config, recipe.resolve()))
         for note in notes:
             print_line(note, error=True)
         return 0

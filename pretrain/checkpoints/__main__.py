@@ -11,7 +11,7 @@ from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
-from data_tools.errors import DataError, Parser, UsageError, UserError, escape_output, print_line
+from data_tools.errors import DataError, Parser, UsageError, print_line, print_result, run_command
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
@@ -28,6 +28,15 @@ WEIGHTS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; arguments: those of this process if None. Exits with the code of what went wrong."""
+
+    def command() -> int:
+        given = _parser().parse_args(arguments)
+        return given.action(given)
+
+    sys.exit(run_command(command))
+
+
+def _parser() -> Parser:
     parser = Parser(prog="python -m pretrain.checkpoints", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -68,13 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             given.source, given.destination, given.config, given.settings, given.trust_pickle
         )
     )
-    escape_output()
-    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    try:
-        sys.exit(given.action(given))
-    except UserError as error:
-        print_line(f"error: {error}", error=True)
-        sys.exit(error.exit_code)
+    return parser
 
 
 def describe_weights() -> str:
@@ -91,16 +94,16 @@ def ls(run: str) -> int:
             found = Checkpoint(path)
             engine = f"{found.state['engine'].get('kind')} x {found.state['processes']}"
         except DataError as error:
-            print_line(f"{path.name}  damaged: {error}")
+            print_result(f"{path.name}  damaged: {error}")
             continue
         groups = sorted({key.partition("/")[0] for key in found.tensors})
         notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
         holds = f"holds {', '.join(groups)}"
-        print_line("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
+        print_result("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
     for path in sorted(root.glob("*.tmp")):
-        print_line(f"{path.name}  incomplete: being written, or left by an interrupted save")
+        print_result(f"{path.name}  incomplete: being written, or left by an interrupted save")
     for path in sorted(root.glob("*.damaged*")):
-        print_line(f"{path.name}  set aside: it was damaged when the run went on from an older one")
+        print_result(f"{path.name}  set aside: it was damaged when the run went on from an older one")
     return 0
 
 

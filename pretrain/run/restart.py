@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import count
 
-from data_tools.errors import UsageError, UserError, print_line
+from data_tools.errors import UsageError, UserError, print_line, retrying
 
 from ..config.schema import Config
 from .files import read_rows
@@ -68,7 +69,7 @@ def _set_aside(folder: RunFolder) -> None:
     try:
         aside.mkdir()
         for path in entries:
-            os.rename(path, aside / path.name)
+            retrying(partial(os.rename, path, aside / path.name))
         folder.checkpoints.mkdir()
     except OSError as error:
         text = f"{folder.path}: what the run has so far cannot be moved to {aside.name}: {error.strerror}"

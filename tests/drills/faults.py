@@ -50,6 +50,8 @@ CODES = (errno.EIO, errno.ESTALE, errno.ENOSPC)
 WRITES = ("create", "write", "sync", "rename", "mkdir")
 PRIMARY = ("checkpoints", "config.yaml", "classes.json", ".lock", "logs", "TEMPORARY")  # parts of a path
 
+RUN = ("new", "resumed")  # the run folders, as faulty.py knows them
+
 
 class Disk:
     """Runs of one recipe under `folder`, each with its own failure."""
@@ -91,7 +93,7 @@ class Disk:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert len(errors) == 1, said
-            assert full and any(part in name for part in PRIMARY), said
+            assert full and (any(part in name for part in PRIMARY) or name in RUN), said
             outcome = errors[0]
             done = self.run(run, STEPS)
             assert done.returncode == 0, done.stdout + done.stderr

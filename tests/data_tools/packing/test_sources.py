@@ -187,7 +187,7 @@ def test_several_labels_come_through_a_csv_and_through_shards(tmp_path) -> None:
         assert rows.tolist() == [[2, 1, -1], [1, -1, -1], [1, 0, 2]]
         assert shards.labels(range(3)).tolist() == [2, 1, 1]  # the first of each
         assert cli.main(["verify", str(tmp_path / folder)]) == 0
-    for text, reason in (("a|", "empty label"), ("a|a", "listed twice"), ("", "no label")):
+    for text, reason in (("a|", "label is empty"), ("a|a", "listed twice"), ("", "label is empty")):
         table.write_text(f"file,label\n0.jpg,{text}\n")
         with pytest.raises(DataError, match=reason):
             pack(flat, tmp_path / "never", csv=several)
@@ -199,7 +199,7 @@ def test_lists_of_labels_in_shards_are_indexed_strictly(tmp_path) -> None:
     for key, label in labels.items():
         members += [(f"{key}.jpg", picture(1)), (f"{key}.json", json.dumps({"label": label}).encode())]
     write_tar(tmp_path / "x.tar", [*members, ("i.jpg", picture(2))])
-    with pytest.raises(DataError, match=r"3 labels are no class(.*\n)+.*x\.tar:f: label 'x'"):
+    with pytest.raises(DataError, match=r"4 labels are no class(.*\n)+.*x\.tar:f: label 'x'"):
         build_index(tmp_path)
     summary = build_index(tmp_path, rules=LabelRules(allow_unlabelled=True))
     problems = {problem.key: problem.reason for problem in summary.problems}
