@@ -41,20 +41,15 @@ class ImageNames:
         candidates = self._candidates(name)
         if exact := next((path for path in candidates if path in self._paths), None):
             return exact
-        for known in (self._by_folded, self._by_stem):
-            for path in candidates:
-                found = known.get(_folded(path), [])
+        for known in (self._by_folded, self._by_stem, self._by_base):
+            for path in map(_folded, candidates):
+                key = posixpath.basename(path) if known is self._by_base else path
+                found = [one for one in known.get(key, []) if _ends(one, path)]
                 if len(found) > 1:
-                    raise DataError(f"'{name}' could be {quoted_names(sorted(found), ' or ')}.")
+                    which = quoted_names(sorted(found), " or ")
+                    raise DataError(f"'{name}' could be {which}: write which, or pack its folder alone.")
                 if found:
                     return found[0]
-        for path in map(_folded, candidates):
-            found = [one for one in self._by_base.get(posixpath.basename(path), []) if _ends(one, path)]
-            if len(found) > 1:
-                which = quoted_names(sorted(found), " or ")
-                raise DataError(f"'{name}' could be {which}: pack the folder that is meant.")
-            if found:
-                return found[0]
         return None
 
     @cached_property

@@ -269,12 +269,8 @@ def _labels(label: str | tuple[str, ...], separator: str | None) -> Labels:
 def _separator_inside(labels: dict[str, Labels]) -> str | None:
     """A | or ; inside of a label, or a blank or comma between labels that stand alone, too."""
     names = {label for found in labels.values() for label in found if isinstance(label, str)}
-    inside = {mark: [name for name in names if mark in name] for mark in "|; ,"}
-    return next(
-        (
-            mark
-            for mark, those in inside.items()
-            if (those and mark in "|;") or any(names.issuperset(name.split(mark)) for name in those)
-        ),
-        None,
-    )
+    for mark in "|; ,":
+        inside = [name for name in names if mark in name]
+        if (inside and mark in "|;") or any(names.issuperset(name.split(mark)) for name in inside):
+            return mark
+    return None

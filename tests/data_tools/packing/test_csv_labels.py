@@ -211,7 +211,7 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
     (flat / "other/im1.jpg").write_bytes(picture(9))
     assert pack(flat, HEAD + "im1.jpg,cat\n") == 3
     said = capsys.readouterr().err
-    assert "'im1.jpg' could be 'in/im1.jpg' or 'other/im1.jpg': pack the folder that is meant" in said
+    assert "'im1.jpg' could be 'in/im1.jpg' or 'other/im1.jpg': write which, or pack its folder alone" in said
 
 
 @pytest.mark.parametrize(
