@@ -1,6 +1,7 @@
 """A disk that fails once: one run for each access to each file of a run, its shards and its checkpoints.
 
-    python tests/drills/faults.py [--only PART OF A NAME] [--processes 2] [--nth 2] [--errors EIO] [key=value ...]
+    python tests/drills/faults.py [--only PART OF A NAME] [--processes 2] [--nth 2] [--errors EIO]
+                                  [key=value ...]
 
 The accesses are found by a first run and a first resume, each of which then is done again with one failure:
 EIO (the disk or its network), ESTALE (a file server that came back) and, where something is written, ENOSPC.
