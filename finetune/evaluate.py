@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import torch
 
 from data_tools.errors import UsageError
+from data_tools.shards.index import CLASSES_NAME
 from data_tools.shards.names import Shards, written
 from data_tools.shards.shard_set import ShardSet
 from pretrain.evaluate import Evaluation, evaluate
@@ -13,6 +17,8 @@ from pretrain.objective import build_measure
 from pretrain.run.processes import World
 
 from .source import TrainedWeights
+
+log = logging.getLogger("pretrain")
 
 
 def evaluate_run(
@@ -24,6 +30,8 @@ def evaluate_run(
     labels are not those that the model knows.
     """
     dataset = ShardSet.open(shards)
+    for note in dataset.notes if world.rank == 0 else ():
+        log.warning(note)
     _check_labels(source, dataset, written(shards))
     data = source.data
     data.workers = workers
@@ -45,9 +53,7 @@ def _check_labels(source: TrainedWeights, dataset: ShardSet, shards: str) -> Non
         return
     classes = source.facts["classes"]
     if classes and dataset.classes and classes != dataset.classes:
-        raise UsageError(
-            f"{shards}: its classes.json is not that of {source.name}; pack with the same classes "
-            "(pack --classes)"
-        )
+        places = (str(place) for place in Path(source.name).parents if (place / CLASSES_NAME).is_file())
+        raise dataset.other_classes(classes, next(places, source.name))
     if dataset.num_classes > known:
         raise UsageError(f"{shards}: it has {dataset.num_classes} classes, {source.name} knows {known}")

@@ -61,6 +61,9 @@ def add_csv_arguments(command: argparse.ArgumentParser) -> None:
         metavar="COLUMN=VALUE,...",
         help="only rows of the csv that have one of these values, e.g. split=train",
     )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="leave out and count rows of the csv without an image"
+    )
 
 
 def label_rules(options: argparse.Namespace) -> LabelRules:
@@ -77,13 +80,13 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:
     """The csv that was given, or None."""
     if options.csv is None:
-        if options.columns or options.label_separator or options.where:
-            raise UsageError(
-                "--columns, --label-separator and --where are for a csv: give it with --csv FILE."
-            )
+        if options.columns or options.label_separator or options.where or options.allow_missing:
+            raise UsageError("--columns, --label-separator, --where and --allow-missing need --csv FILE.")
         return None
-    where = dict(options.where)
-    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None, where)
+    return CsvOptions(
+        *(Path(options.csv), options.columns, options.label_separator or None, dict(options.where)),
+        options.allow_missing,
+    )
 
 
 def read_classes(given: str) -> list[list[str]]:
@@ -95,8 +98,8 @@ def read_classes(given: str) -> list[list[str]]:
         return [[str(label) for label in range(int(given))]]
     if path.is_file() and not re.fullmatch(r"shardindex.*\.json|.*\.tar", path.name):
         names = parse_classes(path.read_bytes(), str(path))
-    elif (path / CLASSES_NAME).is_file() and not (path / INDEX_NAME).is_file():
-        names = [load_classes(path) or []]
+    elif not (path / INDEX_NAME).is_file() and (file := _classes_in(path)):
+        names = parse_classes(file.read_bytes(), str(file))
     elif not path.exists() and local_shards(given) is None:
         raise UsageError(
             f"--classes {given}: it does not exist: give a file of classes, shards, or a number."
@@ -108,6 +111,11 @@ def read_classes(given: str) -> list[list[str]]:
     if not names[0]:
         raise UsageError(f"--classes {given}: it has no classes.")
     return names
+
+
+def _classes_in(folder: Path) -> Path | None:
+    """The file of the classes of a run, or of a model of other programs."""
+    return next(filter(Path.is_file, (folder / CLASSES_NAME, folder / "config.json")), None)
 
 
 def _where(text: str) -> tuple[str, list[str]]:

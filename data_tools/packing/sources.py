@@ -108,6 +108,7 @@ def list_images(source: Source | ShardSource, convert: bool = False) -> Listing:
     """
     listing = Listing(source.name, convert)
     if isinstance(source, ShardSource):
+        listing.notes += source.shards.notes
         return listing
     source.list_into(listing)
     return listing.ordered()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.shards.index import INDEX_NAME
+from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, NAMES_SHA256, load_classes, sha256_of_names
 from data_tools.shards.index_file import Index
 from data_tools.shards.names import tars_in
 from data_tools.shards.storage import Expected, Storage, version_of
@@ -91,6 +91,19 @@ def note_of_compared(index: Index, compared: Sequence[str]) -> str | None:
     return (
         f"{len(compared)} shards in {index.folder} have other times than when they were "
         "indexed, and the same content"
+    )
+
+
+def note_of_classes(index: Index) -> str | None:
+    """A sentence about a classes.json that has other names than when the index was made, or None."""
+    names = load_classes(index.folder)
+    wanted = index.content.get(NAMES_SHA256)
+    if wanted is None or (names is not None and sha256_of_names(names) == wanted):
+        return None
+    return (
+        f"{index.folder / CLASSES_NAME} {'is gone' if names is None else 'has changed'} since "
+        f"{index.file.name} was made, so that labels may mean other classes: put the old file back, or index "
+        "the shards again if it is right"
     )
 
 

@@ -42,6 +42,7 @@ OFFSETS_NAME = "shardindex.offsets.npy"
 LABELS_NAME = "shardindex.labels.npy"
 NUMBERS_NAME = "shardindex.numbers.npy"
 CLASSES_NAME = "classes.json"
+NAMES_SHA256 = "names_sha256"  # in an index: of the class names that it was made with
 _SHOWN_DAMAGES = 10
 
 
@@ -121,6 +122,8 @@ def build_index(
     }
     if made_here and found.meaning.classes:
         index["classes"] = {"file": CLASSES_NAME, "sha256": _sha256_of(folder / CLASSES_NAME)}
+    if classes := load_classes(folder):
+        index[NAMES_SHA256] = sha256_of_names(classes)
     if found.meaning.place is not None:
         index["label_key"] = found.meaning.place
     if _write_table(folder / labels, tables.labels):
@@ -267,6 +270,11 @@ def _all_of(damages: list[str], shards: int) -> str:
 def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_names(names: list[str]) -> str:
+    """What an index keeps of the class names, whatever the form of their file."""
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

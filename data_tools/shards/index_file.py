@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError, shown
-from data_tools.shards.index import INDEX_NAME, Tables
+from data_tools.shards.index import INDEX_NAME, NAMES_SHA256, Tables
 from data_tools.shards.names import Shards, local_shards, relative, written
 from data_tools.shards.samples import ROW
 from data_tools.shards.urls import check_scheme, is_url
@@ -64,7 +64,8 @@ class Index:
             for key in _TABLES
             if key in self.content
         }
-        text = json.dumps(self.content | {"shardlist": entries} | tables, indent=1) + "\n"
+        content = {key: value for key, value in self.content.items() if key != NAMES_SHA256}
+        text = json.dumps(content | {"shardlist": entries} | tables, indent=1) + "\n"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -93,10 +93,12 @@ class Meaning:
         return label
 
 
-def refuse(problems: Iterable[object]) -> DataError:
+def refuse(problems: Iterable[object], names_from: str = GIVEN) -> DataError:
     """The error for labels that name no class."""
     lines = list(map(str, problems))
     advice = "mend them, or leave them out with --allow-unlabelled"
+    if names_from not in ("", GIVEN):
+        advice += f", or take {names_from} away if it is not of these shards"
     if len(lines) == 1:
         return DataError(f"{lines[0]}: {advice.replace('them', 'it')}.")
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
@@ -109,7 +111,9 @@ def check_numbers(classes: Sequence[str]) -> None:
         if name.isascii() and name.isdigit() and name != str(label):
             raise UsageError(
                 f"class {label} of --classes is called '{name}', so that a number in shards could mean its "
-                "place or its name: give a classes.json with other names."
+                "place or its name: if the place, put a classes.json with these names beside the shards "
+                "and leave out --classes; if the name, index them with --classes N first, for the numbers "
+                "0 to N - 1, and then pack them anew with these --classes."
             )
 
 
@@ -140,9 +144,7 @@ def kind_of(label: Value) -> str:
     if isinstance(label, NoClass):
         return "odd"
     if isinstance(label, int):
-        return "class" if label >= 0 else "number"
-    if isinstance(label, float):
-        return "number"
+        return "class"
     if label.isascii() and label.isdigit():
         return "padded"
     return "number" if is_number(label) else "text"
@@ -167,7 +169,7 @@ def is_negative(label: Value) -> bool:
 
 def is_bit(label: Value) -> bool:
     """Whether a label is the number 0 or 1."""
-    return isinstance(label, int | float) and label in (0, 1)
+    return isinstance(label, int) and label in (0, 1)
 
 
 def name_of(label: Value) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -47,6 +48,20 @@ def test_names_in_two_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
         json.dumps([decomposed, "tea"])
     )  # as earlier versions wrote it
     assert ShardSet.open(tmp_path / "train").classes == ShardSet.open(tmp_path / "val").classes
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["Cat", "cat", "dog"], "'Cat' and 'cat' are different classes"),
+        (["1", "01", "x"], "'01' and '1' are different classes"),
+        (["big cat", "big_cat", "Big  cat"], "'Big  cat' and 'big cat' and 'big_cat' are different classes"),
+        (["0", "1", "2", "10"], "'10' is label 2"),
+    ],
+)
+def test_folders_that_may_be_taken_for_others_are_said(names: list[str], says: str, tmp_path: Path) -> None:
+    (packed,) = pack(write(tmp_path / "images", *names), tmp_path / "out")
+    assert packed.classes == len(names) and says in packed.labels
 
 
 def test_a_name_that_is_no_utf8_is_shown_escaped_in_every_file(tmp_path: Path) -> None:
@@ -235,3 +250,36 @@ def test_a_file_of_classes_that_could_mean_two_things_is_refused(
     assert cli.main(command) == 3
     error = capsys.readouterr().err
     assert said in error and name in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_folders_with_numbers_in_byte_order_are_told_and_every_way_out_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("images"), "0", "1", "2", "10")
+    assert cli.main(["pack", "images", "train"]) == 0
+    assert "'10' is label 2, as names are in byte order" in capsys.readouterr().err
+    assert cli.main(["pack", "images", "numbers", "--classes", "11"]) == 0
+    assert {path.split("/")[0]: label for path, (_, label) in originals(Path("numbers")).items()} == {
+        name: int(name) for name in ("0", "1", "2", "10")
+    }
+    assert "byte order" not in capsys.readouterr().err
+    write(Path("val-images"), "2", "10")
+    assert cli.main(["pack", "val-images", "val", "--classes", "train"]) == 0
+    assert set(ShardSet.open("val").labels(range(4)).tolist()) == {2, 3}
+
+    def shards(name: str, *labels: int) -> None:
+        Path(name).mkdir()
+        members = [("a.jpg", picture(1)), ("a.cls", b"%d" % labels[0]), ("b.jpg", picture(2))]
+        write_tar(Path(name) / "x.tar", [*members, ("b.cls", b"%d" % labels[1])])
+
+    shards("places", 2, 3)
+    assert cli.main(["index", "places", "--classes", "train"]) == 2
+    said = capsys.readouterr().err
+    assert "class 2 of --classes is called '10'" in said and "put a classes.json" in said
+    shutil.copy("train/classes.json", "places")
+    assert cli.main(["index", "places"]) == 0 and classes(Path("places")) == classes(Path("train"))
+    assert ShardSet.open("places").labels(range(2)).tolist() == [2, 3]
+    shards("names", 2, 10)
+    assert "index them with --classes N first" in said
+    assert cli.main(["index", "names", "--classes", "11"]) == 0
+    assert cli.main(["pack", "names", "named", "--classes", "train", "--no-shuffle"]) == 0
+    assert ShardSet.open("named").labels(range(2)).tolist() == [3, 2]
