@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -76,11 +77,13 @@ def read_csv(options: CsvOptions, is_image: Callable[[str], bool]) -> CsvTable:
     a row that could mean two things and for a file that is no text.
     """
     text, encoding = _decoded(options.path)
+    if lines := options.path.suffix.lower() in (".jsonl", ".ndjson"):
+        text = _from_json_lines(text, options.path)
     if told := _SEP_LINE.match(text):
         text = "\n" + text[told.end() :]  # an empty line in its place keeps the numbers of the lines
-    separators = [told[1]] if told else list(_SEPARATORS)
+    separators = [told[1]] if told else [","] if lines else list(_SEPARATORS)
     separator = _separator(text, separators, options, is_image)
-    rows = _rows(text, separator, options.path)
+    rows = [(line - lines, cells) for line, cells in _rows(text, separator, options.path)]
     if not rows:
         raise DataError(f"{options.path} lists no images.")
     columns = find_columns([cells for _, cells in rows], options.columns, options.path, is_image)
@@ -142,6 +145,26 @@ def _decoded(path: Path) -> tuple[str, str]:
         raise DataError(
             f"{path}:{line}: this is not a csv in {shown} (byte {data[error.start]:#04x}): save it as UTF-8."
         ) from None
+
+
+def _from_json_lines(text: str, path: Path) -> str:
+    """The objects of a metadata.jsonl as a csv; keys that hold lists or objects anywhere are left out."""
+    rows: list[dict[str, object]] = []
+    for line, content in enumerate(text.rstrip("\n").split("\n"), 1):
+        try:
+            rows.append(json.loads(content) if content.strip() else {})
+            rows[-1].keys()
+        except (ValueError, RecursionError, AttributeError):
+            raise DataError(f"{path}:{line}: this is not an object of JSON: write it again.") from None
+    nested = {key for row in rows for key, value in row.items() if isinstance(value, list | dict)}
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in nested]
+    found = io.StringIO()
+    writer = csv.writer(found)
+    writer.writerow(keys)
+    for row in rows:
+        cells = ["" if row.get(key) is None else " ".join(str(row[key]).split()) for key in keys]
+        writer.writerow(cells)
+    return found.getvalue()
 
 
 def _rows(text: str, separator: str, path: Path, count: int | None = None) -> Rows:

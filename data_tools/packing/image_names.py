@@ -64,11 +64,17 @@ class ImageNames:
         )
 
     def names_one(self, name: str) -> bool:
-        """Whether `name` names an image, or several."""
+        """Whether `name` names an image, or several, or one outside of the source."""
         try:
-            return self.find(name) is not None
+            return self.find(name) is not None or self.outside(name)
         except DataError:
             return True
+
+    def outside(self, name: str) -> bool:
+        """Whether `name` is a file beside the table, and not in the folder that is packed."""
+        path = os.path.normpath(os.path.join(self._folder, name.replace("\\", "/")))
+        inside = any(path.startswith(f"{root}/") for root in self._roots)
+        return bool(name and self._roots) and not inside and os.path.isfile(path)
 
     def _candidates(self, name: str) -> list[str]:
         """The paths inside the source that `name` may stand for."""

@@ -101,20 +101,29 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     labels: dict[str, Labels] = {}
     split: dict[str | tuple[str, ...], Labels] = {}
     lines: dict[str, int] = {}
+    below: list[tuple[str, str]] = []
+    outside = 0
     for row in table.rows:
         place = f"{options.path}:{row.line}"
         path = _find(finder, row.file, place, source)
+        if path is None:
+            outside += 1
+            continue
         if path in lines:
             raise DataError(
                 f"{place}: '{path}' is listed twice: several labels of an image stand in one row, with "
                 "--label-separator."
             )
         lines[path] = row.line
+        if _is_below(row.file, path):
+            below.append((row.file, path))
         if row.label not in split:
             split[row.label] = _labels(row.label, options.separator)
         labels[path] = split[row.label]
     if not lines:
-        raise DataError(f"{options.path} lists no images.")
+        raise DataError(f"{options.path} lists no images of {source.name}.")
+    if outside:
+        source.notes.append(f"rows of {options.path} that name images outside of {source.name}: {outside}")
     survey = Survey()
     for path, found in labels.items():
         survey.add(found, f"{options.path}:{lines[path]}")
@@ -148,8 +157,7 @@ def label_by_csv(source: Listing, options: CsvOptions, rules: LabelRules = NO_RU
     if not entries:
         raise DataError(f"{options.path} has no label that is a class.")
     said = f"{options.path} ({table.understood}): {meaning.said}"
-    named = zip(table.rows, lines, strict=True)
-    if below := [(row.file, path) for row, path in named if _is_below(row.file, path)]:
+    if below:
         said += f"; images found in sub-folders: {len(below)}, first '{below[0][0]}' as '{below[0][1]}'"
     if options.separator is None and (mark := _separator_inside(labels)):
         said += f"; '{mark}' is part of the names (--label-separator '{mark}' makes several labels)"
@@ -226,12 +234,13 @@ def _numbered(classes: Sequence[str]) -> dict[str, int]:
     return {name: label for label, name in enumerate(classes) if times[name] == 1}
 
 
-def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str:
+def _find(finder: ImageNames, name: str, place: str, source: Listing) -> str | None:
+    """The image of a row; None if it lies outside of the source. DataError if there is none."""
     try:
         path = finder.find(name)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
-    if path is None:
+    if path is None and not finder.outside(name):
         why = source.why_not(name.replace("\\", "/").removeprefix("./"))
         example = next(iter(source.images))
         raise DataError(

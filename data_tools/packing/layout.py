@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
@@ -33,7 +34,7 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         tables = [
             path
             for path in listing.passed.get(Reason.NO_IMAGE, [])
-            if "/" not in path and extension(path) in ("csv", "tsv", "txt")
+            if "/" not in path and extension(path) in ("csv", "tsv", "txt", "jsonl")
         ]
         known = f" (perhaps '{tables[0]}' has them)" if tables else ""
         raise UsageError(
@@ -74,6 +75,18 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         listing.notes.append(
             "warning: folders taken for classes among others, though splits or folders of images are called "
             f"so: {_some(odd)}: move them out of the source if they are no classes"
+        )
+
+
+def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
+    """UsageError, with what to do, if images that a table lists lie in the folders of several splits."""
+    splits = sorted(
+        {path.partition("/")[0] for path in paths if "/" in path and role(path.partition("/")[0])}
+    )
+    if len(set(map(role, splits))) > 1:
+        raise UsageError(
+            f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "
+            "--csv ... If they are one set all the same, say so with --one-set."
         )
 
 
