@@ -200,7 +200,7 @@ def _separator(
     for separator, rows in tried.items():
         try:
             width = len(rows[0]) if rows else 0
-            if separator == " " and any(len(cells) != 2 for cells in rows):
+            if separator == " " and any(len(cells) != (width if options.columns else 2) for cells in rows):
                 continue
             if width > 1:
                 find_columns(rows, options.columns, options.path, is_image)
