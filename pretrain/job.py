@@ -19,10 +19,12 @@ from .model.variants import resolve
 from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
+from .run.identity import identify
 from .run.lost import is_consequence, silent_ranks
 from .run.rendezvous import ranks_from_environment, slurm_job, started_by_srun
 from .run.restart import begin, begins_anew
 from .run.stop import EXIT_CODE, StopFlag
+from .run.wandb_environment import check_tracking
 from .run.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def run_job(
         inputs = open_inputs(config)
         model = planned_model(config, inputs.num_classes)
         compiling(config.engine)
+        if rank == 0:
+            check_tracking(config)
         anew = begins_anew(config, folder)
         begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":
@@ -95,12 +99,13 @@ def run_job(
     try:
         stop.begun = True
         folder.log_to_file_and_console()
+        ids = {} if rank else identify(folder)
         if rank == 0:
             folder.set_status(
                 "starting",
                 anew=True,
                 **({"job": None, "restart": 0} | slurm_job()),  # not those of an earlier start
-                wandb_id=folder.wandb_id(),
+                **ids,
                 pid=os.getpid(),
                 steps=inputs.steps,
                 processes=size,
@@ -128,7 +133,7 @@ def run_job(
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 if before.get("state") == "done":
-                    folder.replace_status(before | {"run_id": folder.run_id})
+                    folder.replace_status(before | {"run_id": before.get("run_id") or folder.run_id})
                 else:
                     folder.set_status("done", step=trainer.step, exit_code=0)
             processes.leave(world, 0)

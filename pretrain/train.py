@@ -138,7 +138,7 @@ class Trainer:
         if self.saver.error:
             raise self.saver.error  # the last checkpoint is missing
         self.report(None if stopping else self.examples())
-        self.tracker.finish()
+        self.tracker.finish(hurry=stopping)
         return EXIT_CODE if stopping and not self.finished else 0
 
     def report(self, examples: Sequence[Example] | None) -> None:

@@ -119,7 +119,7 @@ def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
     if len(set(map(role, splits))) > 1:
         raise UsageError(
             f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "
-            "--csv ... If they are one set all the same, say so with --one-set."
+            "--csv ... --allow-missing. If they are one set all the same, say so with --one-set."
         )
 
 

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Path(loading.find_recipe(given.config))
     site_file = find_site(given.cluster, recipe)
     site = read_site(site_file)
-    config, inputs = check_settings(given)
-    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config)]
+    config, inputs, tracking = check_settings(given)
+    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config), *tracking]
     if given.print:
         with flushed(sys.stdout, needed=True):
             sys.stdout.write(batch_script(given, site, config, recipe.resolve()))

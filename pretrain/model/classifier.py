@@ -54,7 +54,9 @@ class Classifier(nn.Module):
         self.geometry = geometry_of(arch, tile_size, max_tiles)
         self.encoder = build_encoder(config, arch, tile_size, self.geometry, in_channels, mask_token)
         self.pool = (
-            AttentionPool(arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps)
+            AttentionPool(
+                arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps, config.norm
+            )
             if config.pool == "map"
             else None
         )

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -171,10 +170,6 @@ class RunFolder:
                     except BlockingIOError:
                         time.sleep(0.02)
             yield
-
-    def wandb_id(self) -> str:
-        """The W&B id of this run: random at its first start, later the one in status.json."""
-        return self.status().get("wandb_id") or secrets.token_hex(4)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
