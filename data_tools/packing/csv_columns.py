@@ -111,7 +111,9 @@ def taken(
                 f"{path} has no '{min(missing)}' in its column '{name}', but {quoted_names(list(found))}."
             )
         rows = [(line, row) for line, row in rows if cell_of(row, place) in values]
-        said.append(f"with {' or '.join(values)} in column '{name}', {len(rows)} of {found.total()} rows")
+        said.append(
+            f"with {quoted_names(values, ' or ')} in column '{name}', {len(rows)} of {found.total()} rows"
+        )
     label = columns.labels[0]
     if not told and len(columns.labels) == 1 and (found := _splits(rows, label, False)):
         raise UsageError(
@@ -121,7 +123,7 @@ def taken(
     for place in sorted(others):
         name = names[place]
         if found := _splits(rows, place, _is_split(name)):
-            counts = ", ".join(f"{value} ({count})" for value, count in found.items())
+            counts = ", ".join(f"'{value}' ({count})" for value, count in found.items())
             one, *more = (shlex.quote(f"{name}={values}") for values in (next(iter(found)), ",".join(found)))
             raise UsageError(
                 f"{path} has rows of several sets, as its column '{name}' says: {counts}. Take one with "
@@ -181,6 +183,8 @@ def _is_header(
     """Whether the first row can be nothing but names of columns."""
     number = any(re.fullmatch(r"[+-]?[0-9.]+", cell) for cell in first)
     looks_like_a_file = is_image(first[file]) or re.search(r"\.\w{3,4}$|[/\\]", first[file])
+    if rest and not looks_like_a_file and all(is_image(cell_of(row, file)) for row in rest):
+        return True
     return not (number or looks_like_a_file or any(cell_of(row, label) == first[label] for row in rest))
 
 

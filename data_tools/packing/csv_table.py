@@ -17,7 +17,6 @@ from data_tools.errors import DataError, UsageError
 from data_tools.packing.csv_columns import (
     LABEL,
     TRIED,
-    Columns,
     Rows,
     as_bit,
     bits,
@@ -30,6 +29,7 @@ from data_tools.shards.class_names import quoted_names
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "|", " ": "space"}
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
@@ -40,12 +40,14 @@ _SEP_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # by which Excel is told
 class CsvOptions:
     """A csv of labels. columns: the names, or the places from 1 on, of its columns `file` and `label`, where
     somebody says them. separator: between several labels of an image; None: each image has one. where: the
-    values that a column must have in the rows that are meant."""
+    values that a column must have in the rows that are meant. allow_missing: rows without an image are left
+    out."""
 
     path: Path
     columns: dict[str, str] = field(default_factory=dict)
     separator: str | None = None
     where: dict[str, list[str]] = field(default_factory=dict)
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,37 +95,27 @@ def read_csv(options: CsvOptions, is_image: Callable[[str], bool]) -> CsvTable:
     names = rows[0][1] if columns.header else [str(place + 1) for place in range(width)]
     by_user = LABEL in options.columns
     rows, form = taken(rows[columns.header :], names, columns, options.where, options.path, by_user)
-    several, label = len(columns.labels) > 1, names[columns.labels[0]]
-    classes = tuple(names[place] for place in columns.labels) if several else ()
-    read = _by_class(rows, classes, columns, options.path) if several else _by_label(rows, columns)
-    form.insert(0, f"file is column '{names[columns.file]}' and label '{label}'")
-    if several:
-        form[0] = (
-            f"file is column '{names[columns.file]}' and each of {len(classes)} others is a class: "
-            f"{quoted_names(classes)}"
-        )
-    if not columns.header:
-        form[0] = f"without a header, file is column {names[columns.file]} and label {label}"
+    file, *labels = (names[place] for place in (columns.file, *columns.labels))
+    classes = tuple(labels) if len(labels) > 1 else ()
+    what = (
+        f"each of {len(classes)} others is a class: {quoted_names(classes)}"
+        if classes
+        else f"label '{labels[0]}'"
+    )
+    form.insert(0, f"{'' if columns.header else 'without a header, '}file is column '{file}' and {what}")
     form += [f"separated by {mark}"] * (separator != ",")
     form += [encoding] * (encoding != "UTF-8")
-    return CsvTable(read, ", ".join(form), classes)
-
-
-def _by_label(rows: Rows, columns: Columns) -> list[Row]:
-    return [Row(line, cell_of(row, columns.file), cell_of(row, columns.labels[0])) for line, row in rows]
-
-
-def _by_class(rows: Rows, classes: tuple[str, ...], columns: Columns, path: Path) -> list[Row]:
-    """The rows of a table in which each class has a column of 0 and 1."""
     pair = bits(cell_of(row, place) for _, row in rows[:TRIED] for place in columns.labels)
-    found = []
+    read = []
     for line, row in rows:
-        cells = [as_bit(cell_of(row, place)) for place in columns.labels]
-        if (odd := next((cell for cell in cells if cell not in pair), None)) is not None:
-            raise DataError(f"{path}:{line}: '{odd}' in the column of a class is neither 0 nor 1.")
-        names = tuple(name for name, cell in zip(classes, cells, strict=True) if cell in ("1", "true"))
-        found.append(Row(line, cell_of(row, columns.file), names))
-    return found
+        cells = [cell_of(row, place) for place in columns.labels]
+        if classes and (odd := [cell for cell in cells if as_bit(cell) not in pair]):
+            raise DataError(f"{options.path}:{line}: '{odd[0]}' in the column of a class is neither 0 nor 1.")
+        ones = tuple(
+            name for name, cell in zip(classes, cells, strict=False) if as_bit(cell) in ("1", "true")
+        )
+        read.append(Row(line, cell_of(row, columns.file), ones if classes else cells[0]))
+    return CsvTable(read, ", ".join(form), classes)
 
 
 def _decoded(path: Path) -> tuple[str, str]:
@@ -133,8 +125,10 @@ def _decoded(path: Path) -> tuple[str, str]:
         raise UsageError(f"{path} does not exist: give the csv with the labels.") from None
     codec, shown = next((mark[1:] for mark in _MARKS if data.startswith(mark[0])), ("utf-8", "UTF-8"))
     head = data[:4096]
-    if codec == "utf-8" and b"\0" in head:  # UTF-16 without a mark: every other byte of plain text is 0
+    if codec == "utf-8" and head.count(0) * 4 > len(head):  # UTF-16 without a mark: every other byte is 0
         codec, shown = ("utf-16-le" if head[1::2].count(0) >= head[::2].count(0) else "utf-16-be"), "UTF-16"
+    if (codec == "utf-8" and b"\0" in data) or data.lstrip()[:1] in (b"{", b"["):
+        raise DataError(f"{path} is another kind of file, not a csv: save the table as a csv in UTF-8.")
     try:
         return data.decode(codec), shown
     except UnicodeDecodeError as error:

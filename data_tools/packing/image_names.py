@@ -22,28 +22,34 @@ class ImageNames:
         self._paths = set(paths)
         self._roots = [os.path.abspath(source), os.path.realpath(source)] if source.is_dir() else []
         self._folder = os.path.dirname(os.path.abspath(table))
+        self.start = ""  # what all names begin with and no path does
+
+    def leave_out_start(self, name: str) -> None:
+        """If only the end of this absolute path is that of an image, take it that all names begin so."""
+        parts = name.replace("\\", "/").split("/")
+        if (not parts[0] or parts[0].endswith(":")) and not self.names_one(name):
+            ends = ((n, "/".join(parts[n:])) for n in range(1, len(parts)))
+            cut = next((n for n, end in ends if end in self._paths), 0)
+            self.start = "".join(f"{part}/" for part in parts[:cut])
 
     def find(self, name: str) -> str | None:
         """The path of the image that is called `name`, or None. DataError if two images could be meant."""
+        if self.start and name.replace("\\", "/").startswith(self.start):
+            name = name[len(self.start) :]
         if name in self._paths:
             return name
         candidates = self._candidates(name)
         if exact := next((path for path in candidates if path in self._paths), None):
             return exact
-        for known in (self._by_folded, self._by_stem):
-            for path in candidates:
-                found = known.get(_folded(path), [])
+        for known in (self._by_folded, self._by_stem, self._by_base):
+            for path in map(_folded, candidates):
+                key = posixpath.basename(path) if known is self._by_base else path
+                found = [one for one in known.get(key, []) if _ends(one, path)]
                 if len(found) > 1:
-                    raise DataError(f"'{name}' could be {quoted_names(sorted(found), ' or ')}.")
+                    which = quoted_names(sorted(found), " or ")
+                    raise DataError(f"'{name}' could be {which}: write which, or pack its folder alone.")
                 if found:
                     return found[0]
-        for path in map(_folded, candidates):
-            found = [one for one in self._by_base.get(posixpath.basename(path), []) if _ends(one, path)]
-            if len(found) > 1:
-                which = quoted_names(sorted(found), " or ")
-                raise DataError(f"'{name}' could be {which}: pack the folder that is meant.")
-            if found:
-                return found[0]
         return None
 
     @cached_property

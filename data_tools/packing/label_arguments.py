@@ -61,6 +61,9 @@ def add_csv_arguments(command: argparse.ArgumentParser) -> None:
         metavar="COLUMN=VALUE,...",
         help="only rows of the csv that have one of these values, e.g. split=train",
     )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="leave out and count rows of the csv without an image"
+    )
 
 
 def label_rules(options: argparse.Namespace) -> LabelRules:
@@ -77,13 +80,13 @@ def label_rules(options: argparse.Namespace) -> LabelRules:
 def csv_options(options: argparse.Namespace) -> CsvOptions | None:
     """The csv that was given, or None."""
     if options.csv is None:
-        if options.columns or options.label_separator or options.where:
-            raise UsageError(
-                "--columns, --label-separator and --where are for a csv: give it with --csv FILE."
-            )
+        if options.columns or options.label_separator or options.where or options.allow_missing:
+            raise UsageError("--columns, --label-separator, --where and --allow-missing need --csv FILE.")
         return None
-    where = dict(options.where)
-    return CsvOptions(Path(options.csv), options.columns, options.label_separator or None, where)
+    return CsvOptions(
+        *(Path(options.csv), options.columns, options.label_separator or None, dict(options.where)),
+        options.allow_missing,
+    )
 
 
 def read_classes(given: str) -> list[list[str]]:

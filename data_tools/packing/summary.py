@@ -81,7 +81,9 @@ def account_for(
 
 def _advice(written: list[Entry], name: str) -> str:
     """What to do if shards without labels hold classes after all."""
-    tar, *folders = written[0].path.split("/")[:-1]
+    tar, *folders = written[0].path.split("/")[:-1] or [""]
+    if not tar:
+        return "If they have some, give the right columns with --columns"
     if folders:
         return (
             f"If their folders, such as '{folders[0]}', are classes, pack each tar alone: "

@@ -144,9 +144,7 @@ def kind_of(label: Value) -> str:
     if isinstance(label, NoClass):
         return "odd"
     if isinstance(label, int):
-        return "class" if label >= 0 else "number"
-    if isinstance(label, float):
-        return "number"
+        return "class"
     if label.isascii() and label.isdigit():
         return "padded"
     return "number" if is_number(label) else "text"
@@ -171,7 +169,7 @@ def is_negative(label: Value) -> bool:
 
 def is_bit(label: Value) -> bool:
     """Whether a label is the number 0 or 1."""
-    return isinstance(label, int | float) and label in (0, 1)
+    return isinstance(label, int) and label in (0, 1)
 
 
 def name_of(label: Value) -> str:

@@ -54,7 +54,7 @@ class Survey:
             self._example[kind] = f"{shown} ({place})"
         self._several += len(labels) > 1
         for label in labels if kind != "odd" else ():
-            if isinstance(label, int) and label >= 0:
+            if isinstance(label, int):
                 self._numbers[label] += 1
                 if isinstance(label, Written):
                     self._written.add(label)
@@ -86,12 +86,14 @@ class Survey:
                 f"no label is a class, first {odd}: say with {where} where the labels are, or mend them."
             )
         meaning = self._decide(rules, names_from, from_table)
-        if self._written and meaning.kind is not Kind.one_hot:
-            some = sorted(self._written)[:_SHOWN]
-            meaning.said += "; " + ", ".join(f"'{one.written}' is {one}" for one in some)
-            meaning.said += ", ..." * (len(self._written) > _SHOWN)
-        if self._several and meaning.kind in (Kind.name, Kind.number_of_class):
-            meaning.said += f"; images of several classes: {self._several}"
+        if meaning.kind in (Kind.name, Kind.number_of_class):
+            if self._written:
+                some = [f"'{one.written}' is {one}" for one in sorted(self._written)[:_SHOWN]]
+                meaning.said += f"; {', '.join(some)}{', ...' * (len(self._written) > _SHOWN)}"
+            if self._several:
+                meaning.said += f"; images of several classes: {self._several}"
+            elif len(self._numbers) + len(self._names) == sum(self._samples.values()) > 2:
+                meaning.said += "; every image has a label of its own, as if it were no class"
         if none := self._samples["nothing"]:
             meaning.said += f"; images of no class: {none}"
         return meaning

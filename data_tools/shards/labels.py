@@ -6,7 +6,6 @@ What it means is decided for a whole set: see data_tools/shards/label_survey.py.
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import unicodedata
@@ -42,8 +41,8 @@ class NoClass:
     why: str
 
 
-# A whole number, a number with a fraction, text, or none of these.
-Value = int | float | str | NoClass
+# A whole number of 0 or more, text (other numbers, too), or none of these.
+Value = int | str | NoClass
 Labels = tuple[Value, ...]
 
 # The keys of a json member that hold a label. "label" wins; of the others a set may have one.
@@ -97,8 +96,9 @@ def parse_text(text: str) -> Labels:
     text = text.strip().removeprefix("\ufeff").strip()
     inner = text[1:-1].strip().rstrip(",")
     if text[:1] + text[-1:] in ("[]", "()"):
-        with suppress(ValueError, RecursionError):
-            return _listed(json.loads(f"[{inner}]".replace("'", '"')))
+        for written in (inner, inner.replace("'", '"')):
+            with suppress(ValueError, RecursionError):
+                return _listed(json.loads(f"[{written}]"))
         if all(map(is_number, words := _BETWEEN.split(inner))):
             return _listed(words)
     if len(words := _BETWEEN.split(text)) > 1 and all(map(is_number, words)):
@@ -128,9 +128,11 @@ def parse_json(data: bytes, key: str | None = None) -> dict[str, Labels]:
         content = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("its json member is not valid JSON") from None
-    if not isinstance(content, dict):
-        return {}
-    usual = (LABEL,) if content.get(LABEL) is not None else OTHER_KEYS
+    if not isinstance(content, dict):  # it may be the label itself
+        labels = _listed(content)
+        odd = key or not labels or any(isinstance(label, NoClass) for label in labels)
+        return {} if odd else {LABEL: labels}
+    usual = (LABEL,) if _at(content, LABEL) is not None else OTHER_KEYS
     keys = usual if key is None else (key,)
     found = {}
     for name in keys:
@@ -143,9 +145,12 @@ def parse_json(data: bytes, key: str | None = None) -> dict[str, Labels]:
 
 
 def _at(content: object, key: str) -> object:
-    """What stands at a key, or at label.id below the key label."""
-    if not isinstance(content, dict) or key in content:
-        return content[key] if isinstance(content, dict) else None
+    """What stands at a key, perhaps in other case, or at label.id below the key label."""
+    if not isinstance(content, dict):
+        return None
+    same = [key] if key in content else [name for name in content if name.casefold() == key.casefold()]
+    if len(same) == 1:
+        return content[same[0]]
     first, dot, rest = key.partition(".")
     return _at(content.get(first), rest) if dot else None
 
@@ -162,17 +167,16 @@ def _listed(label: object) -> Labels:
 
 
 def _value(one: object) -> Value:
-    if isinstance(one, bool):
-        return str(one).lower()
-    if not isinstance(one, int | float):
-        return _one(one if isinstance(one, str) else json.dumps(one), isinstance(one, str))
-    if abs(one) > MAX_NUMBER or not math.isfinite(one):
-        return NoClass(f"label '{str(one)[:40]}' is not a finite number")
-    return _written(int(one), str(one)) if isinstance(one, float) and one.is_integer() and one >= 0 else one
+    """A label as JSON has it. It counts as if it were written as text, if it is no dict or the like."""
+    if type(one) is int and 0 <= one < 10**100:
+        return one
+    label = _one(one if isinstance(one, str) else json.dumps(one))
+    odd = isinstance(label, str) and not isinstance(one, str | bool) and not is_number(label)
+    return NoClass(_no_name(str(label))) if odd else label
 
 
-def _one(text: str, may_be: bool = True) -> Value:
-    """One label that is written as text; may_be: it is no dict or the like."""
+def _one(text: str) -> Value:
+    """One label that is written as text."""
     text = text.strip()
     if _WHOLE.fullmatch(text):
         return int(text)
@@ -181,9 +185,14 @@ def _one(text: str, may_be: bool = True) -> Value:
     if not text:
         return NoClass("the label is empty")
     name = plain_name(text)
-    if not may_be or len(name) > _MAX_NAME or any(unicodedata.category(char) == "Cc" for char in name):
-        return NoClass(f"label '{name[:40]}' is not an integer of 0 or more, nor the name of a class")
+    too_long = len(name) > (100 if name.isdigit() else _MAX_NAME)
+    if too_long or any(unicodedata.category(char) == "Cc" for char in name):
+        return NoClass(_no_name(name))
     return sys.intern(name)  # one object for all samples of a class
+
+
+def _no_name(text: str) -> str:
+    return f"label '{text[:40]}' is not an integer of 0 or more, nor the name of a class"
 
 
 @lru_cache(1 << 16)

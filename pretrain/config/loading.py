@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, retrying
+from data_tools.errors import UsageError, retrying, without_secrets
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -60,8 +60,8 @@ def find_recipe(path: str) -> str:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write `config` to the file `path` as YAML, for `read`."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    """Write `config` to the file `path` as YAML, for `read`; URLs without_secrets()."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(without_secrets(asdict(config)))), encoding="utf-8")
 
 
 def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]  # as in load
@@ -71,7 +71,7 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
 
 def changes(old: Config, new: Config) -> dict[str, str]:
     """{key: "old → new"} of the keys whose values differ."""
-    before, after = (flat(asdict(config)) for config in (old, new))
+    before, after = (flat(without_secrets(asdict(config))) for config in (old, new))
     return {
         key: f"{_said(before.get(key))} → {_said(value)}"
         for key, value in after.items()

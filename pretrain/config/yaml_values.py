@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, without_secrets
 
 from .keys import check_key, known_keys
 
@@ -63,6 +63,10 @@ class _Reader:
                 return None
             return self._value(node or yaml.ScalarNode("", ""), hint, key)
         except yaml.YAMLError as error:
+            for mark in filter(
+                None, (getattr(error, f"{kind}_mark", None) for kind in ("context", "problem"))
+            ):
+                mark.buffer = None  # it would be quoted, from the middle of a password on
             why = f"not YAML: {' '.join(str(error).split())}"
         except RecursionError:
             pass
@@ -144,6 +148,7 @@ class _Reader:
 
 
 def _shown(text: str) -> str:
+    text = without_secrets(text)  # before it is cut, which may be within a password
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -171,7 +171,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines
     )
 
 

@@ -50,6 +50,20 @@ def test_names_in_two_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
     assert ShardSet.open(tmp_path / "train").classes == ShardSet.open(tmp_path / "val").classes
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["Cat", "cat", "dog"], "'Cat' and 'cat' are different classes"),
+        (["1", "01", "x"], "'01' and '1' are different classes"),
+        (["big cat", "big_cat", "Big  cat"], "'Big  cat' and 'big cat' and 'big_cat' are different classes"),
+        (["0", "1", "2", "10"], "'10' is label 2"),
+    ],
+)
+def test_folders_that_may_be_taken_for_others_are_said(names: list[str], says: str, tmp_path: Path) -> None:
+    (packed,) = pack(write(tmp_path / "images", *names), tmp_path / "out")
+    assert packed.classes == len(names) and says in packed.labels
+
+
 def test_a_name_that_is_no_utf8_is_shown_escaped_in_every_file(tmp_path: Path) -> None:
     source = write(tmp_path / "images", b"caf\xe9", "tea")
     (packed,) = pack(source, tmp_path / "out")

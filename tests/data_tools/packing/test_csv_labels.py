@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shlex
@@ -74,6 +75,11 @@ FORMS: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "beside the table": (HEAD + rows(LABELS, "flat/{}"), []),
     "absolute": (HEAD + rows(LABELS, "SOURCE/{}"), []),
+    "absolute on another machine": (HEAD + rows(LABELS, "/kaggle/input/x/{}"), []),
+    "absolute on Windows": (HEAD + rows(LABELS, "C:/me/{}").replace("/", "\\"), []),
+    "numbers as names of columns": ("0,1\n" + rows(LABELS), []),
+    "UTF-32": ((HEAD + rows(LABELS)).encode("utf-32"), []),
+    "rows without an image": (HEAD + "no.jpg,cat\n" + rows(LABELS) + "no.png,dog\n", ["--allow-missing"]),
     "told by name": (
         "id,age,race\n" + rows([f"1,{label}" for label in LABELS]),
         ["--columns", "file=id,label=race"],
@@ -118,7 +124,7 @@ def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat:
         ('file,label\nim2.jpg,"cat\nim3.jpg,dog\n', [], 3, "check its quotes"),
         ("im9.jpg,cat\nim2.jpg,dog\nim3.jpg,dog\n", [], 3, "labels.csv:1: "),
         ("file,label\nim2.jpg,cat\nIM2.jpg,dog\n", [], 3, "'im2.jpg' is listed twice"),
-        ("file,label\nim2.jpg,cat\nim2.jpg,dog\n", [], 3, "stand in one row, with --label-separator"),
+        ("file,label\nim2.jpg,cat\nim2.jpg,dog\n", [], 3, "several labels stand in it with --label-sep"),
         ("file,set\nim2.jpg,train\nim3.jpg,test\n", [], 2, "train, test as labels, which are names of sets"),
         (
             "file,label\nim2.jpg,a\n",
@@ -134,6 +140,11 @@ def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat:
             3,
             "labels.csv:62: '' in the column of a class",
         ),
+        (HEAD + "im2.jpg,a\nno.jpg,b\nx/no,c\n", [], 3, "labels.csv:3: "),
+        (HEAD + "im2.jpg,a\nno.jpg,b\nx/no,c\n", [], 3, "--allow-missing leaves out the 2 of 3 rows"),
+        (HEAD + "no.jpg,a\n", ["--allow-missing"], 3, "has no image 'no.jpg'"),
+        (gzip.compress((HEAD + rows(LABELS)).encode()), [], 3, "is another kind of file, not a csv"),
+        ('{"file_name": "im2.jpg", "label": 0}\n', [], 3, "is another kind of file, not a csv"),
         ("file,label\nim2.jpg,\n", [], 3, "the label is empty"),
     ],
 )
@@ -166,10 +177,10 @@ def test_rows_of_several_sets_are_refused_with_the_command_that_takes_one(
     table = f"{head},{name}\n" + rows([f"{labels[n % 2]},{values[n // 3]}" for n in range(6)])
     assert pack(flat, table) == 2
     said = capsys.readouterr().err
-    assert f"its column {name!r} says: {values[0]} (3), {values[1]} (3)" in said and said.count("\n") == 1
+    assert f"its column {name!r} says: '{values[0]}' (3), '{values[1]}' (3)" in said and said.count("\n") == 1
     where = re.search(r"take one with (--where .*), or all with (--where .*)\.\n", said, re.IGNORECASE)
     assert where and pack(flat, table, *shlex.split(where[1])) == 0
-    assert f"with {values[0]} in column {name!r}, 3 of 6 rows" in capsys.readouterr().err
+    assert f"with '{values[0]}' in column {name!r}, 3 of 6 rows" in capsys.readouterr().err
     assert packed(flat) == (["cat", "dog"], {image(0): 0, image(1): 1, image(2): 0})
     shutil.rmtree(flat.parent / "out")
     assert pack(flat, table, *shlex.split(where[2])) == 0 and len(packed(flat)[1]) == 6
@@ -200,7 +211,7 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
     (flat / "other/im1.jpg").write_bytes(picture(9))
     assert pack(flat, HEAD + "im1.jpg,cat\n") == 3
     said = capsys.readouterr().err
-    assert "'im1.jpg' could be 'in/im1.jpg' or 'other/im1.jpg': pack the folder that is meant" in said
+    assert "'im1.jpg' could be 'in/im1.jpg' or 'other/im1.jpg': write which, or pack its folder alone" in said
 
 
 @pytest.mark.parametrize(
@@ -226,6 +237,8 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
         ),
         (["a b", "b", "a", "a", "a", "a"], ["--label-separator", " "], ["a", "b"], None, "2 classes"),
         (["café", "cafe\u0301", "x", "x", "x", "x"], [], ["café", "x"], [0, 0, 1, 1, 1, 1], "2 classes"),
+        (["a", "a b", "b", "b", "b", "b"], [], ["a", "a b", "b"], None, "' ' is part of the names"),
+        (["one", "two", *"abcd"], [], ["a", "b", "c", "d", "one", "two"], None, "a label of its own"),
         ([1, 2, 3, -4, 0.5, 6], ["--numbers"], [], [1.0, 2.0, 3.0, -4.0, 0.5, 6.0], "as --numbers asks"),
     ],
 )

@@ -63,6 +63,8 @@ CASES: dict[str, tuple[list, str, list[str], list[str] | None, list[tuple]]] = {
     ),
     "true and false": ([{"label": True}, {"label": False}], "json", [], ["false", "true"], [(1,), (0,)]),
     "a mark of UTF-8": (["\ufeffdog", "cat", "dog"], "cls", [], ["cat", "dog"], [(1,), (0,), (1,)]),
+    "a key in other case": ([{"Label": 1}, {"LABEL": 0}], "json", [], None, [(1,), (0,)]),
+    "a json that is the label": (["dog", "cat"], "json", [], ["cat", "dog"], [(1,), (0,)]),
     "a key below another": ([{"a": {"id": 1}}, {"a": {"id": 0}}], "json", ["a.id"], None, [(1,), (0,)]),
     "lists of classes": ([{"label": [0, 1]}, {"label": [2]}], "json", [], None, [(0, 1), (2,)]),
 }

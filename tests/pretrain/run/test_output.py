@@ -143,6 +143,7 @@ def test_no_line_begins_with_what_others_wrote(
     folder.log_to_file_and_console()
     log.warning("unreadable sample %s", "a" + FORGED)
     monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     with pytest.raises(SystemExit):
         fail(DataError("2 shards are damaged:\n  a" + FORGED), 0, first_only=True)
     try:
@@ -155,7 +156,9 @@ def test_no_line_begins_with_what_others_wrote(
     logged = (tmp_path / "logs/rank-0.log").read_text(encoding="utf-8")
     assert launch(["status", str(tmp_path)]) == 1
     stands = capfd.readouterr().out
-    for text in (shown, told, logged, stands):
+    # The form that torchrun reads, and shows as it is.
+    repeated = json.loads((tmp_path / "error.json").read_bytes())["message"]["extraInfo"]["py_callstack"]
+    for text in (shown, told, logged, stands, repeated):
         assert "error: forged" in text and not any(c in text for c in "\r\x1b\u202e\u2028")
         assert not any(line.startswith("error: forged") for line in text.splitlines())
     assert "error: 2 shards are damaged:\n  a\\nerror" in told, "our own lists stay lists"
@@ -179,6 +182,11 @@ def test_a_run_shows_names_in_shards_escaped(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, Data(shards, shards, tmp_path))
     settings = (f"run.dir={tmp_path}", "train.steps=3", "data.max_bad_fraction=0.5")
     shown = succeed("pretrain", recipe, *settings)
+    image = tmp_path / f"{FORGED.replace('/', '')}\x7f.png"
+    image.write_bytes(picture.getvalue())
+    shown += succeed("finetune", "predict", tmp_path / "tiny", image)
+    asked = succeed("finetune", "predict", "--json", tmp_path / "tiny", image)
+    assert json.loads(asked)["image"] == str(image) and asked[:-1].isprintable()
     files = ("logs/rank-0.log", "report.html", "status.json", "bad_samples.jsonl", "classes.json")
     texts = [shown, *((tmp_path / "tiny" / name).read_text(encoding="utf-8") for name in files)]
     assert all("error: forged" in texts[i] for i in (0, 1, 2))
