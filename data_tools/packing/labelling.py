@@ -202,7 +202,7 @@ def _by_name(shards: ShardSet, rules: LabelRules) -> dict[int, int] | None:
 
 def _is_other_number(labelled: tuple[int, str]) -> bool:
     label, name = labelled
-    return name.isascii() and name.isdigit() and name != str(label)
+    return name.isascii() and name.isdigit() and int(name) != label
 
 
 def _numbered(classes: Sequence[str]) -> dict[str, int]:

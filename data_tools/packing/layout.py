@@ -5,8 +5,10 @@ Nothing here guesses: what is recognised is refused with what to do, or labelled
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
@@ -16,6 +18,10 @@ from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.roles import is_no_class, loose_role, role
 
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, with tabs between them
+_PART = re.compile(
+    r"(.*?)(?:part|batch|chunk|shard|subset|fold|folder|dir|image|img|data|set|vol|dis[ck])s?[ _-]?[0-9]+",
+    re.IGNORECASE,
+)
 _SHOWN = 8
 
 
@@ -33,7 +39,7 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         tables = [
             path
             for path in listing.passed.get(Reason.NO_IMAGE, [])
-            if "/" not in path and extension(path) in ("csv", "tsv", "txt")
+            if "/" not in path and extension(path) in ("csv", "tsv", "txt", "jsonl")
         ]
         known = f" (perhaps '{tables[0]}' has them)" if tables else ""
         raise UsageError(
@@ -66,14 +72,54 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
             f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
             f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
         )
+    if parts := _parts(listing, names):
+        raise UsageError(
+            f"{name} holds {_some(parts)}, by their names parts of one set and no classes: give the labels "
+            f"with --csv FILE. {own}."
+        )
+    if twice := [folder for folder in names if len(below[folder]) > 1 and below[folder] < below.keys()]:
+        raise UsageError(
+            f"{name} holds {_some(twice)}, in which folders have the names of those beside it "
+            f"({_some(sorted(below[twice[0]]))}), as in a copy or in another set: move it away, or "
+            f"{_pack_each(listing, twice[:1])} {own}."
+        )
     if all(is_no_class(folder) for folder in names):
         raise UsageError(
             f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
+        )
+    if all(below.values()) and len(subs := sorted(f"{a}/{b}" for a in below for b in below[a])) > len(below):
+        listing.notes.append(
+            f"warning: the folders taken for classes hold no images but folders ({_some(subs)}): if these "
+            "are the classes, list the images with --csv FILE"
         )
     if odd := [folder for folder in names if role(folder) or is_no_class(folder)]:
         listing.notes.append(
             "warning: folders taken for classes among others, though splits or folders of images are called "
             f"so: {_some(odd)}: move them out of the source if they are no classes"
+        )
+
+
+def _parts(listing: Listing, names: list[str]) -> list[str]:
+    """The folders if they are numbered parts: images_001; 00001 with 000010000.jpg, as img2dataset."""
+    starts = {match[1] for name in names if (match := _PART.fullmatch(name))}
+    numbered = len(starts) == 1 and all(map(_PART.fullmatch, names))
+    inside = all(len(name) > 3 and name.isdigit() for name in names) and all(
+        re.fullmatch(rf"{first}[0-9]+\..*", path.rpartition("/")[2])
+        for path in listing.images
+        for first in [path.partition("/")[0]]
+    )
+    return names if len(names) > 1 and (numbered or inside) else []
+
+
+def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
+    """UsageError, with what to do, if images that a table lists lie in the folders of several splits."""
+    splits = sorted(
+        {path.partition("/")[0] for path in paths if "/" in path and role(path.partition("/")[0])}
+    )
+    if len(set(map(role, splits))) > 1:
+        raise UsageError(
+            f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "
+            "--csv ... --allow-missing. If they are one set all the same, say so with --one-set."
         )
 
 
@@ -104,10 +150,15 @@ def label_by_annotations(listing: Listing, annotations: bytes, rules: LabelRules
 
 
 def _sub_folders(listing: Listing, depth: int = 1) -> dict[str, set[str]]:
-    """For each folder of this depth, in byte order, the sub-folders of it that hold images."""
+    """For each folder of this depth, in byte order, the sub-folders of it that hold images.
+
+    Those of a sub-folder `images` and the like count in its place.
+    """
     found: dict[str, set[str]] = {}
     for path in listing.images:
         parts = path.split("/")
+        while len(parts) > depth + 2 and is_no_class(parts[depth]):  # amazon/images/bike/1.jpg
+            del parts[depth]
         subs = found.setdefault("/".join(parts[:depth]), set())
         if len(parts) > depth + 1:
             subs.add(parts[depth])

@@ -59,7 +59,7 @@ class RunFolder:
         """Make the folders that a run writes to. Raises UsageError, or UserError if the disk is full."""
         for folder in (self.path, self.path / "logs", self.checkpoints):
             try:
-                retrying(partial(_make_and_try, folder))
+                retrying(partial(make_and_try, folder))
             except OSError as error:
                 raise _unwritable(folder, error) from None
 
@@ -186,7 +186,7 @@ class RunFolder:
             self.metrics: ("step",),
             self.nonfinite: ("step",),
             self.bad_samples: SAMPLE,
-            **dict.fromkeys(self.trace.glob("*.jsonl"), ("step",)),
+            **dict.fromkeys(retrying(lambda: list(self.trace.glob("*.jsonl"))), ("step",)),
         }
         for file, keys in files.items():
             try:
@@ -219,7 +219,8 @@ class RunFolder:
         self._files.flush()
 
 
-def _make_and_try(folder: Path) -> None:
+def make_and_try(folder: Path) -> None:
+    """Make a folder, and a file in it that is gone at once. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()
 

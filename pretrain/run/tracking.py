@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ..config.schema import Config, TrackingConfig
 from .files import read_object, read_rows, write_json
-from .folder import RunFolder, log
+from .folder import RunFolder, log, make_and_try
+from .restart import steps_done
 from .wandb_environment import NOT_USED, tracking
 
 if TYPE_CHECKING:
@@ -54,33 +57,35 @@ class WandbTracker(Tracker):
     def __init__(
         self, config: Config, asked: TrackingConfig, folder: RunFolder, settings: dict[str, Any]
     ) -> None:
-        self._folder, self._file, status = folder, folder.path / "wandb/rows.json", folder.status()
+        self._folder, self._file = folder, folder.path / "wandb/rows.json"
         self._step_timeout = config.train.step_timeout
-        self._mode, self._finished, self._rest = asked.wandb, False, "metrics.jsonl has it"
-        self._run_settings = {
+        self._mode, self._finished, self._rest = asked.wandb, False, "metrics.jsonl has everything"
+        place = Path(os.environ.get("WANDB_DIR") or folder.path).resolve()
+        self._run_settings: dict[str, Any] = {
             "project": asked.project,
             "name": os.environ.get("WANDB_NAME") or config.run.name,
-            "id": status["wandb_id"],
-            "dir": os.environ.get("WANDB_DIR") or folder.path,
+            "id": folder.status().get("wandb_id") or secrets.token_hex(4),
+            "dir": place if folder.write(place, lambda: make_and_try(place)) else folder.path,
             "config": settings,
         }
-        earlier_version = self._file.parent.exists()
-        known = read_object(self._file) or {
-            "count": 2 * status.get("step", 0) if earlier_version else 0,
-            "from": None if earlier_version else 0,
-        }
-        late = [row for row in read_rows(folder.metrics, "step") if row["step"] >= (known["from"] or 0)]
-        self._count: int = known["count"]
+        known = read_object(self._file)
+        count, late = known.get("count"), known.get("from")
+        if not isinstance(count, int):  # of an earlier version, or not tracked until now
+            began = self._file.parent.exists()
+            count, late = (2 * steps_done(folder), None) if began else (0, 0)
+        self._count = count
         self._rows: SimpleQueue[tuple[int, dict[str, Any]] | None] = SimpleQueue()
         self._unwritten: deque[int] = deque()  # steps of rows
         self._passed_on: deque[float] = deque()  # when the first of these rows went to W&B
         folder.write(self._file, lambda: self._file.parent.mkdir(exist_ok=True))
-        for row in late if known["from"] is not None else []:
-            self._add(row)
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            if name in NOT_USED or not os.environ[name]:
-                del os.environ[name]
+        for row in read_rows(folder.metrics, "step") if isinstance(late, int) else []:
+            if row["step"] >= late:
+                self._add(row)
+        for name in (*NOT_USED, "WANDB_SERVICE"):
+            os.environ.pop(name, None)
+        os.environ["WANDB_RUN_ID"] = self._run_settings["id"]  # also in a sweep, which ignores our settings
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self._file.parent / "cache"))  # there may be no home
         self._thread = Thread(target=self._pass_on, name="wandb", daemon=True)
         self._thread.start()
 
@@ -106,9 +111,10 @@ class WandbTracker(Tracker):
         self._count += 1
 
     def _note(self) -> None:
-        while self._unwritten and self._passed_on and self._passed_on[0] < time.monotonic() - 2 * FLUSH:
-            self._passed_on.popleft()
-            self._unwritten.popleft()
+        with suppress(IndexError):  # the thread may clear it meanwhile
+            while self._passed_on[0] < self._passed_on[-1] - 2 * FLUSH:
+                self._passed_on.popleft()
+                self._unwritten.popleft()
         known = {"count": self._count, "from": self._unwritten[0] if self._unwritten else None}
         self._folder.write(self._file, lambda: write_json(self._file, known))
 
@@ -125,6 +131,8 @@ class WandbTracker(Tracker):
                 self._passed_on.append(time.monotonic())
             with suppress(TimeoutError):
                 run.finish()
+                if Path(run.settings.sync_file).stat().st_size <= EMPTY:
+                    raise OSError(f"it could not write to {run.settings.sync_dir}")
                 self._rest = ""
             self._finished = True
             if self._rest:
@@ -139,27 +147,28 @@ class WandbTracker(Tracker):
 
         for file in self._folder.path.glob("wandb/*run-*/run-*.wandb"):
             if file.stat().st_size <= EMPTY:  # of a start that was killed at once; `wandb sync` stops at it
-                shutil.rmtree(file.parent)
-        patience = min(PATIENCE, self._step_timeout / 4)
+                shutil.rmtree(file.parent, ignore_errors=True)
+        patience, outage = min(PATIENCE, self._step_timeout / 4), ""
         settings = wandb.Settings(
             # W&B's metadata would hold the command line, which may contain passwords.
             x_disable_meta=True,
             save_code=False,
             console="off",
-            init_timeout=patience,
             finish_timeout=patience,
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=FLUSH,
         )
         begin = partial(wandb.init, **self._run_settings, resume="allow", settings=settings)
-        outage = ""
         if self._mode == "online":
+            settings.init_timeout = patience
             try:
                 run = begin(mode="online")
             except Exception as error:
                 outage = in_words(error)
-                wandb.teardown()  # it would go on trying, and keep the id
+                with suppress(SystemExit):
+                    wandb.teardown()  # it would go on trying, and keep the id
         if self._mode == "offline" or outage:
+            settings.init_timeout = END  # nobody but this computer can delay it
             run = begin(mode="offline")
         self._rest = f"later upload it by: wandb sync --include-online {run.settings.sync_dir}"
         if outage:
@@ -170,10 +179,9 @@ class WandbTracker(Tracker):
 def in_words(error: Exception) -> str:
     """What W&B says of a failure; names a refused login."""
     text = " ".join(str(error).split()) or type(error).__name__
-    refused = "error 401" in text or "error 403" in text
-    return (
-        f"its server refuses the login; run `wandb login` or set WANDB_API_KEY ({text})" if refused else text
-    )
+    if "error 401" in text or "error 403" in text:
+        text = f"its server refuses the login; run `wandb login` or set WANDB_API_KEY ({text})"
+    return text
 
 
 def start_tracking(config: Config, folder: RunFolder, settings: dict[str, Any], rank: int) -> Tracker:

@@ -24,9 +24,11 @@ NOT_USED = ("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 def tracking(config: Config) -> tuple[TrackingConfig, list[str]]:
     """(how the run is tracked, sentences about the variables that change that or are not used).
 
-    A variable that is empty is taken as not set. Raises UsageError for a mode that there is not.
+    A variable that is empty is removed. Raises UsageError for a mode that there is not.
     """
-    asked, given = config.tracking, {name: value for name, value in os.environ.items() if value}
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
+    asked, given = config.tracking, os.environ
     mode, disabled = given.get("WANDB_MODE", asked.wandb), given.get("WANDB_DISABLED", "")
     if mode not in MODES:
         raise UsageError(f"WANDB_MODE={mode}: one of {', '.join(MODES)}{nearest(mode, MODES)}")
@@ -56,7 +58,7 @@ def check_tracking(config: Config) -> list[str]:
     Not if the server cannot be reached: a run goes on without it.
     """
     found, notes = tracking(config)
-    given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and value}
+    given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     if found.wandb != "disabled" and (given or found.wandb == "online"):
         import wandb
 
@@ -65,7 +67,7 @@ def check_tracking(config: Config) -> list[str]:
                 wandb.Settings().update_from_env_vars({name: given[name]})
             except Exception as error:  # of pydantic, or W&B's own; pydantic's text has several lines
                 text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
-                raise UsageError(f"{name}: {' '.join(text.split())}") from None
+                raise UsageError(f"{name}: {' '.join(text.removeprefix('Value error, ').split())}") from None
         if found.wandb == "online" and not _logged_in():
             raise UsageError(
                 "W&B is to be online (tracking.wandb, WANDB_MODE), but there is no login here: run "

@@ -39,11 +39,12 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Without W&B variables, a login or settings; W&B's own process ends with the test."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_SILENT", "WANDB_RUN_ID", "WANDB_CACHE_DIR"):  # those that tracking sets
+        monkeypatch.setenv(name, "")
     for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     yield
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         wandb.teardown()
     wandb.run = None  # of a run that could not be ended
 
@@ -171,6 +172,31 @@ def test_a_run_that_is_killed_has_all_rows_in_order_after_its_next_start(tmp_pat
     assert counts == sorted(set(counts)), "W&B drops rows whose own step goes back"
     logged = {(row["step"], row["train/loss"]) for row in found}
     assert {(row["step"], row["loss"]) for row in metrics(tmp_path)} <= logged
+
+
+def test_a_torn_rows_json_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/rows.json").write_bytes(b'{"count": "x", "from": [1]}')
+    tracker = start(tmp_path)
+    add(tmp_path, tracker, 1)
+    tracker.finish(hurry=False)
+    assert [row["step"] for row in history(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("nowhere", ["/proc/nowhere", __file__])
+def test_where_its_files_cannot_be_w_and_b_writes_into_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nowhere: str
+) -> None:
+    for name in ("WANDB_DIR", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, nowhere)
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-tcp-localhost-1")  # of a process that has ended
+    monkeypatch.setenv("WANDB_SWEEP_ID", "of-another")
+    tracker = start(tmp_path)
+    add(tmp_path, tracker, 1)
+    tracker.finish(hurry=False)
+    assert [row["step"] for row in history(tmp_path)] == [1]
+    assert list(tmp_path.glob(f"wandb/*/run-{status(tmp_path)['wandb_id']}.wandb"))
+    assert f"{nowhere} could not be written" in (tmp_path / "logs/rank-0.log").read_text()
 
 
 def test_a_w_and_b_that_hangs_holds_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
