@@ -186,7 +186,7 @@ class RunFolder:
             self.metrics: ("step",),
             self.nonfinite: ("step",),
             self.bad_samples: SAMPLE,
-            **dict.fromkeys(self.trace.glob("*.jsonl"), ("step",)),
+            **dict.fromkeys(retrying(lambda: list(self.trace.glob("*.jsonl"))), ("step",)),
         }
         for file, keys in files.items():
             try:
