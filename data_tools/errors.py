@@ -37,7 +37,7 @@ _TRANSIENT = frozenset(
     )
 )
 _DISK_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file is tried again
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,9}://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
 UNREAD = 141  # the exit code of a program whose output nobody reads any more: 128 + SIGPIPE
 Result = TypeVar("Result")
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_no_line_shows_what_is_secret_in_a_url(tail: str, capsys: pytest.Capture
         show(f"no answer from {url}{tail}")
     shown = capsys.readouterr().out
     assert shown.count("https://host:8080/a/b.tar") == 2 and not any(word in shown for word in SECRETS)
+
+
+@pytest.mark.parametrize("part", ["a", "a.", "://", "a://", "a://@", "\x1b", "\n  ", "a:"])
+def test_a_long_text_is_shown_at_once(part: str) -> None:
+    begun = time.process_time()
+    assert len(printable_lines(part * 100_000)) >= 100_000
+    assert time.process_time() - begun < 5, "seconds, of which a pattern that looks back needs hours"
 
 
 def test_an_error_that_nobody_caught_is_shown_as_others_are(
