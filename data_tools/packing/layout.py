@@ -49,73 +49,64 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
     if told:
         return
     below = _sub_folders(listing)
-    own = "--class-folders takes them for classes all the same"
-    if splits := _named_splits(below):
-        raise UsageError(
-            f"{name} holds the splits {_some(splits)}, not classes: {_pack_each(listing, splits)} {own}."
-        )
-    names = list(below)
-    if around := _folder_around(listing):
-        subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
-        raise UsageError(
-            f"{name} holds one folder, '{'/'.join(around)}', with the folders {_some(subs)} in it: "
-            f"{_pack_each(listing, ['/'.join(around)])} {own}."
-        )
-    if within := _splits_within(below):
-        raise UsageError(
-            f"{name} holds class folders ({_some(names)}) with the splits {_some(within)} in each, which "
-            f"would be mixed: move them to {within[0]}/CLASS and so on and pack each alone. {own}."
-        )
-    if shared := _same_sub_folders(below):
-        parts, subs = shared
-        raise UsageError(
-            f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
-            f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
-        )
-    if parts := _parts(listing, names):
-        raise UsageError(
-            f"{name} holds {_some(parts)}, by their names parts of one set and no classes: give the labels "
-            f"with --csv FILE. {own}."
-        )
-    if twice := [folder for folder in names if len(below[folder]) > 1 and below[folder] < below.keys()]:
-        raise UsageError(
-            f"{name} holds {_some(twice)}, in which folders have the names of those beside it "
-            f"({_some(sorted(below[twice[0]]))}), as in a copy or in another set: move it away, or "
-            f"{_pack_each(listing, twice[:1])} {own}."
-        )
-    if all(is_no_class(folder) for folder in names):
-        raise UsageError(
-            f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
-        )
+    if why := _why_no_classes(listing, below):
+        raise UsageError(f"{name} holds {why} --class-folders takes them for classes all the same.")
     if all(below.values()) and len(subs := sorted(f"{a}/{b}" for a in below for b in below[a])) > len(below):
         listing.notes.append(
             f"warning: the folders taken for classes hold no images but folders ({_some(subs)}): if these "
             "are the classes, list the images with --csv FILE"
         )
-    if odd := [folder for folder in names if role(folder) or is_no_class(folder)]:
+    if odd := [folder for folder in below if role(folder) or is_no_class(folder)]:
         listing.notes.append(
             "warning: folders taken for classes among others, though splits or folders of images are called "
             f"so: {_some(odd)}: move them out of the source if they are no classes"
         )
 
 
-def _parts(listing: Listing, names: list[str]) -> list[str]:
-    """The folders if they are numbered parts: images_001; 00001 with 000010000.jpg, as img2dataset."""
-    starts = {match[1] for name in names if (match := _PART.fullmatch(name))}
-    numbered = len(starts) == 1 and all(map(_PART.fullmatch, names))
+def _why_no_classes(listing: Listing, below: dict[str, set[str]]) -> str | None:
+    """What the folders are instead, and what to do; None if they may be classes."""
+    names = list(below)
+    if splits := _named_splits(below):
+        return f"the splits {_some(splits)}, not classes: {_pack_each(listing, splits)}"
+    if around := _folder_around(listing):
+        where = "/".join(around)
+        subs = _some(sorted(_sub_folders(listing, len(around))[where]))
+        return f"one folder, '{where}', with the folders {subs} in it: {_pack_each(listing, [where])}"
+    if within := _splits_within(below):
+        mixed = (
+            f"class folders ({_some(names)}) with the splits {_some(within)} in each, which would be mixed"
+        )
+        return f"{mixed}: move them to {within[0]}/CLASS and so on and pack each alone."
+    if shared := _same_sub_folders(below):
+        splits, same = shared
+        alike = f"the folders {_some(splits)} with the same sub-folders ({_some(same)})"
+        return f"{alike}, so that they are splits and not classes: {_pack_each(listing, splits)}"
+    if _are_parts(listing, names):
+        parts = f"{_some(names)}, by their names parts of one set and no classes"
+        return f"{parts}: give the labels with --csv FILE."
+    if twice := [folder for folder in names if len(below[folder]) > 1 and below[folder] < below.keys()]:
+        beside = f"folders have the names of those beside it ({_some(sorted(below[twice[0]]))})"
+        copy = f"{_some(twice)}, in which {beside}, as in a copy or in another set"
+        return f"{copy}: move it away, or {_pack_each(listing, twice[:1])}"
+    if all(map(is_no_class, names)):
+        return f"{_some(names)}, which names no class: give the labels with --csv FILE."
+    return None
+
+
+def _are_parts(listing: Listing, names: list[str]) -> bool:
+    """Whether the folders are numbered parts: images_001; 00001 with 000010000.jpg, as img2dataset."""
+    matches = [_PART.fullmatch(name) for name in names]
+    numbered = all(matches) and len({match[1] for match in matches if match}) == 1
     inside = all(len(name) > 3 and name.isdigit() for name in names) and all(
-        re.fullmatch(rf"{first}[0-9]+\..*", path.rpartition("/")[2])
-        for path in listing.images
-        for first in [path.partition("/")[0]]
+        re.fullmatch(r"(?:.*/)?([0-9]+)/\1[0-9]+\..*", path) for path in listing.images
     )
-    return names if len(names) > 1 and (numbered or inside) else []
+    return len(names) > 1 and (numbered or inside)
 
 
 def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
     """UsageError, with what to do, if images that a table lists lie in the folders of several splits."""
-    splits = sorted(
-        {path.partition("/")[0] for path in paths if "/" in path and role(path.partition("/")[0])}
-    )
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
+    splits = sorted(filter(role, folders))
     if len(set(map(role, splits))) > 1:
         raise UsageError(
             f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "

@@ -185,6 +185,9 @@ def test_rows_of_several_sets_are_refused_with_the_command_that_takes_one(
     assert packed(flat) == (["cat", "dog"], {image(0): 0, image(1): 1, image(2): 0})
     shutil.rmtree(flat.parent / "out")
     assert pack(flat, table, *shlex.split(where[2])) == 0 and len(packed(flat)[1]) == 6
+    shutil.rmtree(flat.parent / "out")
+    both = [word for value in values for word in ("--where", f"{name}={value}")]
+    assert pack(flat, table, *both) == 0 and len(packed(flat)[1]) == 6
 
 
 @pytest.mark.parametrize("zero_one", [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("False", "True")])
@@ -235,6 +238,10 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
             ["a;c", "a|b", "x"],
             [1, 0, 2, 2, 2, 2],
             "--label-separator",
+        ),
+        (
+            *(['"[0, 1]"', '"[2,0]"', "1", "2", "0", "1"], ["--label-separator", ","], ["0", "1", "2"]),
+            *([[0, 1], [2, 0], [1], [2], [0], [1]], "3 classes; images of several classes: 2"),
         ),
         (["a b", "b", "a", "a", "a", "a"], ["--label-separator", " "], ["a", "b"], None, "2 classes"),
         (["café", "cafe\u0301", "x", "x", "x", "x"], [], ["café", "x"], [0, 0, 1, 1, 1, 1], "2 classes"),
