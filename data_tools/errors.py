@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -37,7 +38,7 @@ _TRANSIENT = frozenset(
     )
 )
 _DISK_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file is tried again
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,9}://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
 UNREAD = 141  # the exit code of a program whose output nobody reads any more: 128 + SIGPIPE
 Result = TypeVar("Result")
 
@@ -112,6 +113,8 @@ def escape_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = lambda kind, error, trace: print_line(traceback_of(error), error=True)
+    if logging.lastResort:  # shows what a logger without handlers says
+        logging.lastResort.setFormatter(LineFormatter())
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -170,6 +173,14 @@ def printable_lines(text: str) -> str:
     So no line begins with what a name in somebody's data says.
     """
     return "\n  ".join(map(printable, text.split("\n  ")))
+
+
+class LineFormatter(logging.Formatter):
+    """A Formatter of log lines as printable_lines() shows them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable_lines(super().format(record))
 
 
 def traceback_of(error: BaseException) -> str:

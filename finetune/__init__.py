@@ -1,9 +1,10 @@
-"""What is done with trained weights: fine-tune, evaluate, predict, export.
+"""What is done with trained weights: fine-tune, evaluate, predict, embed, export.
 
     from finetune import open_run
 
     run = open_run("runs/quickstart_finetune")
     run.predict(["digit.png"])[0].best
+    run.embed(["digit.png"])
 
 Names are imported at first use, so that `python -m finetune` handles signals before it imports torch.
 """

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from data_tools.errors import (
@@ -35,7 +36,8 @@ EVALUATION_TIMEOUT = 1800  # s that a process waits for the others in an exchang
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit; a UserError is printed as one line and becomes its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"evaluate": _evaluate, "predict": _predict, "export": _export, "convert": _convert}
+    commands = {"evaluate": _evaluate, "predict": _predict, "embed": _embed, "export": _export}
+    commands |= {"convert": _convert}
     stop = StopFlag()
     if not given or given[0] not in commands:
         stop.install()  # before the imports below, which take seconds
@@ -65,8 +67,8 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
     parser = Parser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
-        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
-        "\n\n" + help_text(FinetuneConfig),
+        epilog="Other commands: python -m finetune evaluate | predict | embed | export | convert, each with "
+        "--help.\n\n" + help_text(FinetuneConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
@@ -165,6 +167,64 @@ def _predict(arguments: list[str]) -> int:
             row = {"image": path} | _as_json(found)
             print_json(row) if given.json else print_result(f"{path}: {_as_text(found)}")
     return code
+
+
+def _embed(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="python -m finetune embed",
+        description="The features of images as a file for numpy: features (N, D), names, labels of SHARDS.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
+    parser.add_argument(
+        "images", metavar="IMAGE | SHARDS", nargs="+", help="image files, or one set of shards"
+    )
+    parser.add_argument("destination", metavar="OUT.npz", help="the file to write")
+    parser.add_argument(
+        "--layer", type=int, help="of which block's output, 1 to the last or -1; default: the head's input"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images of shards at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=4, help="decoding threads for shards (default: 4)")
+    _add_weights(parser)
+    given = parser.parse_args(arguments)
+
+    import numpy as np
+
+    from .evaluate import embed_shards
+    from .predict import open_run
+
+    target = Path(given.destination)
+    if target.suffix != ".npz" or target.exists() or not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: it must be a new file in a folder that exists, and end in .npz")
+    if given.batch_size < 1 or given.workers < 0:
+        raise UsageError("--batch-size must be above 0 and --workers at least 0")
+    run = open_run(given.run, given.weights)
+    _print_notes(run.source)
+    if given.layer is not None and not 1 <= abs(given.layer) <= len(run.model.blocks):
+        raise UsageError(f"--layer {given.layer}: {run.source.name} has blocks 1 to {len(run.model.blocks)}")
+    arrays: dict[str, Any] = {}
+    wrong: list[str] = []
+    if len(given.images) == 1 and not os.path.isfile(given.images[0]):
+        found = embed_shards(run, given.images[0], given.layer, given.batch_size, given.workers)
+        arrays = {"features": found.features, "names": found.names, "labels": found.labels}
+        wrong = [f"{bad.shard}/{bad.key}: {bad.reason}" for bad in found.bad]
+    else:
+        rows = {}
+        for path in given.images:
+            try:
+                rows[path] = run.embed([path], given.layer)[0].numpy()
+            except DataError as error:  # the others are still embedded
+                wrong.append(str(error))
+        if not rows:
+            raise DataError(f"none of the images could be read; the first: {wrong[0]}")
+        arrays = {"features": np.stack(list(rows.values())), "names": list(rows)}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.npz")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, target)
+    for text in wrong:
+        print_line(f"error: {text}", error=True)
+    count, width = arrays["features"].shape
+    print_line(f"{count} x {width} features -> {target}")
+    return DataError.exit_code if wrong else 0
 
 
 def _print_notes(source: TrainedWeights) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,11 +79,13 @@ def read_csv(options: CsvOptions, is_image: Callable[[str], bool]) -> CsvTable:
     a row that could mean two things and for a file that is no text.
     """
     text, encoding = _decoded(options.path)
+    if lines := _has_json_lines(options.path):
+        text = _from_json_lines(text, options.path)
     if told := _SEP_LINE.match(text):
         text = "\n" + text[told.end() :]  # an empty line in its place keeps the numbers of the lines
-    separators = [told[1]] if told else list(_SEPARATORS)
+    separators = [told[1]] if told else [","] if lines else list(_SEPARATORS)
     separator = _separator(text, separators, options, is_image)
-    rows = _rows(text, separator, options.path)
+    rows = [(line - lines, cells) for line, cells in _rows(text, separator, options.path)]
     if not rows:
         raise DataError(f"{options.path} lists no images.")
     columns = find_columns([cells for _, cells in rows], options.columns, options.path, is_image)
@@ -127,7 +130,8 @@ def _decoded(path: Path) -> tuple[str, str]:
     head = data[:4096]
     if codec == "utf-8" and head.count(0) * 4 > len(head):  # UTF-16 without a mark: every other byte is 0
         codec, shown = ("utf-16-le" if head[1::2].count(0) >= head[::2].count(0) else "utf-16-be"), "UTF-16"
-    if (codec == "utf-8" and b"\0" in data) or data.lstrip()[:1] in (b"{", b"["):
+    json_instead = data.lstrip()[:1] in (b"{", b"[") and not _has_json_lines(path)
+    if (codec == "utf-8" and b"\0" in data) or json_instead:
         raise DataError(f"{path} is another kind of file, not a csv: save the table as a csv in UTF-8.")
     try:
         return data.decode(codec), shown
@@ -136,6 +140,30 @@ def _decoded(path: Path) -> tuple[str, str]:
         raise DataError(
             f"{path}:{line}: this is not a csv in {shown} (byte {data[error.start]:#04x}): save it as UTF-8."
         ) from None
+
+
+def _has_json_lines(path: Path) -> bool:
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _from_json_lines(text: str, path: Path) -> str:
+    """The objects of a metadata.jsonl as a csv; keys that hold lists or objects anywhere are left out."""
+    rows: list[dict[str, object]] = []
+    for line, content in enumerate(text.rstrip("\n").split("\n"), 1):
+        try:
+            rows.append(json.loads(content) if content.strip() else {})
+            rows[-1].keys()
+        except (ValueError, RecursionError, AttributeError):
+            raise DataError(f"{path}:{line}: this is not an object of JSON: write it again.") from None
+    nested = {key for row in rows for key, value in row.items() if isinstance(value, list | dict)}
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in nested]
+    found = io.StringIO()
+    writer = csv.writer(found)
+    writer.writerow(keys)
+    for row in rows:
+        cells = ["" if row.get(key) is None else " ".join(str(row[key]).split()) for key in keys]
+        writer.writerow(cells)
+    return found.getvalue()
 
 
 def _rows(text: str, separator: str, path: Path, count: int | None = None) -> Rows:
@@ -171,7 +199,7 @@ def _separator(
     for separator, rows in tried.items():
         try:
             width = len(rows[0]) if rows else 0
-            if separator == " " and any(len(cells) != 2 for cells in rows):
+            if separator == " " and any(len(cells) != (width if options.columns else 2) for cells in rows):
                 continue
             if width > 1:
                 find_columns(rows, options.columns, options.path, is_image)

@@ -84,7 +84,7 @@ class ImageNames:
                 continue
             inside = posixpath.normpath(written)
             beside = os.path.normpath(os.path.join(self._folder, written))
-            found.append(inside)
+            found += [inside, inside.lstrip("/")]
             for root in self._roots:
                 found += [path[len(root) + 1 :] for path in (inside, beside) if path.startswith(f"{root}/")]
         return list(dict.fromkeys(found))

@@ -83,9 +83,11 @@ def csv_options(options: argparse.Namespace) -> CsvOptions | None:
         if options.columns or options.label_separator or options.where or options.allow_missing:
             raise UsageError("--columns, --label-separator, --where and --allow-missing need --csv FILE.")
         return None
+    where: dict[str, list[str]] = {}
+    for column, values in options.where:
+        where.setdefault(column, []).extend(values)
     return CsvOptions(
-        *(Path(options.csv), options.columns, options.label_separator or None, dict(options.where)),
-        options.allow_missing,
+        *(Path(options.csv), options.columns, options.label_separator or None, where, options.allow_missing)
     )
 
 

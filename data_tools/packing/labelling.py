@@ -202,7 +202,7 @@ def _by_name(shards: ShardSet, rules: LabelRules) -> dict[int, int] | None:
 
 def _is_other_number(labelled: tuple[int, str]) -> bool:
     label, name = labelled
-    return name.isascii() and name.isdigit() and name != str(label)
+    return name.isascii() and name.isdigit() and int(name) != label
 
 
 def _numbered(classes: Sequence[str]) -> dict[str, int]:
@@ -263,7 +263,8 @@ def _labels(label: str | tuple[str, ...], separator: str | None) -> Labels:
     """The labels in a cell, or of the columns of classes that hold a 1."""
     if isinstance(label, tuple):
         return tuple(map(plain_name, label))
-    return sum(map(parse_text, label.split(separator) if separator else [label]), ())
+    whole = parse_text(label)  # a list in brackets is one whatever the separator
+    return sum(map(parse_text, label.split(separator)), ()) if separator and len(whole) == 1 else whole
 
 
 def _separator_inside(labels: dict[str, Labels]) -> str | None:

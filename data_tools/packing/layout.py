@@ -5,8 +5,10 @@ Nothing here guesses: what is recognised is refused with what to do, or labelled
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
@@ -16,6 +18,10 @@ from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.roles import is_no_class, loose_role, role
 
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, with tabs between them
+_PART = re.compile(
+    r"(.*?)(?:part|batch|chunk|shard|subset|fold|folder|dir|image|img|data|set|vol|dis[ck])s?[ _-]?[0-9]+",
+    re.IGNORECASE,
+)
 _SHOWN = 8
 
 
@@ -33,7 +39,7 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         tables = [
             path
             for path in listing.passed.get(Reason.NO_IMAGE, [])
-            if "/" not in path and extension(path) in ("csv", "tsv", "txt")
+            if "/" not in path and extension(path) in ("csv", "tsv", "txt", "jsonl")
         ]
         known = f" (perhaps '{tables[0]}' has them)" if tables else ""
         raise UsageError(
@@ -43,37 +49,68 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
     if told:
         return
     below = _sub_folders(listing)
-    own = "--class-folders takes them for classes all the same"
-    if splits := _named_splits(below):
-        raise UsageError(
-            f"{name} holds the splits {_some(splits)}, not classes: {_pack_each(listing, splits)} {own}."
+    if why := _why_no_classes(listing, below):
+        raise UsageError(f"{name} holds {why} --class-folders takes them for classes all the same.")
+    if all(below.values()) and len(subs := sorted(f"{a}/{b}" for a in below for b in below[a])) > len(below):
+        listing.notes.append(
+            f"warning: the folders taken for classes hold no images but folders ({_some(subs)}): if these "
+            "are the classes, list the images with --csv FILE"
         )
-    names = list(below)
-    if around := _folder_around(listing):
-        subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
-        raise UsageError(
-            f"{name} holds one folder, '{'/'.join(around)}', with the folders {_some(subs)} in it: "
-            f"{_pack_each(listing, ['/'.join(around)])} {own}."
-        )
-    if within := _splits_within(below):
-        raise UsageError(
-            f"{name} holds class folders ({_some(names)}) with the splits {_some(within)} in each, which "
-            f"would be mixed: move them to {within[0]}/CLASS and so on and pack each alone. {own}."
-        )
-    if shared := _same_sub_folders(below):
-        parts, subs = shared
-        raise UsageError(
-            f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
-            f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
-        )
-    if all(is_no_class(folder) for folder in names):
-        raise UsageError(
-            f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
-        )
-    if odd := [folder for folder in names if role(folder) or is_no_class(folder)]:
+    if odd := [folder for folder in below if role(folder) or is_no_class(folder)]:
         listing.notes.append(
             "warning: folders taken for classes among others, though splits or folders of images are called "
             f"so: {_some(odd)}: move them out of the source if they are no classes"
+        )
+
+
+def _why_no_classes(listing: Listing, below: dict[str, set[str]]) -> str | None:
+    """What the folders are instead, and what to do; None if they may be classes."""
+    names = list(below)
+    if splits := _named_splits(below):
+        return f"the splits {_some(splits)}, not classes: {_pack_each(listing, splits)}"
+    if around := _folder_around(listing):
+        where = "/".join(around)
+        subs = _some(sorted(_sub_folders(listing, len(around))[where]))
+        return f"one folder, '{where}', with the folders {subs} in it: {_pack_each(listing, [where])}"
+    if within := _splits_within(below):
+        mixed = (
+            f"class folders ({_some(names)}) with the splits {_some(within)} in each, which would be mixed"
+        )
+        return f"{mixed}: move them to {within[0]}/CLASS and so on and pack each alone."
+    if shared := _same_sub_folders(below):
+        splits, same = shared
+        alike = f"the folders {_some(splits)} with the same sub-folders ({_some(same)})"
+        return f"{alike}, so that they are splits and not classes: {_pack_each(listing, splits)}"
+    if _are_parts(listing, names):
+        parts = f"{_some(names)}, by their names parts of one set and no classes"
+        return f"{parts}: give the labels with --csv FILE."
+    if twice := [folder for folder in names if len(below[folder]) > 1 and below[folder] < below.keys()]:
+        beside = f"folders have the names of those beside it ({_some(sorted(below[twice[0]]))})"
+        copy = f"{_some(twice)}, in which {beside}, as in a copy or in another set"
+        return f"{copy}: move it away, or {_pack_each(listing, twice[:1])}"
+    if all(map(is_no_class, names)):
+        return f"{_some(names)}, which names no class: give the labels with --csv FILE."
+    return None
+
+
+def _are_parts(listing: Listing, names: list[str]) -> bool:
+    """Whether the folders are numbered parts: images_001; 00001 with 000010000.jpg, as img2dataset."""
+    matches = [_PART.fullmatch(name) for name in names]
+    numbered = all(matches) and len({match[1] for match in matches if match}) == 1
+    inside = all(len(name) > 3 and name.isdigit() for name in names) and all(
+        re.fullmatch(r"(?:.*/)?([0-9]+)/\1[0-9]+\..*", path) for path in listing.images
+    )
+    return len(names) > 1 and (numbered or inside)
+
+
+def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
+    """UsageError, with what to do, if images that a table lists lie in the folders of several splits."""
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
+    splits = sorted(filter(role, folders))
+    if len(set(map(role, splits))) > 1:
+        raise UsageError(
+            f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "
+            "--csv ... --allow-missing. If they are one set all the same, say so with --one-set."
         )
 
 
@@ -104,10 +141,15 @@ def label_by_annotations(listing: Listing, annotations: bytes, rules: LabelRules
 
 
 def _sub_folders(listing: Listing, depth: int = 1) -> dict[str, set[str]]:
-    """For each folder of this depth, in byte order, the sub-folders of it that hold images."""
+    """For each folder of this depth, in byte order, the sub-folders of it that hold images.
+
+    Those of a sub-folder `images` and the like count in its place.
+    """
     found: dict[str, set[str]] = {}
     for path in listing.images:
         parts = path.split("/")
+        while len(parts) > depth + 2 and is_no_class(parts[depth]):  # amazon/images/bike/1.jpg
+            del parts[depth]
         subs = found.setdefault("/".join(parts[:depth]), set())
         if len(parts) > depth + 1:
             subs.add(parts[depth])

@@ -115,6 +115,8 @@ class Listing:
         others = self.passed.get(Reason.NO_IMAGE, [])
         archives = [path for path in others if extension(path) in _ARCHIVES]
         advice = ": unpack the archives" if archives else ""
+        if tar := next((path for path in archives if "/" in path and extension(path) == "tar"), None):
+            advice += f", or if they are shards pack their folder, {self.name}/{tar.rpartition('/')[0]}"
         return f"; passed over: {'; '.join(rows(self.passed))}{advice}"
 
 

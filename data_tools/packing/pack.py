@@ -26,7 +26,13 @@ import numpy as np
 from data_tools.errors import DataError, UsageError, counted
 from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
-from data_tools.packing.layout import ANNOTATIONS, check_class_folders, has_annotations, label_by_annotations
+from data_tools.packing.layout import (
+    ANNOTATIONS,
+    check_class_folders,
+    check_one_split,
+    has_annotations,
+    label_by_annotations,
+)
 from data_tools.packing.listing import Listing, Reason
 from data_tools.packing.prepare import Prepare
 from data_tools.packing.recode import USUAL, Recode
@@ -198,7 +204,10 @@ def _label(
         raise UsageError("--label-key is for shards: with --csv give --columns label=NAME.")
     if csv:
         options = csv if isinstance(csv, CsvOptions) else CsvOptions(Path(csv))
-        return label_by_csv(listing, options, rules), False
+        labelled = label_by_csv(listing, options, rules)
+        if not rules.one_set:
+            check_one_split(listing, (entry.path for entry in labelled.entries))
+        return labelled, False
     if rules.numbers:
         raise UsageError("--numbers is for labels of a csv or of shards: the names of folders are classes.")
     if has_annotations(listing) and not class_folders:

@@ -11,6 +11,7 @@ from data_tools.packing.listing import Listing, Reason, rows
 from data_tools.shards.class_names import plain_name
 
 _SHOWN = 8
+_FEW = 3  # images that may well be of as many classes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def account_for(
         )
     elif len(names) == 1:
         warnings.append(f"all images are of one class, '{names[0]}': a classifier needs two or more")
+    elif names and _FEW < len(with_images) == len(written):
+        warnings.append(
+            "every image is of a class of its own: perhaps the label is a name of the image and no class"
+        )
     left_out = [*labelled.ignored, *labelled.no_class]
     of = f"of {len(with_images)} class{'es' * (len(with_images) != 1)}" if names else "with numbers as labels"
     of = of if any(_labels(entry) for entry in written) else "without labels (0 classes)"

@@ -80,6 +80,8 @@ def _of_text(text: str) -> list[tuple[str, ...]]:
     pairs = [tuple(line.split(maxsplit=1)) for line in lines]
     if any(len(pair) < 2 for pair in pairs):
         return [(line,) for line in lines]
+    if [line.split()[-1] for line in lines] == [str(number) for number in range(len(lines))]:
+        return [(line.rsplit(maxsplit=1)[0], line) for line in lines]
     heads = [pair[0] for pair in pairs]
     if heads == [str(number) for number in range(1, len(heads) + 1)]:
         raise ValueError("its lines count from 1 and labels from 0: give the names alone (cut -d' ' -f2-)")

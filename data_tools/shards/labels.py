@@ -94,6 +94,8 @@ def parse_text(text: str) -> Labels:
     Digits without leading zeros are a number, all else is text.
     """
     text = text.strip().removeprefix("\ufeff").strip()
+    if _WHOLE.fullmatch(text):  # nearly all are
+        return (int(text),)
     inner = text[1:-1].strip().rstrip(",")
     if text[:1] + text[-1:] in ("[]", "()"):
         for written in (inner, inner.replace("'", '"')):

@@ -72,7 +72,13 @@ def shards_in(folder: Path) -> list[str]:
         raise _compressed(folder / compressed)
     if shards := [name for name in names if name.endswith(".tar")]:
         return openable(folder, shards)
-    raise UsageError(f"{folder} holds no *.tar shards: make some with python -m data_tools pack SRC DST.")
+    inside = sorted({str(path.parent) for path in folder.glob("*/*.tar")})[:_SHOWN]
+    advice = (
+        f"did you mean {' or '.join(inside)}?"
+        if inside
+        else "make some with python -m data_tools pack SRC DST."
+    )
+    raise UsageError(f"{folder} holds no *.tar shards: {advice}")
 
 
 def tars_in(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import Parser, UserError, print_line, run_command
+from data_tools.errors import Parser, UserError, print_line, retrying, run_command
 from pretrain.run.files import append_rows, read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -150,7 +150,7 @@ def restarts_without_progress(lives: list[dict[str, Any]]) -> int:
 
 def newest_checkpoint(folder: RunFolder) -> int:
     """The highest step among the names of the checkpoints; 0 without any."""
-    names = [path.name for path in folder.checkpoints.glob("step-*")]
+    names = [path.name for path in retrying(lambda: list(folder.checkpoints.glob("step-*")))]
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
 
 

@@ -17,6 +17,7 @@ from data_tools.errors import Parser, UsageError, flushed, print_line
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
+from pretrain.run.lock import LOCK_PATIENCE, take_lock
 
 from .checks import check_settings, check_start
 from .queue import RECORD, SCRIPT, ask, in_queue
@@ -47,13 +48,13 @@ def main(arguments: Sequence[str]) -> int:
         for note in notes:
             print_line(note, error=True)
         return 0
-    waiting = check_start(given, config, inputs)
     run, content = config.folder.resolve(), recipe.read_bytes()
     # A copy, so that a job that waits for days runs what was checked.
     copy = run / f"slurm/recipe-{hashlib.sha256(content).hexdigest()[:8]}.yaml"
     script, record = run / SCRIPT, run / RECORD
     text = batch_script(given, site, config, copy)
     with undone_on_error(run / "slurm", [copy, script, record]):
+        waiting = check_start(given, config, inputs)
         copy.write_bytes(content)
         script.write_text(text, encoding="utf-8")
         job = submit(script, given)
@@ -150,15 +151,17 @@ def fill_in(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
 
 @contextmanager
 def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Make `folder`; after an error in the block, it and `files` are as they were before.
+    """Make and lock `folder`; after an error in the block, it and `files` are as they were before.
 
     Raises UsageError where they cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = {}
+    before: dict[Path, bytes | None] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = {file: file.read_bytes() if file.exists() else None for file in files}
+        lock = take_lock(folder, LOCK_PATIENCE)
+        before = {Path(lock.name): None} if made else {}
+        before |= {file: file.read_bytes() if file.exists() else None for file in files}
         yield
     except BaseException as error:
         with suppress(OSError):

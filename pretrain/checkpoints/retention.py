@@ -59,7 +59,7 @@ def delete_checkpoint(checkpoint: Path) -> bool:
 
 def remove_incomplete(root: Path) -> list[str]:
     """Delete the folders that interrupted saves left under `root`; returns their names."""
-    return [path.name for path in sorted(root.glob("*.tmp")) if erase_or_warn(path)]
+    return [path.name for path in retrying(lambda: sorted(root.glob("*.tmp"))) if erase_or_warn(path)]
 
 
 def set_aside_damaged(root: Path, used: Path) -> None:

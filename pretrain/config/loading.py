@@ -61,7 +61,17 @@ def find_recipe(path: str) -> str:
 
 def save(config: Config, path: Path) -> None:
     """Write `config` to the file `path` as YAML, for `read`; URLs without_secrets()."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(without_secrets(asdict(config)))), encoding="utf-8")
+    values = _escaped(without_secrets(asdict(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+
+
+def _escaped(value: Any) -> Any:
+    """The value for OmegaConf, which would take ${...} in a text for a reference."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]  # as in load

@@ -59,11 +59,11 @@ def steps_done(folder: RunFolder) -> int:
 
 def _set_aside(folder: RunFolder) -> None:
     """Move what the run has so far to a folder before-N in its folder."""
-    entries = [path for path in folder.path.iterdir() if path.name not in STAYS]
+    entries = [path for path in retrying(lambda: list(folder.path.iterdir())) if path.name not in STAYS]
     entries = [path for path in entries if not path.name.startswith("before-")]
     # The checkpoints first: if this is interrupted, no later start takes them for a run without its metrics.
     entries.sort(key=lambda path: (path != folder.checkpoints, path.name))
-    if not any(folder.checkpoints.iterdir()) and len(entries) == 1:
+    if not retrying(lambda: list(folder.checkpoints.iterdir())) and len(entries) == 1:
         return
     aside = next(path for n in count(1) if not os.path.lexists(path := folder.path / f"before-{n}"))
     try:

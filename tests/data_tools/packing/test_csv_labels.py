@@ -13,6 +13,7 @@ import pytest
 from sample_files import originals, picture
 
 from data_tools import __main__ as cli
+from data_tools.shards.shard_set import ShardSet
 
 LABELS = ["cat", "dog", "cat", "bird", "dog", "bird"]
 
@@ -184,6 +185,9 @@ def test_rows_of_several_sets_are_refused_with_the_command_that_takes_one(
     assert packed(flat) == (["cat", "dog"], {image(0): 0, image(1): 1, image(2): 0})
     shutil.rmtree(flat.parent / "out")
     assert pack(flat, table, *shlex.split(where[2])) == 0 and len(packed(flat)[1]) == 6
+    shutil.rmtree(flat.parent / "out")
+    both = [word for value in values for word in ("--where", f"{name}={value}")]
+    assert pack(flat, table, *both) == 0 and len(packed(flat)[1]) == 6
 
 
 @pytest.mark.parametrize("zero_one", [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("False", "True")])
@@ -234,6 +238,10 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
             ["a;c", "a|b", "x"],
             [1, 0, 2, 2, 2, 2],
             "--label-separator",
+        ),
+        (
+            *(['"[0, 1]"', '"[2,0]"', "1", "2", "0", "1"], ["--label-separator", ","], ["0", "1", "2"]),
+            *([[0, 1], [2, 0], [1], [2], [0], [1]], "3 classes; images of several classes: 2"),
         ),
         (["a b", "b", "a", "a", "a", "a"], ["--label-separator", " "], ["a", "b"], None, "2 classes"),
         (["café", "cafe\u0301", "x", "x", "x", "x"], [], ["café", "x"], [0, 0, 1, 1, 1, 1], "2 classes"),
@@ -293,3 +301,67 @@ def test_a_table_takes_the_numbers_of_given_classes(
     odd = [*labels[:-1], "zebra"]
     assert pack(flat, HEAD + rows(odd), "--classes", str(names)) == 3
     assert "labels.csv:7: 'im5.JPG': label 'zebra'" in capsys.readouterr().err
+
+
+def imagefolder(at: Path, kind: str) -> Path:
+    """Images of train and test with the tables of Hugging Face's imagefolder; kind: of these."""
+    lines: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+    for number in range(8):
+        split, name = ("train", "test")[number % 2], f"{number}.png"
+        (at / split).mkdir(parents=True, exist_ok=True)
+        (at / split / name).write_bytes(picture(number))
+        lines[split].append({"file_name": name, "label": ("cat", "big dog")[number // 4], "boxes": [[1, 2]]})
+    for split, rows in lines.items():
+        if kind == "metadata.jsonl":
+            (at / split / kind).write_text("\n".join(map(json.dumps, rows)) + "\n")
+        elif kind == "metadata.csv":
+            text = "".join(f"{row['file_name']},{row['label']}\n" for row in rows)
+            (at / split / kind).write_text("file_name,label\n" + text)
+    if kind == "one for all":
+        every = [
+            row | {"file_name": f"{split}/{row['file_name']}"} for split in lines for row in lines[split]
+        ]
+        (at / "metadata.jsonl").write_text("\n".join(map(json.dumps, every)))
+    return at
+
+
+@pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv", "one for all"])
+def test_an_imagefolder_with_metadata_is_packed_as_the_messages_say(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = imagefolder(Path("D"), kind)
+    assert (
+        cli.main(["pack", "D", "out"]) == 2 and "python -m data_tools pack D/test" in capsys.readouterr().err
+    )
+    table = "D/metadata.jsonl" if kind == "one for all" else f"D/test/{kind}"
+    assert cli.main(["pack", "D/test", "out"]) == 2
+    assert kind == "one for all" or f"(perhaps '{kind}' has them)" in capsys.readouterr().err
+    missing = ["--allow-missing"] * (kind == "one for all")
+    assert cli.main(["pack", "D/test", "out", "--csv", table, *missing]) == 0
+    said = capsys.readouterr().err
+    assert json.loads(Path("out/classes.json").read_bytes()) == ["big dog", "cat"]
+    assert len(ShardSet.open("out")) == 4
+    assert kind != "one for all" or "rows without an image: 4" in said
+    if kind == "one for all":
+        assert cli.main(["pack", str(source), "both", "--csv", table]) == 2
+        said = capsys.readouterr().err
+        assert "images of the splits test, train" in said and "pack D/test DST/test --csv" in said
+        assert cli.main(["pack", str(source), "both", "--csv", table, "--one-set"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"file_name": "1.jpg", "label": 0}\n[]\n', "x.jsonl:2: this is not an object"),
+        ('{"file_name": "1.jpg", "label": 0}\n{"a"\n', "x.jsonl:2: this is not an object"),
+        ('{"file_name": "1.jpg", "label": 0}\n\n{"file_name": "2.jpg", "label": 1}\n', "x.jsonl:3:"),
+        ('{"file_name": "1.jpg", "label": [0, 1]}\n', "which has 'file_name'"),
+    ],
+)
+def test_lines_of_json_that_are_no_table_are_refused(text: str, said: str, tmp_path, capsys) -> None:
+    (tmp_path / "D").mkdir()
+    (tmp_path / "D/1.jpg").write_bytes(picture(1))
+    (tmp_path / "x.jsonl").write_text(text)
+    command = ["pack", str(tmp_path / "D"), str(tmp_path / "out"), "--csv", str(tmp_path / "x.jsonl")]
+    assert cli.main(command) in (2, 3)
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and not (tmp_path / "out").exists()

@@ -85,3 +85,12 @@ def test_roles_mixed_within_a_shard_are_taken_apart_as_the_message_says(tmp_path
     assert cli.main(["index", "S"]) == 2
     error = capsys.readouterr().err
     assert "cp S/0.tar train.tar && tar --delete --wildcards -f train.tar 'val_*'" in error
+
+
+def test_sets_in_sub_folders_are_named(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("S").mkdir()
+    for name in ("train", "val"):
+        write(Path("S") / name, {"0.tar": ""})
+    assert cli.main(["index", "S"]) == 2 and "did you mean S/train or S/val?" in capsys.readouterr().err
+    assert cli.main(["pack", "S", "out"]) == 3 and "pack their folder, S/train" in capsys.readouterr().err
