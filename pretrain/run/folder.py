@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from data_tools.errors import UsageError, UserError, is_transient, print_line, printable_lines, retrying
+from data_tools.errors import LineFormatter, UsageError, UserError, is_transient, print_line, retrying
 
 from .files import Secondary, keep_rows, read_object, write_json
 from .lock import LOCK_PATIENCE, take_lock
@@ -81,7 +81,7 @@ class RunFolder:
 
         def open_file() -> None:
             file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-            file.setFormatter(_Escaping("%(asctime)s %(message)s"))
+            file.setFormatter(LineFormatter("%(asctime)s %(message)s"))
             log.addHandler(file)
 
         self._files.write(path, open_file)
@@ -234,11 +234,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     else:
         return UsageError(f"{path}: it cannot be written: {text}: {todo}", shared=True)
     return UserError(f"{path}: it cannot be written: {text}: {todo}", shared=True)
-
-
-class _Escaping(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
