@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_tools.errors import UsageError, UserError, counted, escape_output, printable
+from data_tools.errors import Parser, counted, print_line, print_result, run_command
 from data_tools.packing.label_arguments import (
     add_csv_arguments,
     add_label_arguments,
@@ -33,30 +33,17 @@ _CPUS = os.cpu_count() or 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 usage, 3 data, 130 interrupted."""
-    escape_output()
     raise_limit()
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
+        options = _parser().parse_args(arguments)
         return options.run(options)
-    except UserError as error:
-        print(f"error: {_lines(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {_lines(f'{where}{error.strerror or error}')}", file=sys.stderr)
-        return UsageError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
 
-
-def _lines(text: str) -> str:
-    """The text with all but its line breaks escaped that a terminal would not show as it is."""
-    return "\n".join(map(printable, text.split("\n")))
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Images to shards.")
+    parser = Parser(prog="python -m data_tools", description="Images to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pack", help="make shards of images, or of other shards")
@@ -168,23 +155,24 @@ def _pack(options: argparse.Namespace) -> int:
             on_images=on_images,
         )
     if not options.quiet:
-        print(f"labels: {printable(parts[0].labels)}", file=sys.stderr)
+        print_line(f"labels: {parts[0].labels}", error=True)
         for image in parts[0].no_class:
-            print(f"left out {printable(image)}", file=sys.stderr)
-        print(parts[0].account, file=sys.stderr)
+            print_line(f"left out {image}", error=True)
+        for line in str(parts[0].account).split("\n"):
+            print_line(line, error=True)
         for part in parts:
-            print(part)
+            print_line(str(part))
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
     summary, place = index_shards(options.shards, options.out, label_rules(options))
-    print(f"labels: {printable(summary.labels)}", file=sys.stderr)
+    print_line(f"labels: {summary.labels}", error=True)
     for problem in summary.problems:
-        print(f"left out {problem}", file=sys.stderr)
+        print_line(f"left out {problem}", error=True)
     if summary.ignored:
-        print(f"ignored {summary.ignored} members that are neither image nor label", file=sys.stderr)
-    print(
+        print_line(f"ignored {summary.ignored} members that are neither image nor label", error=True)
+    print_line(
         f"indexed {counted(summary.samples, 'sample')}, {counted(summary.shards, 'shard')}, "
         f"{summary.bytes / 1e6:.1f} MB, {len(summary.problems)} left out -> {place}"
     )
@@ -205,16 +193,16 @@ def _verify(options: argparse.Namespace) -> int:
     )
     bad = 0
     for problem in checked:
-        print(problem)
+        print_result(str(problem))
         bad += 1
     if checked.note:
-        print(f"note: {checked.note}", file=sys.stderr)
+        print_line(f"note: {checked.note}", error=True)
     balanced = True
     if options.ranks and not bad and checked.opened:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
-        print(sentence)
+        print_result(sentence)
     found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
-    print(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
+    print_result(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
     return 0 if balanced and not bad else 3
 
 
@@ -223,7 +211,7 @@ def _preview(options: argparse.Namespace) -> int:
 
     shards = ShardSet.open(_given(options))
     for note in shards.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_line(f"note: {note}", error=True)
     images = preview(
         shards,
         options.out,
@@ -232,7 +220,7 @@ def _preview(options: argparse.Namespace) -> int:
         max_tiles=options.max_tiles,
         max_pixels=options.max_pixels,
     )
-    print(f"{counted(images, 'image')} -> {options.out}")
+    print_line(f"{counted(images, 'image')} -> {options.out}")
     return 0
 
 
@@ -266,7 +254,7 @@ def _progress(quiet: bool) -> Iterator:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
 
 
@@ -280,14 +268,14 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]B)?", text.upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500000, 100MB or 1GB")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500000, 100MB or 1GB")
     return size
 
 
 def _split(text: str) -> tuple[str, float]:
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_]*)=(0?\.[0-9]+)", text)
     if not match or match[1] == "train" or float(match[2]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE such as val=0.2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=SHARE such as val=0.2")
     return match[1], float(match[2])
 
 

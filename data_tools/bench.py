@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from data_tools.augment.mix import Mix
 from data_tools.augment.transforms import Tiles, TrainTransform, fit
 from data_tools.batches.order import Order
 from data_tools.batches.stream import Decoding, Share, TrainStream, Transform
-from data_tools.errors import UsageError, counted
+from data_tools.errors import UsageError, counted, print_json, print_line, print_result
 from data_tools.images.colour import to_srgb
 from data_tools.images.decode import DecodeError, Picture, Pixels, open_image
 from data_tools.images.jpeg import read_header
@@ -65,18 +64,20 @@ def bench(path: Shards, *, images: int, threads: int, config: str | None, as_jso
     recipe = read_recipe(config) if config else IMAGENET
     shards = ShardSet.open(path)
     for note in shards.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_line(f"note: {note}", error=True)
     result = measure(shards, recipe, images, threads)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     rounded = "" if result["images"] == images else f" ({images} in whole batches of {_BATCH_SIZE})"
     measured = f"{counted(result['images'], 'image')}{rounded}"
-    print(f"{measured}, {counted(threads, 'thread')}, {written(path)}")
-    print(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
+    print_result(f"{measured}, {counted(threads, 'thread')}, {written(path)}")
+    print_result(f"{'stage':8} {'images/s':>10} {'CPU ms/image':>13} {'share':>6}")
     for name, row in {**result["stages"], "total": result["total"]}.items():
-        print(f"{name:8} {row['images_per_s']:10.0f} {row['cpu_ms_per_image']:13.3f} {row['share']:6.1%}")
-    print(
+        print_result(
+            f"{name:8} {row['images_per_s']:10.0f} {row['cpu_ms_per_image']:13.3f} {row['share']:6.1%}"
+        )
+    print_result(
         f"crops differ from Pillow's by {result['grey_levels_from_pillow']:.3f} grey levels (mean of "
         f"{result['compared']} images)"
     )

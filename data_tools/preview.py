@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.augment.transforms import EvalTransform
-from data_tools.errors import UsageError
+from data_tools.errors import UsageError, printable
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
-from data_tools.shards.class_names import escaped
 from data_tools.shards.shard_set import ShardSet
 
 _CELL, _GAP, _TEXT_LINES, _FONT = 240, 14, 3, 13  # pixels, pixels, lines, pixels
@@ -102,7 +101,7 @@ def _sheet(cells: list[_Cell]) -> Image.Image:
 
 def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text on one line, cut where the cell ends."""
-    text = " ".join(escaped(text).split())
+    text = " ".join(printable(text).split())
     if font.getlength(text) <= _CELL:
         return text
     while font.getlength(text + "...") > _CELL:

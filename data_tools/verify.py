@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from data_tools.errors import DataError, UsageError, counted
 from data_tools.images.decode import DecodeError, decode
-from data_tools.shards.freshness import note_of_added, shard_problem
-from data_tools.shards.index import scan_shards, understand
+from data_tools.shards.freshness import note_of_added, note_of_classes, shard_problem
+from data_tools.shards.index import CLASSES_NAME, scan_shards, understand
 from data_tools.shards.index_file import Index, NoIndex, open_index
 from data_tools.shards.labels import LabelRules
 from data_tools.shards.names import Shards, local_shards, relative, shards_in
@@ -68,6 +68,8 @@ class Verification:
         if index:
             self.samples, self.classes = index.content["samples"], index.content["num_classes"]
             self.note = note_of_added(index)
+            if changed := note_of_classes(index):
+                yield Problem(CLASSES_NAME, "", changed)
         else:
             self.samples = len(self.opened) if self.opened else sum(len(scan.rows) for scan in scans)
             self.classes = self.opened.num_classes if self.opened else 0
@@ -92,7 +94,9 @@ def verify(shards: Shards, *, decode_images: bool, max_pixels: int, threads: int
 def _rules(index: Index | None) -> LabelRules:
     """What index was told of the labels, as its file shows."""
     content = index.content if index else {}
-    return LabelRules(content.get("label_key"), numbers="numbers" in content, allow_unlabelled=True)
+    return LabelRules(
+        content.get("label_key"), numbers="numbers" in content, allow_unlabelled=True, one_set=True
+    )
 
 
 def _listed(index: Index) -> tuple[Path, list[str]]:

@@ -1,19 +1,30 @@
-"""What is done with trained weights: fine-tune, evaluate, predict, export.
+"""What is done with trained weights: fine-tune, evaluate, predict, embed, export.
 
     from finetune import open_run
 
     run = open_run("runs/quickstart_finetune")
     run.predict(["digit.png"])[0].best
+    run.embed(["digit.png"])
 
-`open_run` is imported at first use, so that `python -m finetune` can handle signals before it imports torch.
+Names are imported at first use, so that `python -m finetune` handles signals before it imports torch.
 """
 
+from importlib import import_module
 from typing import Any
+
+from data_tools.errors import refuse_idle_module
+
+refuse_idle_module()
+
+
+_NAMES = {
+    "open_run": "predict",
+    "ImageProcessor": "processors.image_processor",
+    "TileProcessor": "processors.tile_processor",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "open_run":
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .predict import open_run
-
-    return open_run
+    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

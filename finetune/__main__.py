@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output, printable
+from data_tools.errors import (
+    DataError,
+    Parser,
+    UsageError,
+    UserError,
+    print_json,
+    print_line,
+    print_result,
+    run_command,
+)
 from data_tools.shards.descriptors import raise_limit
 from pretrain.run.stop import StopFlag
 
@@ -27,7 +36,8 @@ EVALUATION_TIMEOUT = 1800  # s that a process waits for the others in an exchang
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit; a UserError is printed as one line and becomes its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"evaluate": _evaluate, "predict": _predict, "export": _export, "convert": _convert}
+    commands = {"evaluate": _evaluate, "predict": _predict, "embed": _embed, "export": _export}
+    commands |= {"convert": _convert}
     stop = StopFlag()
     if not given or given[0] not in commands:
         stop.install()  # before the imports below, which take seconds
@@ -35,16 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from pretrain.job import fail, own_rank
     from pretrain.run.rendezvous import adopt_slurm
 
-    escape_output()
-    raise_limit()
-    adopt_slurm()
-    rank = own_rank()
-    try:
-        if given and given[0] in commands:
-            sys.exit(commands[given[0]](given[1:]))
-        _finetune(given, stop)
-    except UserError as error:
-        fail(error, rank, first_only=True)
+    def command() -> int:
+        raise_limit()
+        adopt_slurm()
+        rank = own_rank()
+        try:
+            if given and given[0] in commands:
+                return commands[given[0]](given[1:])
+            _finetune(given, stop)
+        except UserError as error:
+            fail(error, rank, first_only=True)
+
+    sys.exit(run_command(command))
 
 
 def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
@@ -52,11 +64,11 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
     from .config import FinetuneConfig, load_begun, load_finetune
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune",
         description="Fine-tune pretrained weights. The same command again resumes.",
-        epilog="Other commands: python -m finetune evaluate | predict | export | convert, each with --help."
-        "\n\n" + help_text(FinetuneConfig),
+        epilog="Other commands: python -m finetune evaluate | predict | embed | export | convert, each with "
+        "--help.\n\n" + help_text(FinetuneConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a recipe, such as configs/finetune/in1k_384.yaml")
@@ -91,7 +103,7 @@ def _finetune(arguments: list[str], stop: StopFlag) -> NoReturn:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune evaluate",
         description="Exact accuracy over SHARDS, as one JSON line.",
     )
@@ -122,14 +134,12 @@ def _evaluate(arguments: list[str]) -> int:
         given.workers,
     )
     if world.rank == 0:
-        print(json.dumps({key: finite(value) for key, value in found.row().items()}))
+        print_json({key: finite(value) for key, value in found.row().items()})
     processes.leave(world, 0)
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune predict", description="Class names and probabilities of images."
-    )
+    parser = Parser(prog="python -m finetune predict", description="Class names and probabilities of images.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--topk", type=int, default=3)
@@ -151,17 +161,75 @@ def _predict(arguments: list[str]) -> int:
         try:
             found = run.predict([path], given.topk)[0]
         except DataError as error:  # the other images are still predicted
-            print(f"error: {error}", file=sys.stderr)
+            print_line(f"error: {error}", error=True)
             code = error.exit_code
         else:
             row = {"image": path} | _as_json(found)
-            print(json.dumps(row) if given.json else printable(f"{path}: {_as_text(found)}"))
+            print_json(row) if given.json else print_result(f"{path}: {_as_text(found)}")
     return code
+
+
+def _embed(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="python -m finetune embed",
+        description="The features of images as a file for numpy: features (N, D), names, labels of SHARDS.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
+    parser.add_argument(
+        "images", metavar="IMAGE | SHARDS", nargs="+", help="image files, or one set of shards"
+    )
+    parser.add_argument("destination", metavar="OUT.npz", help="the file to write")
+    parser.add_argument(
+        "--layer", type=int, help="of which block's output, 1 to the last or -1; default: the head's input"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images of shards at a time (default: 64)")
+    parser.add_argument("--workers", type=int, default=4, help="decoding threads for shards (default: 4)")
+    _add_weights(parser)
+    given = parser.parse_args(arguments)
+
+    import numpy as np
+
+    from .evaluate import embed_shards
+    from .predict import open_run
+
+    target = Path(given.destination)
+    if target.suffix != ".npz" or target.exists() or not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: it must be a new file in a folder that exists, and end in .npz")
+    if given.batch_size < 1 or given.workers < 0:
+        raise UsageError("--batch-size must be above 0 and --workers at least 0")
+    run = open_run(given.run, given.weights)
+    _print_notes(run.source)
+    if given.layer is not None and not 1 <= abs(given.layer) <= len(run.model.blocks):
+        raise UsageError(f"--layer {given.layer}: {run.source.name} has blocks 1 to {len(run.model.blocks)}")
+    arrays: dict[str, Any] = {}
+    wrong: list[str] = []
+    if len(given.images) == 1 and not os.path.isfile(given.images[0]):
+        found = embed_shards(run, given.images[0], given.layer, given.batch_size, given.workers)
+        arrays = {"features": found.features, "names": found.names, "labels": found.labels}
+        wrong = [f"{bad.shard}/{bad.key}: {bad.reason}" for bad in found.bad]
+    else:
+        rows = {}
+        for path in given.images:
+            try:
+                rows[path] = run.embed([path], given.layer)[0].numpy()
+            except DataError as error:  # the others are still embedded
+                wrong.append(str(error))
+        if not rows:
+            raise DataError(f"none of the images could be read; the first: {wrong[0]}")
+        arrays = {"features": np.stack(list(rows.values())), "names": list(rows)}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.npz")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, target)
+    for text in wrong:
+        print_line(f"error: {text}", error=True)
+    count, width = arrays["features"].shape
+    print_line(f"{count} x {width} features -> {target}")
+    return DataError.exit_code if wrong else 0
 
 
 def _print_notes(source: TrainedWeights) -> None:
     for note in source.notes:
-        print(printable(f"note: {source.name}: {note}"), file=sys.stderr)
+        print_line(f"note: {source.name}: {note}", error=True)
 
 
 def _as_json(found: Prediction) -> dict[str, Any]:
@@ -175,9 +243,7 @@ def _as_text(found: Prediction) -> str:
 
 
 def _export(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune export", description="The weights of a run for other programs."
-    )
+    parser = Parser(prog="python -m finetune export", description="The weights of a run for other programs.")
     parser.add_argument("run", metavar="RUN", help="a run folder, checkpoint folder or exported file")
     parser.add_argument("destination", metavar="DST", help="the file to write; for hf and timm a new folder")
     parser.add_argument(
@@ -193,15 +259,15 @@ def _export(arguments: list[str]) -> int:
 
     if given.format == "safetensors":
         done = export_safetensors(given.run, given.destination, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path}")
     else:
         done = export_folder(given.run, given.destination, given.format, given.weights)
-        print(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
+        print_line(f"{done.tensors} tensors of {done.source} -> {done.path} for {given.format}")
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune convert",
         description="Weights in pickles of torch.save as a safetensors file. Only tensors and plain values "
         "are read (weights_only=True), which runs no code of the pickle.",
@@ -214,11 +280,11 @@ def _convert(arguments: list[str]) -> int:
     from .formats.unpickle import convert
 
     done = convert(given.sources, given.destination, given.key)
-    origin = f"{done.key!r} of {given.sources[0]}" if done.key else given.sources[0]
-    print(f"{done.tensors} tensors of {origin} -> {done.path}")
+    origin = f"'{done.key}' of {given.sources[0]}" if done.key else given.sources[0]
+    print_line(f"{done.tensors} tensors of {origin} -> {done.path}")
     if done.left_out:
         names = ", ".join(done.left_out[:5]) + (", ..." if len(done.left_out) > 5 else "")
-        print(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
+        print_line(f"left out {len(done.left_out)}, no tensors of floating-point numbers: {names}")
     return 0
 
 

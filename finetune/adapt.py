@@ -12,7 +12,7 @@ from data_tools.errors import UsageError
 from pretrain.config.keys import nearest
 from pretrain.model.build import Model
 from pretrain.model.init import InitialValue, initial_value
-from pretrain.model.resize import Geometry, adapt_positions, fold_tiles, is_position_table
+from pretrain.model.resize import POST_TILE, Geometry, adapt_positions, fold_tiles, is_position_table
 
 from .source import TrainedWeights
 
@@ -105,6 +105,14 @@ def _adapted(source: TrainedWeights, old: Geometry, new: Geometry, mode: str) ->
     """The parameters that depend on the tiles, for the geometry `new`."""
     values = {name: source.read(name) for name in source.shapes if any(part in name for part in TILED)}
     if old.max_tiles > 1 and new.max_tiles == 1:
+        if any(name.endswith(POST_TILE) for name in values) and not any(
+            name.endswith("ln_post.bias") for name in values
+        ):
+            raise UsageError(
+                f"{source.name}: what it adds for the first tile cannot become part of its last norm, which "
+                f"has no bias: set data.max_tiles={old.max_tiles}",
+                shared=True,
+            )
         values = fold_tiles(values, old.prefix)
     return {
         name: adapt_positions(name, value, old, new, mode) if is_position_table(name) else value
@@ -117,7 +125,7 @@ def _check_missing(model: nn.Module, missing: Sequence[str]) -> None:
     known = [name for name, _ in (*model.named_parameters(), *model.named_modules()) if name]
     for name in missing:
         if name not in known:
-            raise UsageError(f"init_missing: the model has no {name!r}{nearest(name, known)}", shared=True)
+            raise UsageError(f"init_missing: the model has no '{name}'{nearest(name, known)}", shared=True)
 
 
 def _summary(
@@ -130,7 +138,9 @@ def _summary(
 ) -> str:
     body = [name for name in origin if not name.startswith("head.")]
     taken = [name for name in body if origin[name] != "initialised"]
-    if old == new:
+    if model.config.position == "rope2d":
+        positions = f"rotary positions {_extent(old)}→{_extent(new)}"
+    elif old == new:
         positions = f"positions {_extent(old)} unchanged"
     else:
         positions = f"positions {_extent(old)}→{_extent(new)} ({mode})"

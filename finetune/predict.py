@@ -1,4 +1,4 @@
-"""Predictions of a trained run for single images, from Python."""
+"""Predictions and features of a trained run for single images, from Python."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pretrain.checkpoints.facts import distinct_names
 from pretrain.config.schema import DataConfig
 from pretrain.inputs import eval_transform
 from pretrain.model.classifier import Classifier
+from pretrain.model.inspection import features
+from pretrain.model.variants import resolve
 from pretrain.objective import probabilities
 
 from .source import TrainedWeights, open_source
@@ -71,8 +73,17 @@ class TrainedRun:
         return [self._predict(image, topk) for image in images]
 
     @torch.inference_mode()
+    def embed(self, images: Iterable[str | Path | bytes], layer: int | None = None) -> Tensor:
+        """The features of each image, float32 (N, D); layer: as in `inspection.features`.
+
+        images: as in `predict`, with the same DataError.
+        """
+        found = [features(self.model, self.transform(image).to(self.device), layer) for image in images]
+        return torch.cat(found).cpu() if found else torch.empty(0, resolve(self.model.config).embed_dim)
+
+    @torch.inference_mode()
     def _predict(self, image: str | Path | bytes, topk: int) -> Prediction:
-        outputs = self.model(self._batch(image).to(self.device))[0]
+        outputs = self.model(self.transform(image).to(self.device))[0]
         if not torch.isfinite(outputs).all():
             raise DataError(f"{self.source.name}: its outputs for {_name(image)} are no finite numbers")
         if self.source.objective == "regression":
@@ -81,7 +92,8 @@ class TrainedRun:
         names, pairs = self.class_names, zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return Prediction(classes=tuple((names[label], p) for label, p in pairs))
 
-    def _batch(self, image: str | Path | bytes) -> TileBatch:
+    def transform(self, image: str | Path | bytes) -> TileBatch:
+        """An image as the model takes it, a batch of one; DataError as in `predict`."""
         name = _name(image)
         data = self.preprocessing
         try:

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError, UsageError, shown
 from data_tools.shards.class_names import plain_names
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 from pretrain.checkpoints.checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
 from pretrain.checkpoints.described import LARGEST_RESIZE, check_sizes, read_facts
 from pretrain.checkpoints.foreign import format_of

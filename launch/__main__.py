@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_tools.errors import UserError, escape_output, printable
+from data_tools.errors import flushed, run_command
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -19,33 +19,31 @@ USAGE = """usage: python -m launch COMMAND ...
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, that of a UserError, 130 for Ctrl-C or 2 for wrong usage."""
-    escape_output()
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
-    rest = rest[:-1] if rest else []
-    try:
-        if command == "slurm":
-            from .slurm.submit import main as slurm
+    return run_command(lambda: _run(command, rest[:-1]))
 
-            return slurm(rest)
-        if command == "cancel":
-            from .slurm.queue import cancel
 
-            return cancel(rest)
-        if command == "report":
-            from .report import main as report
+def _run(command: str, rest: list[str]) -> int:
+    if command == "slurm":
+        from .slurm.submit import main as slurm
 
-            return report(rest)
-        if command == "status":
-            from .status import main as status
+        return slurm(rest)
+    if command == "cancel":
+        from .slurm.queue import cancel
 
-            return status(rest)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    print(USAGE, end="", file=sys.stdout if command in ("-h", "--help") else sys.stderr)
-    return 0 if command in ("-h", "--help") else 2
+        return cancel(rest)
+    if command == "report":
+        from .report import main as report
+
+        return report(rest)
+    if command == "status":
+        from .status import main as status
+
+        return status(rest)
+    asked = command in ("-h", "--help")
+    with flushed(stream := sys.stdout if asked else sys.stderr, needed=asked):
+        stream.write(USAGE)
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":

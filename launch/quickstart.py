@@ -3,7 +3,6 @@ resolution, accuracy. Run by launch/quickstart.sh; every command that it runs is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Parser, UsageError, run_command
 
 from .digits import write_digits
 
@@ -32,28 +31,21 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps; what an earlier call has finished is not repeated. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bash launch/quickstart.sh", description=__doc__)
+    parser = Parser(prog="bash launch/quickstart.sh", description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="first remove what an earlier quickstart left")
     given = parser.parse_args(arguments)
     if given.fresh:
         for folder in (DATA, PRETRAIN, FINETUNE):
             shutil.rmtree(folder, ignore_errors=True)
     began = time.time()
-    try:
-        prepare_data()
-        pretrain()
-        finetune()
-        evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
-        console.print(evaluated.strip())
-        accuracy = json.loads(evaluated)
-        images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
-        run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on where it stopped", file=sys.stderr)
-        return 130
+    prepare_data()
+    pretrain()
+    finetune()
+    evaluated = run("-m", "finetune", "evaluate", str(FINETUNE), str(DATA / "shards/val"), quiet=True)
+    console.print(evaluated.strip())
+    accuracy = json.loads(evaluated)
+    images = sorted((DATA / "images/val").glob("*/*.png"))[::431]
+    run("-m", "finetune", "predict", str(FINETUNE), *map(str, images))
     summarise(accuracy, time.time() - began)
     return 0
 
@@ -173,4 +165,4 @@ def summarise(accuracy: dict[str, Any], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +9,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Parser, UsageError, UserError, print_line
 from pretrain.run.folder import RunFolder
 from pretrain.run.report import write_report
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report and print its path. Raises UsageError if RUN is no run."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch report",
         description="Write report.html from the files of a run. Its images stay.",
     )
@@ -32,5 +31,5 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"{settings}: not the settings of a run: {reason}: give a run folder") from None
     if not written:
         raise UserError(f"{folder.report}: it cannot be written: make room, or change its permissions")
-    print(folder.report)
+    print_line(str(folder.report))
     return 0

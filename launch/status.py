@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import Parser, UsageError, print_result
 from pretrain.run.files import read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -23,7 +22,7 @@ GONE = " is no longer in the queue, and wrote no status"
 
 def main(arguments: Sequence[str]) -> int:
     """Print the state of a run, or of all in a folder; 1 if one failed, is stalled or gone, else 0."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch status",
         description="How a run stands, from its folder alone. Exit code 1: failed, stalled or gone.",
     )
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         found = look(folder)
         text, good = describe(folder, found, time.time())
         if text.splitlines()[0] != told:
-            print(text, flush=True)
+            print_result(text)
             told = text.splitlines()[0]
         if not given.follow or found.is_over(time.time()):
             return 0 if good else 1
@@ -63,11 +62,13 @@ def print_table(runs: Sequence[Path]) -> int:
         found = look(RunFolder(run), entries)
         (state, *figures), good = summary(found, time.time())
         to_come = f"; {found.waiting}" if found.status and found.waiting else ""
-        rows.append([printable(run.name), *figures, printable(state + to_come)])
+        rows.append([run.name, *figures, state + to_come])
         all_good &= good
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip())
+        print_result(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
+        )
     return 0 if all_good else 1
 
 
@@ -142,7 +143,7 @@ def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]
         return head, good
     details = [_checkpoint(folder, now)]
     if "processes" in status:
-        details.append(f"processes {status['processes']} from {status['host']}")
+        details.append(f"processes {status['processes']} from {status.get('host')}")
     if status.get("job"):
         details.append(f"SLURM job {status['job']}, restarts {status.get('restart', 0)}")
     if found.waiting:

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     stop = StopFlag()
     stop.install()  # first, as a signal may come during the imports below, which take seconds
 
-    from data_tools.errors import UsageError, escape_output
+    from data_tools.errors import Parser, UsageError, run_command
     from data_tools.shards.descriptors import raise_limit
 
     from .config.command_line import parse_arguments
@@ -25,11 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     from .job import fail, own_rank, run_job
     from .run.rendezvous import adopt_slurm
 
-    escape_output()
-    raise_limit()
-    adopt_slurm()
-    rank = own_rank()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pretrain",
         description="Pretrain a Vision Transformer. The same command again resumes.",
         epilog="Several processes: torchrun --nproc-per-node N -m pretrain CONFIG [key=value ...]\n\n"
@@ -40,12 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument(
         "settings", metavar="key=value", nargs="*", default=[], help="override a key of the recipe"
     )
-    try:
-        given = parse_arguments(parser, sys.argv[1:] if arguments is None else arguments, Config)
-        config: Config = load(given.config, given.settings)
-    except UsageError as error:
-        fail(error, rank, first_only=True)
-    run_job(config, stop)
+
+    def command() -> int:
+        raise_limit()
+        adopt_slurm()
+        rank = own_rank()
+        try:
+            given = parse_arguments(parser, sys.argv[1:] if arguments is None else arguments, Config)
+            config: Config = load(given.config, given.settings)
+        except UsageError as error:
+            fail(error, rank, first_only=True)
+        run_job(config, stop)
+
+    sys.exit(run_command(command))
 
 
 if __name__ == "__main__":

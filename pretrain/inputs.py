@@ -162,8 +162,9 @@ def open_inputs(config: Config) -> Inputs:
     val = ShardSet.open(config.data.val) if config.data.val else None
     train = _sequential(config, val) if config.data.sequential else _mixture(config)
     _check_labels(config, train)
-    if val is not None and config.objective.name != "masked_patches":
-        _check_same_classes(config, train.classes, val.classes)
+    named = val is not None and val.classes and train.classes and config.objective.name != "masked_patches"
+    if val is not None and named and val.classes != train.classes and isinstance(train, Mixture):
+        raise val.other_classes(train.classes, train.sources[0].given)
     steps = config.train.steps
     if isinstance(train, Mixture) and not steps:
         steps = math.ceil(config.train.epochs * train.epoch_size / config.train.batch_size)
@@ -247,17 +248,6 @@ def _num_outputs(config: Config, train: Mixture, val: ShardSet | None) -> int:
             f"{val.folder}: its labels are not {outputs} number(s) as those of {train.folder} are"
         )
     return outputs
-
-
-def _check_same_classes(config: Config, train: list[str] | None, val: list[str] | None) -> None:
-    if train is None or val is None or train == val:
-        return
-    pairs = zip([*train, None], [*val, None], strict=False)
-    label, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise UsageError(
-        f"{config.data.val}: its classes.json differs from that of the training data: label {label} is "
-        f"{b!r} there and {a!r} in training; pack both with the same classes (pack --classes)"
-    )
 
 
 class SkippingStream:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from data_tools.errors import Stopped, UsageError, UserError, print_line, retrying
+from data_tools.errors import Stopped, UsageError, UserError, print_line, printable, retrying, traceback_of
 from data_tools.shards.remote import stop_waiting_when
-from data_tools.shards.urls import without_secrets
 
 from .config import loading
 from .config.schema import Config
@@ -19,10 +19,12 @@ from .model.variants import resolve
 from .run import watchdog
 from .run.files import write_json
 from .run.folder import RunFolder, log
+from .run.identity import identify
 from .run.lost import is_consequence, silent_ranks
 from .run.rendezvous import ranks_from_environment, slurm_job, started_by_srun
 from .run.restart import begin, begins_anew
 from .run.stop import EXIT_CODE, StopFlag
+from .run.wandb_environment import check_tracking
 from .run.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def run_job(
         inputs = open_inputs(config)
         model = planned_model(config, inputs.num_classes)
         compiling(config.engine)
+        if rank == 0:
+            check_tracking(config)
         anew = begins_anew(config, folder)
         begun = [] if anew else complete(folder.checkpoints)
         if begun and config.run.resume == "never":
@@ -95,12 +99,13 @@ def run_job(
     try:
         stop.begun = True
         folder.log_to_file_and_console()
+        ids = {} if rank else identify(folder)
         if rank == 0:
             folder.set_status(
                 "starting",
                 anew=True,
                 **({"job": None, "restart": 0} | slurm_job()),  # not those of an earlier start
-                wandb_id=folder.wandb_id(),
+                **ids,
                 pid=os.getpid(),
                 steps=inputs.steps,
                 processes=size,
@@ -128,7 +133,7 @@ def run_job(
             log.info("%s is finished: step %d of %d", folder.path, trainer.step, inputs.steps)
             if rank == 0:
                 if before.get("state") == "done":
-                    folder.replace_status(before | {"run_id": folder.run_id})
+                    folder.replace_status(before | {"run_id": before.get("run_id") or folder.run_id})
                 else:
                     folder.set_status("done", step=trainer.step, exit_code=0)
             processes.leave(world, 0)
@@ -176,7 +181,7 @@ def _stopped_before_the_run(rank: int, stop: StopFlag) -> NoReturn:
 def _note_settings(config: Config, inputs: Inputs, folder: RunFolder, changed: dict[str, str]) -> None:
     """Log the changed settings and the notes on the data; rank 0 writes config.yaml and classes.json."""
     for key, values in changed.items():
-        log.info("changed since the last start: %s %s", key, without_secrets(values))
+        log.info("changed since the last start: %s %s", key, values)
     for note in inputs.notes():
         log.info("note: %s", note)
     if folder.rank == 0:
@@ -198,10 +203,10 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
     The first process to fail prints its error. The others fail because of it and only log their errors. If
     none does, a process was killed: the first to notice says which.
     """
-    text = without_secrets(traceback.format_exc())
-    reason = without_secrets(f"{type(error).__name__}: {error}")
-    log.error("rank %d on %s failed: %s", world.rank, hosts[world.rank], text)
-    rank, cause = world.rank, f"{text}error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
+    text = traceback_of(error)
+    reason = printable(f"{type(error).__name__}: {error}")
+    log.error("rank %d on %s failed:\n  %s", world.rank, hosts[world.rank], text)
+    rank, cause = world.rank, f"error: rank {world.rank} on {hosts[world.rank]} failed: {reason}"
     if world.size > 1 and is_consequence(error):
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
         told = folder.status().get("state") == "failed"
@@ -214,13 +219,21 @@ def _fail_unexpectedly(folder: RunFolder, world: World, hosts: list[str], error:
             )
         cause = f"error: {reason}"
     if folder.set_failed(exit_code=1, reason=reason, rank=rank, **({"traceback": text} if text else {})):
+        if text:
+            print_line(text, error=True)
         print_line(cause, error=True)
-        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
-
-        ErrorHandler().record_exception(error)  # torchrun shows it at the end of its own report
+        _tell_torchrun(text or reason)
     else:
         time.sleep(FIRST_TO_FAIL_ENDS_FIRST)
     os._exit(1)
+
+
+def _tell_torchrun(text: str) -> None:
+    """Write what torchrun shows, as it is, at the end of its own report."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            write_json(Path(file), {"message": told})
 
 
 def named(ranks: list[int], hosts: list[str]) -> str:
@@ -237,7 +250,7 @@ def in_one_sentence(raised: Exception) -> UserError:
         return raised
     if not isinstance(raised, OSError) or not isinstance(raised.filename, str | os.PathLike):
         raise raised
-    log.error("%s", traceback.format_exc())  # only into the log file
+    log.error("%s", traceback_of(raised))  # only into the log file
     text = f"{os.fspath(raised.filename)}: {raised.strerror}"
     return UserError(f"{text}: look after the disk or the network that it is on, then start again")
 

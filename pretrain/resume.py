@@ -46,8 +46,9 @@ def newest_checkpoint(folder: RunFolder, world: World) -> Checkpoint | None:
 
 def _identify(folder: RunFolder, found: Checkpoint | None) -> None:
     """Give the run its id at its first start. Raises UsageError if `found` has the id of another run."""
-    own, saved = folder.status().get("run_id"), found.state.get("run_id") if found else None
-    if found and own and saved and own != saved:
+    status, saved = folder.status(), found.state.get("run_id") if found else None
+    own = status.get("run_id")
+    if found and own and saved and saved not in (own, *status.get("copied_from", [])):
         raise UsageError(
             f"{found.path}: a checkpoint of another run ({saved}; this is {own}): take it away; to go on "
             f"from it, set another run.name and copy it into the folder checkpoints of that run",
@@ -160,7 +161,7 @@ def _check_classes(found: Checkpoint, inputs: Inputs) -> None:
         differs = f"{len(saved)} classes, the data has {len(wanted)}"
     else:
         number = next(i for i, (a, b) in enumerate(zip(saved, wanted, strict=True)) if a != b)
-        differs = f"class {number} {saved[number]!r}, the data has {wanted[number]!r}"
+        differs = f"class {number} '{saved[number]}', the data has '{wanted[number]}'"
     raise UsageError(
         f"{found.path}: it was trained with {differs}: to go over to other classes fine-tune, "
         f"python -m finetune CONFIG init={found.path}",

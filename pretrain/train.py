@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from data_tools.batches.stream import BatchStream
-from data_tools.errors import DataError
-from data_tools.shards.urls import without_secrets
+from data_tools.errors import DataError, without_secrets
 from data_tools.tile_batch import TileBatch
 
 from .checkpoints.facts import distinct_names
@@ -139,7 +138,7 @@ class Trainer:
         if self.saver.error:
             raise self.saver.error  # the last checkpoint is missing
         self.report(None if stopping else self.examples())
-        self.tracker.finish()
+        self.tracker.finish(hurry=stopping)
         return EXIT_CODE if stopping and not self.finished else 0
 
     def report(self, examples: Sequence[Example] | None) -> None:

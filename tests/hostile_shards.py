@@ -289,7 +289,12 @@ READ = {
     "interleaved_keys": ({"s0000": 0, "s0001": 1}, [], 0),
     "two_images_one_key": ({"s0000": 0}, ["2 images"], 0),
     "two_labels_one_key": (None, [], 0),
-    "labels_not_integer_or_out_of_range": (None, ["not an integer"] * 14 + ["has 4 classes"], 0),
+    # 1.0, and 1 with a mark of UTF-8 before it, are 1.
+    "labels_not_integer_or_out_of_range": (
+        {"s0000": 0, "bad_float": 1, "bad_bom": 1, "s0003": 3},
+        ["not an integer"] * 10 + ["has 4 classes", "is empty", "several labels"],
+        0,
+    ),
     "label_with_newline": (None, [], 0),
     "label_out_of_range": (None, ["label 1000, but classes.json has 4 classes"], 0),
     "keys_with_dots_and_case": (None, ["first dot", "first dot"], 2),

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "pretrain.checkpoints": ("pretrain.config", "pretrain.model", "pretrain.run", "pretrain.engine"),
     "pretrain": ("pretrain.*", "data_tools", "data_tools.*"),
     "finetune.formats": ("pretrain.config", "pretrain.model", "pretrain.checkpoints"),
+    "finetune.processors": ("finetune.formats", "pretrain.checkpoints", "data_tools.images"),
     "finetune": ("finetune.*", "pretrain", "pretrain.*", "data_tools", "data_tools.*"),
     "launch.slurm": ("finetune", "finetune.*", "pretrain", "pretrain.*", "data_tools", "data_tools.*"),
     "launch": ("launch.*", "finetune", "finetune.*", "pretrain", "pretrain.*", "data_tools", "data_tools.*"),

@@ -256,7 +256,8 @@ def _become(outputs: list[int]) -> None:
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as Python does at its start
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> None:

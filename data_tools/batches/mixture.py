@@ -58,10 +58,8 @@ class Mixture:
         first = self.sources[0]
         for shards in self.sources[1:]:
             if shards.classes != first.classes:
-                raise UsageError(
-                    f"{shards.folder} and {first.folder} have different class names (classes.json): "
-                    "the same label would mean two things; pack both with the same classes (pack --classes)."
-                )
+                other, named = (shards, first) if first.classes else (first, shards)
+                raise other.other_classes(named.classes, named.given)
             numbers = [s.num_classes if s.numeric else 0 for s in (shards, first)]
             if numbers[0] != numbers[1]:
                 raise UsageError(

@@ -21,7 +21,7 @@ import webdataset
 from data_tools.augment.mix import Mix
 from data_tools.batches.prefetch import Map, Prefetch
 from data_tools.batches.stream import BatchStream, Decoding, Item, Share, Transform, assemble
-from data_tools.errors import DataError, UsageError, counted
+from data_tools.errors import DataError, UsageError, counted, shown
 from data_tools.images.decode import DecodeError, open_image
 from data_tools.random_numbers import hash64, permute
 from data_tools.shards.forward_file import ForwardFile
@@ -29,7 +29,6 @@ from data_tools.shards.label_meaning import Meaning, known_classes
 from data_tools.shards.remote import expand, open_whole
 from data_tools.shards.samples import IMAGE_EXTENSIONS, LabelMembers, is_companion, split_name, unusable
 from data_tools.shards.tar import scan
-from data_tools.shards.urls import shown, without_secrets
 from data_tools.tile_batch import BadSample, TileBatch
 
 _PIECE, _ATTEMPTS = 1 << 20, 4  # bytes, passes over one shard
@@ -210,8 +209,7 @@ def _read_with_retries(url: str) -> Iterator[_Sample]:
             return
         except OSError as error:
             if attempt == _ATTEMPTS:
-                reason = without_secrets(str(error))
-                raise DataError(f"{shown(url)} broke off {attempt} times, the last time: {reason}") from error
+                raise DataError(f"{shown(url)} broke off {attempt} times, the last time: {error}") from error
 
 
 def _read(url: str) -> Iterator[_Sample]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-Resample = Literal["nearest", "bilinear", "bicubic"]
+Resample = Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
@@ -73,14 +73,14 @@ def best_canvas(
 
 
 def resize(image: Tensor, height: int, width: int, resample: Resample = "bicubic") -> Tensor:
-    """(C, H, W), uint8 or float, to (C, height, width); antialiased unless resample is "nearest"."""
+    """(C, H, W), uint8 or float, to (C, height, width); antialiased but for nearest pixels."""
     if image.shape[-2:] == (height, width):
         return image
     # Not image[None]: these strides tell torch that the colours of a pixel lie together in memory, and then
     # they do so in the result too, which is faster by a quarter.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    if resample == "nearest":
-        return interpolate(batch, size=(height, width), mode="nearest")[0]
+    if resample in ("nearest", "nearest-exact"):
+        return interpolate(batch, size=(height, width), mode=resample)[0]
     size = (height, width)
     return interpolate(batch, size=size, mode=resample, align_corners=False, antialias=True)[0]
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError
 from data_tools.images.formats import CONVERTED_EXTENSIONS, READ_AS
 from data_tools.packing.listing import Listing, Reason, common_start, extension
+from data_tools.shards.samples import CLS, JSON, split_name
 from data_tools.shards.side_files import side_part
 from data_tools.shards.tar import Member, scan
 
@@ -65,7 +66,7 @@ class ZipSource:
         try:
             return self._zip.read(self._at[path])
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{self.name} cannot be read at {path!r}: {error}.") from error
+            raise DataError(f"{self.name} cannot be read at '{path}': {error}.") from error
 
 
 class TarSource:
@@ -73,8 +74,7 @@ class TarSource:
 
     classes: the class of all images of a tar, where each tar is a class; else the folders in the one tar
     are the classes. A tar of such tars, as ImageNet's ILSVRC2012_img_train.tar, is read like them.
-    DataError for a damaged or compressed tar; UsageError for a WebDataset shard, whose labels are in
-    members of their own and not in the names of folders.
+    DataError for a damaged or compressed tar. A WebDataset shard is none of these: see is_shard().
     """
 
     def __init__(self, name: str, tars: list[Path], classes: bool = False) -> None:
@@ -94,10 +94,6 @@ class TarSource:
                     for member in members:
                         self._add(path, path.stem if classes else "", member)
         names = [name for name, _ in self._members]
-        if label := next((name for name in names if name.endswith(".cls")), None):
-            raise UsageError(
-                f"{tars[0]} is a WebDataset shard (it holds {label!r}): give the folder that it lies in."
-            )
         _refuse_outside(names, self.name)
         self._prefix = "" if self._classes else _common_folders(names)
         self._at = {name.removeprefix(self._prefix): place for name, place in self._members}
@@ -150,6 +146,14 @@ class _Window:
         """A member of the inner tar, at its place in the outer one."""
         header, offset = member.header + self._start, member.offset + self._start
         return replace(member, header=header, offset=offset)
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a tar is a WebDataset shard: KEY.cls is beside an image, or KEY.json and no folder around."""
+    with open(path, "rb") as file:
+        names = [split_name(member.name) for member in scan(file, str(path), path.stat().st_size)]
+    images = {key for key, kind in names if _is_image(f"x.{kind}")}
+    return any(kind == CLS or (kind == JSON and "/" not in key) for key, kind in names if key in images)
 
 
 def are_classes(tars: list[Path]) -> bool:
@@ -208,14 +212,14 @@ def _add_folder(listing: Listing, name: str) -> None:
 def _say_prefix(listing: Listing, prefix: str) -> None:
     listing.prefix = prefix
     if prefix:
-        listing.notes.append(f"paths are those below {prefix!r}, in which all images lie")
+        listing.notes.append(f"paths are those below '{prefix}', in which all images lie")
 
 
 def _refuse_outside(names: Iterable[str], archive: str) -> None:
     """DataError for names that lead out of the archive."""
     for name in names:
         if re.match(r"[/\\]|[A-Za-z]:[/\\]", name) or ".." in re.split(r"[/\\]", name):
-            raise DataError(f"{archive} holds {name!r}, which is not a path inside it: it is not packed.")
+            raise DataError(f"{archive} holds '{name}', which is not a path inside it: it is not packed.")
 
 
 def _common_folders(names: list[str]) -> str:

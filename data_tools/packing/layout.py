@@ -8,31 +8,20 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
 from data_tools.packing.labelling import Labelled, label_by_names
 from data_tools.packing.listing import Listing, Reason, common_start, extension
 from data_tools.shards.labels import NO_RULES, LabelRules
+from data_tools.shards.roles import is_no_class, loose_role, role
 
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet's: file, class, and a box, with tabs between them
-_SPLITS = {
-    "train": "train training trn trainset traindata",
-    "val": "val valid validation validate valset dev devel development eval evaluation holdout",
-    "test": "test testing tst testset testdata query gallery probe",
-    "extra": "extra unlabeled unlabelled unsup unsupervised pred predict prediction",
-}
-_ROLE = {word: role for role, words in _SPLITS.items() for word in words.split()}
-_WORDS = {
-    # These say nothing of their own: train_images, seg_train, dataset_test.
-    "neutral": "set data dataset images image imgs img seg split part new full mini",
-    "containers": "images image imgs img jpg jpeg jpegs jpgs png pngs jpegimages photos photo pictures "
-    "picture pics pic frames data dataset files raw all",
-    "annotations": "masks mask labels label annotations annotation annots segmentation segmentations "
-    "segmentationclass segmentationobject gt groundtruth trimaps depth edges boxes bbox",
-}
-_NEUTRAL = frozenset(_WORDS["neutral"].split())
-_NO_CLASS = frozenset(f"{_WORDS['containers']} {_WORDS['annotations']}".split())
+_PART = re.compile(
+    r"(.*?)(?:part|batch|chunk|shard|subset|fold|folder|dir|image|img|data|set|vol|dis[ck])s?[ _-]?[0-9]+",
+    re.IGNORECASE,
+)
 _SHOWN = 8
 
 
@@ -50,47 +39,78 @@ def check_class_folders(listing: Listing, told: bool = False) -> None:
         tables = [
             path
             for path in listing.passed.get(Reason.NO_IMAGE, [])
-            if "/" not in path and extension(path) in ("csv", "tsv", "txt")
+            if "/" not in path and extension(path) in ("csv", "tsv", "txt", "jsonl")
         ]
-        known = f" (perhaps {tables[0]!r} has them)" if tables else ""
+        known = f" (perhaps '{tables[0]}' has them)" if tables else ""
         raise UsageError(
-            f"{name} holds {loose!r} outside of any class folder: put every image in the folder of its "
+            f"{name} holds '{loose}' outside of any class folder: put every image in the folder of its "
             f"class, or give the labels with --csv FILE{known}."
         )
     if told:
         return
     below = _sub_folders(listing)
-    own = "--class-folders takes them for classes all the same"
-    if splits := _named_splits(below):
-        raise UsageError(
-            f"{name} holds the splits {_some(splits)}, not classes: {_pack_each(listing, splits)} {own}."
+    if why := _why_no_classes(listing, below):
+        raise UsageError(f"{name} holds {why} --class-folders takes them for classes all the same.")
+    if all(below.values()) and len(subs := sorted(f"{a}/{b}" for a in below for b in below[a])) > len(below):
+        listing.notes.append(
+            f"warning: the folders taken for classes hold no images but folders ({_some(subs)}): if these "
+            "are the classes, list the images with --csv FILE"
         )
-    names = list(below)
-    if around := _folder_around(listing):
-        subs = sorted(_sub_folders(listing, len(around))["/".join(around)])
-        raise UsageError(
-            f"{name} holds one folder, {'/'.join(around)!r}, with the folders {_some(subs)} in it: "
-            f"{_pack_each(listing, ['/'.join(around)])} {own}."
-        )
-    if within := _splits_within(below):
-        raise UsageError(
-            f"{name} holds class folders ({_some(names)}) with the splits {_some(within)} in each, which "
-            f"would be mixed: move them to {within[0]}/CLASS and so on and pack each alone. {own}."
-        )
-    if shared := _same_sub_folders(below):
-        parts, subs = shared
-        raise UsageError(
-            f"{name} holds the folders {_some(parts)} with the same sub-folders ({_some(subs)}), so that "
-            f"they are splits and not classes: {_pack_each(listing, parts)} {own}."
-        )
-    if all(_squeezed(folder) in _NO_CLASS for folder in names):
-        raise UsageError(
-            f"{name} holds {_some(names)}, which names no class: give the labels with --csv FILE. {own}."
-        )
-    if odd := [folder for folder in names if _role(folder) or _squeezed(folder) in _NO_CLASS]:
+    if odd := [folder for folder in below if role(folder) or is_no_class(folder)]:
         listing.notes.append(
             "warning: folders taken for classes among others, though splits or folders of images are called "
             f"so: {_some(odd)}: move them out of the source if they are no classes"
+        )
+
+
+def _why_no_classes(listing: Listing, below: dict[str, set[str]]) -> str | None:
+    """What the folders are instead, and what to do; None if they may be classes."""
+    names = list(below)
+    if splits := _named_splits(below):
+        return f"the splits {_some(splits)}, not classes: {_pack_each(listing, splits)}"
+    if around := _folder_around(listing):
+        where = "/".join(around)
+        subs = _some(sorted(_sub_folders(listing, len(around))[where]))
+        return f"one folder, '{where}', with the folders {subs} in it: {_pack_each(listing, [where])}"
+    if within := _splits_within(below):
+        mixed = (
+            f"class folders ({_some(names)}) with the splits {_some(within)} in each, which would be mixed"
+        )
+        return f"{mixed}: move them to {within[0]}/CLASS and so on and pack each alone."
+    if shared := _same_sub_folders(below):
+        splits, same = shared
+        alike = f"the folders {_some(splits)} with the same sub-folders ({_some(same)})"
+        return f"{alike}, so that they are splits and not classes: {_pack_each(listing, splits)}"
+    if _are_parts(listing, names):
+        parts = f"{_some(names)}, by their names parts of one set and no classes"
+        return f"{parts}: give the labels with --csv FILE."
+    if twice := [folder for folder in names if len(below[folder]) > 1 and below[folder] < below.keys()]:
+        beside = f"folders have the names of those beside it ({_some(sorted(below[twice[0]]))})"
+        copy = f"{_some(twice)}, in which {beside}, as in a copy or in another set"
+        return f"{copy}: move it away, or {_pack_each(listing, twice[:1])}"
+    if all(map(is_no_class, names)):
+        return f"{_some(names)}, which names no class: give the labels with --csv FILE."
+    return None
+
+
+def _are_parts(listing: Listing, names: list[str]) -> bool:
+    """Whether the folders are numbered parts: images_001; 00001 with 000010000.jpg, as img2dataset."""
+    matches = [_PART.fullmatch(name) for name in names]
+    numbered = all(matches) and len({match[1] for match in matches if match}) == 1
+    inside = all(len(name) > 3 and name.isdigit() for name in names) and all(
+        re.fullmatch(r"(?:.*/)?([0-9]+)/\1[0-9]+\..*", path) for path in listing.images
+    )
+    return len(names) > 1 and (numbered or inside)
+
+
+def check_one_split(listing: Listing, paths: Iterable[str]) -> None:
+    """UsageError, with what to do, if images that a table lists lie in the folders of several splits."""
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
+    splits = sorted(filter(role, folders))
+    if len(set(map(role, splits))) > 1:
+        raise UsageError(
+            f"the table lists images of the splits {_some(splits)}: {_pack_each(listing, splits)[:-1]} "
+            "--csv ... --allow-missing. If they are one set all the same, say so with --one-set."
         )
 
 
@@ -121,10 +141,15 @@ def label_by_annotations(listing: Listing, annotations: bytes, rules: LabelRules
 
 
 def _sub_folders(listing: Listing, depth: int = 1) -> dict[str, set[str]]:
-    """For each folder of this depth, in byte order, the sub-folders of it that hold images."""
+    """For each folder of this depth, in byte order, the sub-folders of it that hold images.
+
+    Those of a sub-folder `images` and the like count in its place.
+    """
     found: dict[str, set[str]] = {}
     for path in listing.images:
         parts = path.split("/")
+        while len(parts) > depth + 2 and is_no_class(parts[depth]):  # amazon/images/bike/1.jpg
+            del parts[depth]
         subs = found.setdefault("/".join(parts[:depth]), set())
         if len(parts) > depth + 1:
             subs.add(parts[depth])
@@ -137,37 +162,13 @@ def _folder_around(listing: Listing) -> list[str]:
     return around if around and len(_sub_folders(listing, len(around))["/".join(around)]) > 1 else []
 
 
-def _words(name: str) -> list[str]:
-    """seg_train -> seg, train; TrainSet2 -> train, set."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+", name)]
-
-
-def _squeezed(name: str) -> str:
-    return "".join(_words(name))
-
-
-def _role(name: str) -> str | None:
-    """train, val, test or extra if the folder's name says nothing else."""
-    words = _words(name)
-    roles = {_ROLE[word] for word in words if word in _ROLE}
-    if squeezed := _ROLE.get(_squeezed(name)):
-        return squeezed
-    known = _NEUTRAL | _NO_CLASS | _ROLE.keys()
-    return roles.pop() if len(roles) == 1 and known.issuperset(words) else None
-
-
-def _loose_role(name: str) -> str | None:
-    """As _role(), for a name that may say other things too, such as chest_xray_train."""
-    return _role(name) or next((_ROLE[word] for word in _words(name) if word in _ROLE), None)
-
-
 def _named_splits(below: dict[str, set[str]]) -> list[str]:
     """The folders that are splits by their names."""
-    roles = {name: _role(name) for name in below}
+    roles = {name: role(name) for name in below}
     splits = [name for name in below if roles[name]]
     if splits and (len(splits) == len(below) or len({roles[name] for name in splits}) > 1):
         return splits
-    loose = {name: _loose_role(name) for name in below}
+    loose = {name: loose_role(name) for name in below}
     alone = len(below) == 1 and all(len(subs) > 1 for subs in below.values())
     several = len(set(loose.values())) > 1 or alone
     return list(below) if all(loose.values()) and several else []
@@ -176,7 +177,7 @@ def _named_splits(below: dict[str, set[str]]) -> list[str]:
 def _splits_within(below: dict[str, set[str]]) -> list[str]:
     """The sub-folders if all folders hold nothing but splits of at least two kinds."""
     subs = set().union(*below.values())
-    if subs and all(below.values()) and all(map(_role, subs)) and len({_role(sub) for sub in subs}) > 1:
+    if subs and all(below.values()) and all(map(role, subs)) and len({role(sub) for sub in subs}) > 1:
         return sorted(subs)
     return []
 
@@ -188,7 +189,7 @@ def _same_sub_folders(below: dict[str, set[str]]) -> tuple[list[str], list[str]]
     """
     counts = Counter(sub for subs in below.values() for sub in {sub.casefold() for sub in subs})
     shared = sorted(sub for sub, count in counts.items() if count > 1)
-    named = any(map(_role, below)) and not any(_squeezed(sub) in _NO_CLASS for sub in shared)
+    named = any(map(role, below)) and not any(is_no_class(sub) for sub in shared)
     enough = 1 if named else 2
     if len(shared) < enough or 2 * len(shared) < len(counts):
         return None
@@ -201,13 +202,12 @@ def _pack_each(listing: Listing, folders: list[str]) -> str:
     one = (Path(listing.name) if on_disk else Path("FOLDER")) / listing.prefix / folders[0]
     if on_disk and not one.exists():  # the tars of a folder were taken for its folders
         one = one.with_name(f"{one.name}.tar")
-    each = len(folders) > 1 or _role(folders[0]) is not None
+    each = len(folders) > 1 or role(folders[0]) is not None
     what, into = ("pack each alone", f"DST/{folders[0]}") if each else ("pack that", "DST")
     command = f"python -m data_tools pack {shlex.quote(str(one))} {shlex.quote(into)}"
     return f"{'' if on_disk else 'unpack it into a FOLDER and '}{what}: {command}."
 
 
 def _some(names: list[str]) -> str:
-    """The first names, as a list in words; a name with control characters is quoted."""
-    shown = [name if name.isprintable() else repr(name) for name in names[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    """The first names, as a list in words."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

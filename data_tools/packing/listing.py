@@ -68,7 +68,7 @@ class Listing:
         kind = extension(path)
         if kind in READ_AS or (self.convert and kind in CONVERTED_EXTENSIONS):
             if path in self.images:
-                raise DataError(f"{self.name} holds {path!r} twice: only one of them can be meant.")
+                raise DataError(f"{self.name} holds '{path}' twice: only one of them can be meant.")
             if size:
                 self.images[path] = size
             else:
@@ -101,7 +101,7 @@ class Listing:
         if pairs := _pairs(self.images):
             self.notes.append(
                 f"images with the name of another one but for the extension, both taken: {len(pairs)}, "
-                f"first {pairs[0]!r}"
+                f"first '{pairs[0]}'"
             )
 
     def why_not(self, path: str) -> str:
@@ -115,6 +115,8 @@ class Listing:
         others = self.passed.get(Reason.NO_IMAGE, [])
         archives = [path for path in others if extension(path) in _ARCHIVES]
         advice = ": unpack the archives" if archives else ""
+        if tar := next((path for path in archives if "/" in path and extension(path) == "tar"), None):
+            advice += f", or if they are shards pack their folder, {self.name}/{tar.rpartition('/')[0]}"
         return f"; passed over: {'; '.join(rows(self.passed))}{advice}"
 
 
@@ -139,7 +141,7 @@ def rows(passed: dict[Reason, list[str]]) -> list[str]:
             kinds = ", ".join(f"{count} {kind}" for kind, count in counts[:_MANY])
             kinds += ", ..." if len(counts) > _MANY else ""
             shown = f" ({kinds})" if kinds and reason in _KINDS_SHOWN else ""
-            found.append(f"{reason.value}: {len(paths)}{shown}, first {paths[0]!r}")
+            found.append(f"{reason.value}: {len(paths)}{shown}, first '{paths[0]}'")
     return found
 
 

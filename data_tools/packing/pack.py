@@ -26,7 +26,13 @@ import numpy as np
 from data_tools.errors import DataError, UsageError, counted
 from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.labelling import Entry, Labelled, label_by_csv, label_by_folder, label_by_shards
-from data_tools.packing.layout import ANNOTATIONS, check_class_folders, has_annotations, label_by_annotations
+from data_tools.packing.layout import (
+    ANNOTATIONS,
+    check_class_folders,
+    check_one_split,
+    has_annotations,
+    label_by_annotations,
+)
 from data_tools.packing.listing import Listing, Reason
 from data_tools.packing.prepare import Prepare
 from data_tools.packing.recode import USUAL, Recode
@@ -164,7 +170,7 @@ def pack(
     account = account_for(labelled, listing, written, prepare.unusable, notes, by_folder)
     if added := images_added(source, listing):
         account.warnings.append(
-            f"{len(added)} images came while the others were packed and are in no shard, first {added[0]!r}: "
+            f"{len(added)} images came while the others were packed and are in no shard, first '{added[0]}': "
             "pack again into a new folder"
         )
     said, no_class = labelled.said, tuple(labelled.no_class)
@@ -198,7 +204,10 @@ def _label(
         raise UsageError("--label-key is for shards: with --csv give --columns label=NAME.")
     if csv:
         options = csv if isinstance(csv, CsvOptions) else CsvOptions(Path(csv))
-        return label_by_csv(listing, options, rules), False
+        labelled = label_by_csv(listing, options, rules)
+        if not rules.one_set:
+            check_one_split(listing, (entry.path for entry in labelled.entries))
+        return labelled, False
     if rules.numbers:
         raise UsageError("--numbers is for labels of a csv or of shards: the names of folders are classes.")
     if has_annotations(listing) and not class_folders:
@@ -229,7 +238,7 @@ def _check_folder(folder: Path, allowed: Callable[[str], bool]) -> None:
         raise UsageError(f"{folder} is a file: give a new folder for the shards.")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if other := [name for name in names if not allowed(name) and not is_side_file(name)]:
-        raise UsageError(f"{folder} holds something else ({min(other)!r}): give a new or an empty folder.")
+        raise UsageError(f"{folder} holds something else ('{min(other)}'): give a new or an empty folder.")
 
 
 @contextmanager
@@ -276,7 +285,7 @@ def _finish(folder: Path, images: int, prepare: Prepare, numeric: bool) -> Summa
     if not images:
         raise DataError(
             f"{prepare.source.name} holds no image that could be converted, first "
-            f"{min(prepare.unconverted)!r}."
+            f"'{min(prepare.unconverted)}'."
         )
     summary = build_index(folder, with_times=False, rules=LabelRules(numbers=numeric))
     if summary.samples != images:

@@ -47,7 +47,7 @@ class Prepare:
         self.prepared.append(entry.path)
         data = self.source.read(entry.path)
         if len(data) != entry.size:
-            raise DataError(f"{entry.path!r} in {self.source.name} changed while it was packed: start again.")
+            raise DataError(f"'{entry.path}' in {self.source.name} changed while it was packed: start again.")
         named = READ_AS.get(extension(entry.path))
         try:
             written = self.recode(data, self.max_pixels) if self.recode else Written(data)
@@ -98,7 +98,7 @@ class Prepare:
 
 
 def _many(paths: Sequence[str]) -> str:
-    return f"{len(paths)}, first {min(paths)!r}"
+    return f"{len(paths)}, first '{min(paths)}'"
 
 
 def _counted(names: Sequence[str]) -> str:

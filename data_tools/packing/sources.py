@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from data_tools.errors import UsageError, printable
-from data_tools.packing.archives import TarSource, ZipSource, are_classes
+from data_tools.errors import UsageError
+from data_tools.packing.archives import TarSource, ZipSource, are_classes, is_shard
 from data_tools.packing.folder_source import FolderSource
 from data_tools.packing.listing import Listing
 from data_tools.shards.index import rules_without_names
+from data_tools.shards.index_file import NoIndex
 from data_tools.shards.labels import NO_RULES, LabelRules
-from data_tools.shards.names import shards_in, tars_in
+from data_tools.shards.names import local_shards, relative, shards_in, tars_in
 from data_tools.shards.shard_set import ShardSet
 from data_tools.shards.urls import is_url
 
@@ -64,9 +65,15 @@ def open_source(
     """
     if is_url(path):
         ShardSet.open(path)  # raises the UsageError that says how to read shards behind URLs
-    path = Path(path)
+    given, path = str(path), Path(path)
     if path.suffix == ".json" or (path / "shardindex.json").is_file():
-        return ShardSource(ShardSet.open(path), str(path))
+        return ShardSource(ShardSet.open(path), given)
+    if (not path.exists() or (path.suffix == ".tar" and is_shard(path))) and (paths := local_shards(given)):
+        try:
+            return ShardSource(ShardSet.open(given), given)
+        except NoIndex:
+            at, names = relative(paths)
+            return ShardSource(ShardSet.scan(at, rules_without_names(at, rules), names), given)
     if path.is_dir():
         folder = FolderSource(path, follow_links)
         tar = next(iter(tars_in(path)), None)
@@ -88,7 +95,7 @@ def open_source(
         return TarSource(str(path), [path])
     if not path.exists():
         raise UsageError(
-            f"{printable(str(path))} does not exist, so it is neither a folder of images or shards nor "
+            f"{path} does not exist, so it is neither a folder of images or shards nor "
             "a .zip or .tar of images: check the path."
         )
     raise UsageError(f"{path} is neither a folder of images or shards nor a .zip or .tar of images.")
@@ -101,6 +108,7 @@ def list_images(source: Source | ShardSource, convert: bool = False) -> Listing:
     """
     listing = Listing(source.name, convert)
     if isinstance(source, ShardSource):
+        listing.notes += source.shards.notes
         return listing
     source.list_into(listing)
     return listing.ordered()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from data_tools.errors import printable
 from data_tools.packing.labelling import Entry, Labelled
 from data_tools.packing.listing import Listing, Reason, rows
 from data_tools.shards.class_names import plain_name
 
 _SHOWN = 8
+_FEW = 3  # images that may well be of as many classes
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Account:
         lines += [f"  {note}" for note in self.notes]
         lines.append(f"passed over: {sum(map(len, self.passed.values()))} files and folders")
         lines += [f"  {row}" for row in rows(self.passed)]
-        first = f", first {self.unlabelled[0]!r}" if self.unlabelled else ""
+        first = f", first '{self.unlabelled[0]}'" if self.unlabelled else ""
         lines.append(f"without a label, and left out: {len(self.unlabelled)}{first}")
         lines.append(f"classes without images: {len(self.empty)}")
         lines += [f"  {one}" for one in self.empty[:_SHOWN]]
         if len(self.empty) > _SHOWN:
             lines.append(f"  and {len(self.empty) - _SHOWN} more")
-        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
+        return "\n".join(map(printable, lines + [f"warning: {warning}" for warning in self.warnings]))
 
 
 def account_for(
@@ -71,7 +73,11 @@ def account_for(
             + _advice(written, listing.name)
         )
     elif len(names) == 1:
-        warnings.append(f"all images are of one class, {names[0]!r}: a classifier needs two or more")
+        warnings.append(f"all images are of one class, '{names[0]}': a classifier needs two or more")
+    elif names and _FEW < len(with_images) == len(written):
+        warnings.append(
+            "every image is of a class of its own: perhaps the label is a name of the image and no class"
+        )
     left_out = [*labelled.ignored, *labelled.no_class]
     of = f"of {len(with_images)} class{'es' * (len(with_images) != 1)}" if names else "with numbers as labels"
     of = of if any(_labels(entry) for entry in written) else "without labels (0 classes)"
@@ -80,10 +86,12 @@ def account_for(
 
 def _advice(written: list[Entry], name: str) -> str:
     """What to do if shards without labels hold classes after all."""
-    tar, *folders = written[0].path.split("/")[:-1]
+    tar, *folders = written[0].path.split("/")[:-1] or [""]
+    if not tar:
+        return "If they have some, give the right columns with --columns"
     if folders:
         return (
-            f"If their folders, such as {folders[0]!r}, are classes, pack each tar alone: "
+            f"If their folders, such as '{folders[0]}', are classes, pack each tar alone: "
             f"python -m data_tools pack {shlex.quote(f'{name}/{tar}')} DST"
         )
     return "If each tar holds one class, give it the name of the class, without a number at its end"
@@ -98,10 +106,10 @@ def _labels(entry: Entry) -> tuple[float, ...]:
 def _empty(name: str, listing: Listing, folders: bool) -> str:
     """A class without images, and what was passed over in its folder."""
     if not folders:
-        return repr(name)
+        return f"'{name}'"
     below = {
         reason: [path for path in paths if plain_name(path.partition("/")[0]) == name]
         for reason, paths in listing.passed.items()
     }
     found = "; ".join(f"{reason.value}: {len(paths)}" for reason, paths in below.items() if paths)
-    return f"{name!r} ({found})" if found else repr(name)
+    return f"'{name}' ({found})" if found else f"'{name}'"

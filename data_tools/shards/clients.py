@@ -10,8 +10,8 @@ from functools import cache
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from data_tools.errors import UsageError
-from data_tools.shards.urls import as_sent, check_scheme, shown
+from data_tools.errors import UsageError, shown
+from data_tools.shards.urls import as_sent, check_scheme
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII | re.IGNORECASE)
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 20, 60  # seconds without an answer

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import DataError, printable
-from data_tools.shards.index import INDEX_NAME
+from data_tools.errors import DataError
+from data_tools.shards.index import CLASSES_NAME, INDEX_NAME, NAMES_SHA256, load_classes, sha256_of_names
 from data_tools.shards.index_file import Index
 from data_tools.shards.names import tars_in
 from data_tools.shards.storage import Expected, Storage, version_of
@@ -54,7 +54,7 @@ def check_local(index: Index, storage: Storage) -> list[str]:
         if total > _LONG:
             log.warning(
                 "%d shards of %s have other times than when they were indexed: comparing %.0f GB",
-                *(len(suspects), printable(str(index.folder)), total / 1e9),
+                *(len(suspects), str(index.folder), total / 1e9),
             )
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "shard-hash") as pool:
             list(pool.map(storage.size, suspects))  # raises for one that is not what was indexed
@@ -77,9 +77,9 @@ def note_of_added(index: Index) -> str | None:
     """A sentence about added_shards(), or None if there are none."""
     if not (added := added_shards(index)):
         return None
-    names = ", ".join(map(printable, added[:_SHOWN])) + (", ..." if len(added) > _SHOWN else "")
+    names = ", ".join(added[:_SHOWN]) + (", ..." if len(added) > _SHOWN else "")
     return (
-        f"{printable(str(index.folder))} holds {len(added)} shards that its index does not list, so they are "
+        f"{index.folder} holds {len(added)} shards that its index does not list, so they are "
         f"not read ({names}): python -m data_tools index adds them"
     )
 
@@ -89,8 +89,21 @@ def note_of_compared(index: Index, compared: Sequence[str]) -> str | None:
     if not compared:
         return None
     return (
-        f"{len(compared)} shards in {printable(str(index.folder))} have other times than when they were "
+        f"{len(compared)} shards in {index.folder} have other times than when they were "
         "indexed, and the same content"
+    )
+
+
+def note_of_classes(index: Index) -> str | None:
+    """A sentence about a classes.json that has other names than when the index was made, or None."""
+    names = load_classes(index.folder)
+    wanted = index.content.get(NAMES_SHA256)
+    if wanted is None or (names is not None and sha256_of_names(names) == wanted):
+        return None
+    return (
+        f"{index.folder / CLASSES_NAME} {'is gone' if names is None else 'has changed'} since "
+        f"{index.file.name} was made, so that labels may mean other classes: put the old file back, or index "
+        "the shards again if it is right"
     )
 
 

@@ -31,6 +31,7 @@ from data_tools.shards.class_names import parse_classes
 from data_tools.shards.label_meaning import GIVEN, Meaning
 from data_tools.shards.labels import NO_RULES, LabelRules
 from data_tools.shards.names import shards_in
+from data_tools.shards.roles import check_one_set, roles_of_shards
 from data_tools.shards.samples import Problem, Scan, scan_shard
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import Tables, count_classes, merge, settle
@@ -41,6 +42,7 @@ OFFSETS_NAME = "shardindex.offsets.npy"
 LABELS_NAME = "shardindex.labels.npy"
 NUMBERS_NAME = "shardindex.numbers.npy"
 CLASSES_NAME = "classes.json"
+NAMES_SHA256 = "names_sha256"  # in an index: of the class names that it was made with
 _SHOWN_DAMAGES = 10
 
 
@@ -120,6 +122,8 @@ def build_index(
     }
     if made_here and found.meaning.classes:
         index["classes"] = {"file": CLASSES_NAME, "sha256": _sha256_of(folder / CLASSES_NAME)}
+    if classes := load_classes(folder):
+        index[NAMES_SHA256] = sha256_of_names(classes)
     if found.meaning.place is not None:
         index["label_key"] = found.meaning.place
     if _write_table(folder / labels, tables.labels):
@@ -146,8 +150,10 @@ def read_shards(
     """The samples of some shards of a folder, or at URLs; named: with the classes of its classes.json.
 
     DataError that names all shards that are damaged or without a sample, or all labels that are no class (see
-    LabelRules.allow_unlabelled); UsageError where the labels need one of the rules.
+    LabelRules.allow_unlabelled); UsageError where the labels need one of the rules, and for several sets.
     """
+    if not rules.one_set:
+        check_one_set(folder, roles_of_shards(names))
     found = list(scan_shards(storage, names, rules.key, threads))
     if damages := [str(error) for error in found if isinstance(error, DataError)]:
         raise DataError(_all_of(damages, len(names)))
@@ -158,6 +164,9 @@ def understand(
     storage: Storage, folder: Path, scans: list[Scan], rules: LabelRules, named: bool = True
 ) -> ScannedShards:
     """Shards that were read by scan_shards(), all of a set; otherwise as read_shards()."""
+    if not rules.one_set:
+        named_roles = roles_of_shards(scan.name for scan in scans)
+        check_one_set(folder, {scan.name: named_roles[scan.name] or scan.roles for scan in scans})
     rules, names_from = rules_of(folder, rules) if named else (rules, GIVEN)
     meaning = settle(scans, rules, names_from, storage)
     tables = merge(scans)
@@ -195,7 +204,7 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
     classes = load_classes(folder)
     if not classes:
         return rules, GIVEN
-    if rules.classes is not None and list(rules.classes) != classes:
+    if rules.classes is not None and tuple(classes) not in (rules.classes, *rules.other_names):
         raise UsageError(
             f"{folder / CLASSES_NAME} has other classes than --classes: take one of the two away."
         )
@@ -209,11 +218,11 @@ def rules_of(folder: Path, rules: LabelRules) -> tuple[LabelRules, str]:
 def load_classes(folder: Path) -> list[str] | None:
     """The class names in the order of their labels, or None if the folder has no classes.json.
 
-    DataError if it is not a list of names.
+    DataError if it is nothing that parse_classes() reads.
     """
     path = folder / CLASSES_NAME
     try:
-        return parse_classes(path.read_bytes(), str(path))
+        return parse_classes(path.read_bytes(), str(path))[0]
     except FileNotFoundError:
         return None
 
@@ -261,6 +270,11 @@ def _all_of(damages: list[str], shards: int) -> str:
 def _sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_names(names: list[str]) -> str:
+    """What an index keeps of the class names, whatever the form of their file."""
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, UsageError, printable
-from data_tools.shards.index import INDEX_NAME, Tables
+from data_tools.errors import DataError, UsageError, shown
+from data_tools.shards.index import INDEX_NAME, NAMES_SHA256, Tables
 from data_tools.shards.names import Shards, local_shards, relative, written
 from data_tools.shards.samples import ROW
-from data_tools.shards.urls import check_scheme, is_url, shown
+from data_tools.shards.urls import check_scheme, is_url
 
 _TABLES = ("offsets", "labels", "numbers")
 _NOT_IDENTITY = ("version", "left_out")  # in an entry of the shardlist: what may differ for the same shard
@@ -64,7 +64,8 @@ class Index:
             for key in _TABLES
             if key in self.content
         }
-        text = json.dumps(self.content | {"shardlist": entries} | tables, indent=1) + "\n"
+        content = {key: value for key, value in self.content.items() if key != NAMES_SHA256}
+        text = json.dumps(content | {"shardlist": entries} | tables, indent=1) + "\n"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -91,7 +92,7 @@ def open_index(shards: Shards) -> Index:
     if len(new) < len(names):
         raise NoIndex(
             f"{len(new)} of the {len(names)} shards of {written(shards)} are not in the index that lists the "
-            f"others, the first: {printable(new[0])}; if they came later, or belong together: {command}"
+            f"others, the first: {new[0]}; if they came later, or belong together: {command}"
         )
     raise NoIndex(f"{written(shards)}: there is no index of these {len(names)} shards: {command}")
 
@@ -112,7 +113,7 @@ def _file_of(shards: Shards) -> Path:
         )
     path = Path(shards)
     file = path if path.suffix == ".json" else path / INDEX_NAME
-    folder, name = file.parent, printable(str(path))
+    folder, name = file.parent, str(path)
     if path.is_file() and path.suffix != ".json":
         raise UsageError(f"{name} is no shard (*.tar) and no folder of shards: give one of these.")
     if not folder.is_dir() or (path.suffix == ".json" and not path.exists()):
@@ -120,8 +121,7 @@ def _file_of(shards: Shards) -> Path:
     if not file.is_file():
         if any(folder.glob("*.tar")):
             raise NoIndex(
-                f"{printable(str(folder))} has shards but no {INDEX_NAME}: run python -m data_tools index "
-                f"{written(folder)}"
+                f"{folder} has shards but no {INDEX_NAME}: run python -m data_tools index {written(folder)}"
             )
         inside = sorted(file.parent for file in folder.glob(f"*/{INDEX_NAME}"))
         raise UsageError(
@@ -151,7 +151,7 @@ def _read(file: Path) -> Index:
         int(content["samples"]), int(content["num_classes"]), str(content["offsets"]["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{printable(str(file))} is not an index of data_tools ({type(error).__name__}: {error}): "
+            f"{file} is not an index of data_tools ({type(error).__name__}: {error}): "
             f"run python -m data_tools index {written(file.parent)}"
         ) from error
     return Index(file, content, _open_tables(file, content), hashlib.sha256(data).hexdigest())
@@ -166,9 +166,7 @@ def _check_name(url: Any, file: Path) -> None:
         or Path(url).is_absolute()
         or (":" in url and not (file.parent / url).exists())
     ):
-        raise UsageError(
-            f"{printable(str(file))} names the shard {url!r}: only URLs and plain names beside it are read."
-        )
+        raise UsageError(f"{file} names the shard {url!r}: only URLs and plain names beside it are read.")
 
 
 def _open_tables(file: Path, content: dict[str, Any]) -> Tables:
@@ -191,7 +189,7 @@ def _open_tables(file: Path, content: dict[str, Any]) -> Tables:
 
 def _misfit(file: Path, name: str) -> DataError:
     return DataError(
-        f"{printable(str(file.parent / name))} does not fit {file.name}: run python -m data_tools index "
+        f"{file.parent / name} does not fit {file.name}: run python -m data_tools index "
         f"{written(file.parent)}"
     )
 
@@ -202,9 +200,9 @@ def _open_table(file: Path, name: str) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{printable(str(path))} is missing: {advice}") from None
+        raise DataError(f"{path} is missing: {advice}") from None
     except (ValueError, EOFError) as error:
-        raise DataError(f"{printable(str(path))} is damaged ({error}): {advice}") from error
+        raise DataError(f"{path} is damaged ({error}): {advice}") from error
 
 
 def part_of(index: Index, wanted: set[str]) -> Index:

@@ -14,9 +14,8 @@ from enum import Enum
 
 from data_tools.errors import DataError, UsageError
 from data_tools.shards.class_names import plain_name
-from data_tools.shards.labels import MAX_CLASSES, MAX_NUMBER, Labels, Value
+from data_tools.shards.labels import MAX_CLASSES, MAX_NUMBER, Labels, NoClass, Value, is_number
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _NEGATIVE = re.compile("-[0-9]+")
 _SHOWN = 10
 GIVEN = "--classes"  # as the place that classes come from
@@ -59,9 +58,13 @@ class Meaning:
 
         LabelError, saying why, for a label that is neither.
         """
+        if why := next((label.why for label in labels if isinstance(label, NoClass)), None):
+            raise LabelError(why)
         if self.kind is Kind.number:
             return tuple(map(_number, labels))
         if self.kind is Kind.one_hot:
+            if len(labels) != self.limit or not all(map(is_bit, labels)):
+                raise LabelError(f"its label is not a list of {self.limit} times 0 or 1, as the others are")
             found = tuple(place for place, one in enumerate(labels) if one)
         else:
             found = tuple(map(self._class, labels))
@@ -75,7 +78,7 @@ class Meaning:
         if not isinstance(label, int) or label < 0:
             nor = f", nor the name of one class in {self.names_from}" if self.names_from else ""
             advice = " (--numbers, if all are numbers to predict)" if _is_fraction(label) else ""
-            raise LabelError(f"label {label!r} is not an integer of 0 or more{nor}{advice}")
+            raise LabelError(f"label {quoted(label)} is not an integer of 0 or more{nor}{advice}")
         if label >= MAX_CLASSES:
             raise LabelError(f"label {label} is more than {MAX_CLASSES:,} classes: labels count them from 0")
         if label >= self.limit and self.names_from:
@@ -90,10 +93,12 @@ class Meaning:
         return label
 
 
-def refuse(problems: Iterable[object]) -> DataError:
+def refuse(problems: Iterable[object], names_from: str = GIVEN) -> DataError:
     """The error for labels that name no class."""
     lines = list(map(str, problems))
     advice = "mend them, or leave them out with --allow-unlabelled"
+    if names_from not in ("", GIVEN):
+        advice += f", or take {names_from} away if it is not of these shards"
     if len(lines) == 1:
         return DataError(f"{lines[0]}: {advice.replace('them', 'it')}.")
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
@@ -105,8 +110,10 @@ def check_numbers(classes: Sequence[str]) -> None:
     for label, name in enumerate(classes):
         if name.isascii() and name.isdigit() and name != str(label):
             raise UsageError(
-                f"class {label} of --classes is called {name!r}, so that a number in shards could mean its "
-                "place or its name: give a classes.json with other names."
+                f"class {label} of --classes is called '{name}', so that a number in shards could mean its "
+                "place or its name: if the place, put a classes.json with these names beside the shards "
+                "and leave out --classes; if the name, index them with --classes N first, for the numbers "
+                "0 to N - 1, and then pack them anew with these --classes."
             )
 
 
@@ -132,21 +139,22 @@ def by_classes(classes: tuple[str, ...], names_from: str, from_table: bool) -> M
 
 
 def kind_of(label: Value) -> str:
-    """class: a whole number; padded: one with leading zeros; number: negative or a fraction; else text."""
+    """class: a whole number; padded: text of one with leading zeros; number: negative or a fraction; odd:
+    NoClass; else text."""
+    if isinstance(label, NoClass):
+        return "odd"
     if isinstance(label, int):
-        return "class" if label >= 0 else "number"
-    if isinstance(label, float):
-        return "number"
+        return "class"
     if label.isascii() and label.isdigit():
         return "padded"
-    return "number" if _NUMBER.fullmatch(label) else "text"
+    return "number" if is_number(label) else "text"
 
 
 def _number(label: Value) -> float:
-    if isinstance(label, str) and not _NUMBER.fullmatch(label):
-        raise LabelError(f"label {label!r} is not a number")
+    if isinstance(label, NoClass) or (isinstance(label, str) and not is_number(label)):
+        raise LabelError(f"label {quoted(label)} is not a number")
     if abs(float(label)) > MAX_NUMBER:
-        raise LabelError(f"label {label!r} is not a finite number of 32 bits")
+        raise LabelError(f"label {quoted(label)} is not a finite number of 32 bits")
     return float(label)
 
 
@@ -161,12 +169,17 @@ def is_negative(label: Value) -> bool:
 
 def is_bit(label: Value) -> bool:
     """Whether a label is the number 0 or 1."""
-    return not isinstance(label, str) and label in (0, 1)
+    return isinstance(label, int) and label in (0, 1)
 
 
 def name_of(label: Value) -> str:
     """The label as the name of a class."""
     return plain_name(str(label))
+
+
+def quoted(label: Value) -> str:
+    """The label for messages: a text in quotes, a number as it is."""
+    return f"'{label}'" if isinstance(label, str) else str(label)
 
 
 def numbered(classes: list[str]) -> dict[str, int]:

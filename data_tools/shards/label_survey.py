@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import pairwise
 
 from data_tools.errors import DataError, UsageError
+from data_tools.shards.class_names import alike, quoted_names
 from data_tools.shards.label_meaning import (
     GIVEN,
     Kind,
@@ -20,8 +21,12 @@ from data_tools.shards.label_meaning import (
     kind_of,
     name_of,
     numbered,
+    quoted,
 )
-from data_tools.shards.labels import MAX_CLASSES, LabelRules, Labels
+from data_tools.shards.labels import MAX_CLASSES, LabelRules, Labels, NoClass, Written, is_number
+
+_SHOWN = 5
+_MISSING = frozenset(("nan", "inf", "-inf", "null", "none", "na", "n/a", "<na>", "nil", "?", "-"))
 
 
 class Survey:
@@ -33,22 +38,31 @@ class Survey:
         self._numbers: Counter[int] = Counter()
         self._names: set[str] = set()
         self._length: int | None = None  # of lists of 0 and 1; 0: not all labels are such lists
+        self._several = 0  # samples with several labels
+        self._written: set[Written] = set()
 
     def add(self, labels: Labels, place: str) -> None:
         """Count one sample; place: where it is, for messages."""
         kinds = {kind_of(label) for label in labels}
-        kind = next((kind for kind in ("text", "padded", "number", "class") if kind in kinds), "nothing")
+        kind = next(
+            (kind for kind in ("odd", "text", "padded", "number", "class") if kind in kinds), "nothing"
+        )
         self._samples[kind] += 1
         if kind not in self._example and labels:
             label = next(label for label in labels if kind_of(label) == kind)
-            self._example[kind] = f"{label!r} ({place})"
-        for label in labels:
-            if isinstance(label, int) and label >= 0:
+            shown = label.why if isinstance(label, NoClass) else quoted(label)
+            self._example[kind] = f"{shown} ({place})"
+        self._several += len(labels) > 1
+        for label in labels if kind != "odd" else ():
+            if isinstance(label, int):
                 self._numbers[label] += 1
-            elif kind_of(label) != "number" or not is_negative(label):
+                if isinstance(label, Written):
+                    self._written.add(label)
+            elif not is_negative(label):
                 self._names.add(name_of(label))
         length = len(labels) if len(labels) > 1 and all(is_bit(label) for label in labels) else 0
-        self._length = length if self._length in (None, length) else 0
+        if kind in ("class", "nothing"):
+            self._length = length if self._length in (None, length) else 0
 
     def add_numbers(self, numbers: dict[int, int]) -> None:
         """Count samples with one class number each; numbers: how many samples each number has."""
@@ -61,14 +75,35 @@ class Survey:
         """What the labels mean.
 
         names_from: where rules.classes come from. from_table: of a csv, where nobody fixed the number of a
-        class: if 0 does not occur, the numbers are names. UsageError where only --numbers can be meant.
+        class: if 0 does not occur, the numbers are names. UsageError where only --numbers can be meant;
+        DataError if there is no label that could be one.
         """
         if not self._samples:
             return Meaning(Kind.none, "so there are no labels, and 0 classes")
+        if len(self._samples) == 1 and (odd := self._example.get("odd")):
+            where = "--columns label=NAME" if from_table else "--label-key NAME"
+            raise DataError(
+                f"no label is a class, first {odd}: say with {where} where the labels are, or mend them."
+            )
+        meaning = self._decide(rules, names_from, from_table)
+        if meaning.kind in (Kind.name, Kind.number_of_class):
+            if self._written:
+                some = [f"'{one.written}' is {one}" for one in sorted(self._written)[:_SHOWN]]
+                meaning.said += f"; {', '.join(some)}{', ...' * (len(self._written) > _SHOWN)}"
+            if self._several:
+                meaning.said += f"; images of several classes: {self._several}"
+            elif len(self._numbers) + len(self._names) == sum(self._samples.values()) > 2:
+                meaning.said += "; every image has a label of its own, as if it were no class"
+        if none := self._samples["nothing"]:
+            meaning.said += f"; images of no class: {none}"
+        return meaning
+
+    def _decide(self, rules: LabelRules, names_from: str, from_table: bool) -> Meaning:
         if rules.numbers:
             return Meaning(Kind.number, "numbers to predict, as --numbers asks")
         if self._length:
             return self._one_hot(rules, names_from)
+        rules = rules.naming(self._names)
         if rules.classes is not None:
             if self._numbers and not from_table and names_from == GIVEN:
                 check_numbers(rules.classes)
@@ -104,14 +139,13 @@ class Survey:
         classes = sorted(names, key=str.encode)
         kind = "padded" if self._samples["padded"] else "text"
         said = f"text such as {self._example[kind]}, so class names in byte order: {len(classes)} classes"
-        if kind == "text" and self._numbers:
-            said += f", {len(self._numbers)} of which are numbers"
+        if kind == "text" and (numbers := sum(map(is_number, names))):
+            said += f", {numbers} of which are numbers"
         if kind == "padded":
-            same = Counter(int(name) for name in names if name.isascii() and name.isdigit())
-            twice = [number for number, times in same.items() if times > 1]
-            alike = sorted(name for name in names if name.isdigit() and int(name) in twice[:1])
             said = f"numbers with leading zeros, which are kept as {said}"
-            said += f"; {' and '.join(map(repr, alike))} are different classes" if alike else ""
+        said += alike(names)
+        if missing := [name for name in classes if name.casefold() in _MISSING]:
+            said += f"; taken for classes, too: {quoted_names(missing)}"
         return Meaning(Kind.name, said, classes, numbered(classes))
 
     def _by_number(self, from_table: bool) -> Meaning:
@@ -130,7 +164,7 @@ class Survey:
             classes = [str(number) for number in numbers]
             said = (
                 f"whole numbers {low} to {high} without 0, so they are taken as names, and class "
-                f"{classes[0]!r} is label 0: {len(classes)} classes"
+                f"'{classes[0]}' is label 0: {len(classes)} classes"
             )
             return Meaning(Kind.name, said, classes, numbered(classes), limit)
         said = f"whole numbers, so class numbers {low} to {high}: {high + 1} classes"

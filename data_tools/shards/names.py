@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from data_tools.errors import DataError, UsageError, printable
+from data_tools.errors import DataError, UsageError, shown
 from data_tools.shards.remote import braces
 from data_tools.shards.side_files import is_side_file
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 # A folder of shards, its index file, a pattern of shards such as train-{0000..0127}.tar or train-*.tar, or a
 # list of shards and patterns.
@@ -51,7 +51,7 @@ def local_shards(shards: Shards) -> list[Path] | None:
     places: set[str] = set()
     for path in found:
         if (place := os.path.abspath(path)) in places:
-            raise UsageError(f"{printable(str(path))} is given twice: name every shard once.")
+            raise UsageError(f"{path} is given twice: name every shard once.")
         places.add(place)
     return sorted(found)
 
@@ -62,22 +62,23 @@ def shards_in(folder: Path) -> list[str]:
     UsageError if there are none, DataError for a compressed one.
     """
     if not folder.exists():
-        raise UsageError(
-            f"{printable(str(folder))} does not exist: give the folder that holds the *.tar shards."
-        )
+        raise UsageError(f"{folder} does not exist: give the folder that holds the *.tar shards.")
     if not folder.is_dir():
         raise UsageError(
-            f"{printable(str(folder))} is neither a folder nor a .tar: give the folder of the *.tar shards, "
-            "or their names."
+            f"{folder} is neither a folder nor a .tar: give the folder of the *.tar shards, or their names."
         )
     names = _visible(path for path in folder.iterdir() if path.is_file())
     if compressed := next((name for name in names if _COMPRESSED.fullmatch(name)), None):
         raise _compressed(folder / compressed)
     if shards := [name for name in names if name.endswith(".tar")]:
         return openable(folder, shards)
-    raise UsageError(
-        f"{printable(str(folder))} holds no *.tar shards: make some with python -m data_tools pack SRC DST."
+    inside = sorted({str(path.parent) for path in folder.glob("*/*.tar")})[:_SHOWN]
+    advice = (
+        f"did you mean {' or '.join(inside)}?"
+        if inside
+        else "make some with python -m data_tools pack SRC DST."
     )
+    raise UsageError(f"{folder} holds no *.tar shards: {advice}")
 
 
 def tars_in(folder: Path) -> list[str]:
@@ -97,9 +98,7 @@ def relative(paths: Sequence[Path]) -> tuple[Path, list[str]]:
 def openable(folder: Path, names: list[str]) -> list[str]:
     """The names, none of which an index could take for a URL or a command; DataError for one of these."""
     if odd := next((name for name in names if is_url(name)), None):
-        raise DataError(
-            f"{printable(str(folder / odd))} has a name that readers of shards take for a command: rename it."
-        )
+        raise DataError(f"{folder / odd} has a name that readers of shards take for a command: rename it.")
     return names
 
 
@@ -141,7 +140,7 @@ def written(shards: Shards) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f"'{printable(text)}'" if _is_pattern(text) or not text.isprintable() or " " in text else text
+    return f"'{text}'" if _is_pattern(text) or " " in text else text
 
 
 def _files(pattern: str) -> list[Path]:
@@ -152,7 +151,7 @@ def _files(pattern: str) -> list[Path]:
         )
     if os.path.isdir(pattern):
         raise UsageError(
-            f"{printable(pattern)} is a folder: a list names shards; several folders are a mixture, "
+            f"{pattern} is a folder: a list names shards; several folders are a mixture, "
             "data.train=[{shards: FOLDER}, {shards: FOLDER}]."
         )
     names = [pattern] if os.path.exists(pattern) else braces(pattern)
@@ -165,7 +164,7 @@ def _files(pattern: str) -> list[Path]:
             raise _compressed(Path(name))
         if not name.endswith(".tar"):
             raise UsageError(
-                f"{printable(name)} is not a .tar, so it is no shard: end patterns in .tar, or give the "
+                f"{name} is not a .tar, so it is no shard: end patterns in .tar, or give the "
                 "folder of the shards."
             )
     return [Path(name) for name in files]
@@ -184,19 +183,17 @@ def _matches(name: str) -> list[str]:
 def _missing(pattern: str, absent: list[str], count: int) -> UsageError:
     folder = os.path.dirname(absent[0]) or "."
     if not glob.has_magic(folder) and not os.path.isdir(folder):
-        return UsageError(f"{printable(folder)} does not exist: {printable(pattern)} names shards in it.")
+        return UsageError(f"{folder} does not exist: {pattern} names shards in it.")
     if count == 1:
         what = "matches no file" if glob.has_magic(pattern) else "does not exist"
-        return UsageError(f"{printable(pattern)} {what}: check the name and the folder.")
-    first = ", ".join(printable(name) for name in absent[:_SHOWN])
-    return UsageError(
-        f"{len(absent)} of the {count} names of {printable(pattern)} do not exist, the first: {first}."
-    )
+        return UsageError(f"{pattern} {what}: check the name and the folder.")
+    first = ", ".join(absent[:_SHOWN])
+    return UsageError(f"{len(absent)} of the {count} names of {pattern} do not exist, the first: {first}.")
 
 
 def _compressed(path: Path) -> DataError:
     return DataError(
-        f"{printable(str(path))} is compressed, so no sample can be read from its middle: "
+        f"{path} is compressed, so no sample can be read from its middle: "
         "unpack it to a plain .tar, or move it away."
     )
 

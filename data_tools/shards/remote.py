@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from data_tools.errors import DataError, Stopped, UsageError
+from data_tools.errors import DataError, Stopped, UsageError, shown, without_secrets
 from data_tools.shards.clients import FileState, Refused, WholeFile, http_range, is_http, open_client
-from data_tools.shards.urls import as_sent, check_scheme, shown, without_secrets
+from data_tools.shards.urls import as_sent, check_scheme
 
 _ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 20.0  # seconds; each wait is twice the one before, times 0.5 to 1.5
@@ -26,7 +26,7 @@ _PROXY, _TOO_SHORT, _TOO_MANY, _UNAVAILABLE = 407, 416, 429, 503
 _EXPIRED = ", and a signed URL may have expired: sign it anew, in the index too"
 _HINTS = {
     **dict.fromkeys((400, 401, 403), _EXPIRED),
-    _PROXY: ": the proxy wants a user and password, HTTP_PROXY=http://USER:PASSWORD@HOST:PORT",
+    _PROXY: ": the proxy wants a user and password: put USER:PASSWORD@ before its host in HTTP_PROXY",
     _TOO_SHORT: ": it is shorter than when it was indexed; run python -m data_tools index again",
 }
 _PASSING = (408, 425, _TOO_MANY)  # of the errors 4xx, those for which waiting helps

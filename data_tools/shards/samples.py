@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError, printable
+from data_tools.errors import DataError, shown
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.labels import LABEL, MAX_CLASSES, NO_LABEL, Labels, parse_cls, parse_json
+from data_tools.shards.roles import members_like, role_of_key
 from data_tools.shards.side_files import side_part
 from data_tools.shards.storage import Storage
 from data_tools.shards.tar import Member, scan
-from data_tools.shards.urls import is_url, shown
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 CLS, JSON = "cls", "json"
@@ -42,8 +42,8 @@ class Problem:
     no_class: bool = False
 
     def __str__(self) -> str:
-        shard = shown(self.shard) if is_url(self.shard) else self.shard
-        return printable(f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}")
+        shard = shown(self.shard)
+        return f"{shard}:{self.key}: {self.reason}" if self.key else f"{shard}: {self.reason}"
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Scan:
     whose labels settle() of data_tools/shards/tables.py has still to understand; then it is empty. Those four
     have the number of a row as their key.
     taken: how many labels stand where. ignored: how many members have another extension; seen: some of these
-    extensions.
+    extensions. roles: those of the keys, as in train/0, with a pattern of their members.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Scan:
     problems: list[Problem]
     ignored: int
     seen: set[str]
+    roles: dict[str, str]
 
     def leave_out(self, reasons: dict[int, Problem]) -> None:
         """Make problems of some rows; settled scans only. DataError if no row is left."""
@@ -151,6 +152,7 @@ def scan_shard(storage: Storage, name: str, number: int, label_key: str | None =
     unlabelled: dict[int, str] = {}
     unsettled: dict[int, tuple[str, dict[str, Labels]]] = {}
     taken: Counter[str] = Counter()
+    roles: dict[str, str] = {}
     for key, sample in samples.items():
         try:
             image, labels = _image(sample.images), sample.labels.labels()
@@ -158,6 +160,8 @@ def scan_shard(storage: Storage, name: str, number: int, label_key: str | None =
             if key not in named:
                 problems.append(Problem(name, key, str(error)))
             continue
+        if (role := role_of_key(key)) and role not in roles:
+            roles[role] = members_like(key)
         label = NO_LABEL
         taken.update(labels.keys())
         if not labels:
@@ -173,7 +177,7 @@ def scan_shard(storage: Storage, name: str, number: int, label_key: str | None =
     seen = set([extension for extension in ignored if extension][:_SEEN])
     return Scan(
         *(name, size, file.sha256(), table, {}, {}, unlabelled, unsettled, taken, problems),
-        *(ignored.total(), seen),
+        *(ignored.total(), seen, roles),
     )
 
 
@@ -184,11 +188,11 @@ def no_sample(shown: str, problems: list[Problem]) -> DataError:
 
 
 def _class_number(labels: dict[str, Labels]) -> int | None:
-    """The only label, if it is a class number that needs no further thought."""
+    """The only label, if it is a class number, written as such, that needs no further thought."""
     if len(labels) == 1 and (CLS in labels or LABEL in labels):
         (found,) = labels.values()
-        if len(found) == 1 and isinstance(found[0], int) and 0 <= found[0] < MAX_CLASSES:
-            return found[0]
+        if len(found) == 1 and type(label := found[0]) is int and 0 <= label < MAX_CLASSES:
+            return label
     return None
 
 

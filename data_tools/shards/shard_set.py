@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_tools.errors import DataError, retrying
+from data_tools.errors import DataError, UsageError, retrying, shown
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
-from data_tools.shards.freshness import check_local, note_of_added, note_of_compared, storage_of
+from data_tools.shards.freshness import (
+    check_local,
+    note_of_added,
+    note_of_classes,
+    note_of_compared,
+    storage_of,
+)
 from data_tools.shards.index import CLASSES_NAME, ScannedShards, load_classes, read_shards
 from data_tools.shards.index_file import open_index
 from data_tools.shards.labels import NO_LABEL, NO_RULES, LabelRules
-from data_tools.shards.names import Shards, shards_in
+from data_tools.shards.names import Shards, shards_in, written
 from data_tools.shards.samples import Problem
 from data_tools.shards.storage import Storage
 from data_tools.shards.tables import HEADER_PIECE, Tables
 from data_tools.shards.tar import member_name
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 _MAX_WASTE = 4  # a chunk is read in one piece if that is at most this many times the bytes of its images
 
@@ -34,9 +41,11 @@ class ShardSet:
     remote: whether any shard is read by URL; index_sha256: the same for the same shards and tables
     (Index.identity()); file_sha256: of the index file; left_out: how many samples cannot be used; problems:
     which ones, and said: what was taken for the labels, both known only after scan(); notes: what else the
-    user should know, a sentence each.
+    user should know, a sentence each; given: the shards as they stand on a command line; names_made: whether
+    index made the class names of the labels.
     """
 
+    given, names_made = "", False
     index_sha256 = file_sha256 = ""
     left_out = 0
     said = "those of the index"
@@ -57,7 +66,7 @@ class ShardSet:
         self.multilabel, self.max_labels = tables.labels is not None, tables.max_labels
         self.numbers, self.numeric = tables.numbers, tables.numbers is not None
         self._shards = shards
-        names = [shown(name) if is_url(name) else name for name, _ in shards]
+        names = [shown(name) for name, _ in shards]
         if len(set(names)) < len(names):  # URLs that differ in what is not shown
             names = [f"{name}#{number}" for number, name in enumerate(names)]
         self._names = names
@@ -94,15 +103,20 @@ class ShardSet:
                 "data_tools index again."
             )
         opened.index_sha256, opened.file_sha256 = index.identity(), index.file_sha256
+        opened.given, opened.names_made = written(shards), "classes" in index.content
         opened.left_out = index.content.get("left_out", 0)
-        opened.notes = tuple(filter(None, [note_of_compared(index, compared), note_of_added(index)]))
+        notes = (note_of_compared(index, compared), note_of_added(index), note_of_classes(index))
+        opened.notes = tuple(filter(None, notes))
         return opened
 
     @classmethod
-    def scan(cls, folder: Path, rules: LabelRules = NO_RULES) -> ShardSet:
-        """The *.tar shards of a folder without an index; reads each of them once. Errors as read_shards()."""
+    def scan(cls, folder: Path, rules: LabelRules = NO_RULES, names: Sequence[str] = ()) -> ShardSet:
+        """The *.tar shards of a folder, or only `names`, without an index; reads each of them once.
+
+        Errors as read_shards().
+        """
         storage = Storage(folder)
-        return cls.of_scans(storage, folder, read_shards(storage, folder, shards_in(folder), rules))
+        return cls.of_scans(storage, folder, read_shards(storage, folder, names or shards_in(folder), rules))
 
     @classmethod
     def of_scans(cls, storage: Storage, folder: Path, found: ScannedShards) -> ShardSet:
@@ -112,6 +126,19 @@ class ShardSet:
         shards.classes, shards.said = found.meaning.classes or shards.classes, found.meaning.said
         shards.problems, shards.left_out = found.problems, len(found.problems)
         return shards
+
+    def other_classes(self, classes: list[str] | None, of: str) -> UsageError:
+        """The error for shards that have other classes than `of`, with the command that gives them these."""
+        both = zip_longest(*(map("'{}'".format, names or ()) for names in (self.classes, classes)))
+        label, pair = next((n, pair) for n, pair in enumerate(both) if pair[0] != pair[1])
+        here, there = (name or "no class" for name in pair)
+        command = f"index {self.given}" if self.names_made else f"pack {self.given} NEW"
+        if self.remote:
+            command = f"index URL... --out {self.given}"
+        return UsageError(
+            f"{self.given}: its classes.json differs from that of {of}: label {label} is {here} there and "
+            f"{there} in {of}; give it the same: python -m data_tools {command} --classes {of}"
+        )
 
     def __len__(self) -> int:
         return len(self.table)

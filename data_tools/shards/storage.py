@@ -10,12 +10,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from data_tools.errors import DataError, printable, retrying
+from data_tools.errors import DataError, retrying, shown
 from data_tools.shards import remote
 from data_tools.shards.descriptors import shards_at_once
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.remote import FileState
-from data_tools.shards.urls import is_url, shown
+from data_tools.shards.urls import is_url
 
 _LOCAL_PIECE, _REMOTE_PIECE = 1 << 20, 8 << 20  # bytes read at a time by a pass over a shard
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ class Storage:
 
     def shown(self, name: str) -> str:
         """The path or URL of `name` for messages, without the credentials of a URL."""
-        return shown(name) if is_url(name) else printable(str(self._local.path / name))
+        return shown(name) if is_url(name) else str(self._local.path / name)
 
     def state(self, name: str) -> FileState:
         """The size and the version of a file, as it is now."""

@@ -58,7 +58,7 @@ def settle(scans: list[Scan], rules: LabelRules, names_from: str, storage: Stora
     meaning = survey.decide(rules, names_from)
     outside = [_resolve(scan, meaning, storage) for scan in scans]
     if any(outside) and not rules.allow_unlabelled:
-        raise refuse(problem for part in outside for problem in part.values())
+        raise refuse((problem for part in outside for problem in part.values()), names_from)
     for scan, part in zip(scans, outside, strict=True):
         if part:
             scan.leave_out(part)

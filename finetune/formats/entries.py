@@ -78,11 +78,11 @@ def load(
         parts = []
         for name, shape in zip(entry.theirs, expected, strict=True):
             if name not in weights:
-                raise ValueError(f"the weights lack {shown(name)!r}, which this configuration needs")
+                raise ValueError(f"the weights lack '{shown(name)}', which this configuration needs")
             part = tensor(weights[name])
             if tuple(part.shape) != shape:
                 raise ValueError(
-                    f"{shown(name)!r} has shape {list(part.shape)}, but the configuration needs {list(shape)}"
+                    f"'{shown(name)}' has shape {list(part.shape)}, but the configuration needs {list(shape)}"
                 )
             parts.append(part)
         known.update(entry.theirs)
@@ -91,7 +91,7 @@ def load(
         state[entry.ours] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     surplus = sorted(weights.keys() - known)
     if surplus:
-        raise ValueError(f"the weights hold {shown(surplus[0])!r}, which this configuration does not have")
+        raise ValueError(f"the weights hold '{shown(surplus[0])}', which this configuration does not have")
     model.load_state_dict(state, strict=True, assign=True)
 
 

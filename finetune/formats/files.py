@@ -83,7 +83,7 @@ def read_tensors(files: ForeignFiles) -> dict[str, Tensor]:
             file = safe_open(path, "pt")
             names = set(file.keys())
             if files.shards is not None and (unmatched := sorted(names ^ files.shards[path])):
-                raise DataError(f"{path}: only it or the index of the shards has {unmatched[0]!r}")
+                raise DataError(f"{path}: only it or the index of the shards has '{unmatched[0]}'")
             check_floats(path, file)
             found |= {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
@@ -162,7 +162,7 @@ def _sharded(index: Path) -> ForeignFiles:
     shards: dict[Path, set[str]] = {}
     for name, file in names.items():
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise DataError(f"{index}: it names {file!r}, which is no safetensors file beside it")
+            raise DataError(f"{index}: it names '{file}', which is no safetensors file beside it")
         shards.setdefault(index.parent / file, set()).add(name)
     if not shards:
         raise DataError(f"{index}: it names no tensor")

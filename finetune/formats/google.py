@@ -101,7 +101,7 @@ def infer_config(weights: Weights) -> dict[str, Any]:
     needed = ("embedding/kernel", attention, f"{first}MlpBlock_3/Dense_0/kernel", POSITIONS)
     for name in needed:
         if name not in weights:
-            raise ValueError(f"the weights lack {name!r}: not a Vision Transformer of Google's")
+            raise ValueError(f"the weights lack '{name}': not a Vision Transformer of Google's")
     kernel, query, dense, _ = (tensor(weights[name]) for name in needed)
     blocks = {name.split("/")[1] for name in weights if name.startswith("Transformer/encoderblock_")}
     config: dict[str, Any] = {
@@ -184,7 +184,7 @@ def _image_size(weights: Weights, fields: ModelConfig) -> int:
 def _channels(weights: Weights, hybrid: bool) -> int:
     name = "conv_root/kernel" if hybrid else "embedding/kernel"
     if name not in weights:
-        raise ValueError(f"the weights lack {name!r}, which this configuration needs")
+        raise ValueError(f"the weights lack '{name}', which this configuration needs")
     return tensor(weights[name]).shape[-2]
 
 

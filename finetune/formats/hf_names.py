@@ -33,7 +33,7 @@ def as_in_files(weights: Weights) -> tuple[dict[str, Any], Callable[[str], str]]
     for name, value in weights.items():
         in_files = _in_files(name.removeprefix(BODY))
         if in_files in found:
-            raise ValueError(f"the weights hold both {name!r} and {named[in_files]!r}: only one can be right")
+            raise ValueError(f"the weights hold both '{name}' and '{named[in_files]}': only one can be right")
         found[in_files], named[in_files] = value, name
     prefix = BODY if any(name.startswith(BODY) for name in weights) else ""
     in_memory = any(name.removeprefix(BODY).startswith(MEMORY_LAYERS) for name in weights)

@@ -130,7 +130,7 @@ def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> ImageSetting
 
     image_size: the model's, as in config.json. ValueError for what evaluation cannot do.
     """
-    kind, notes = _processor(processor)
+    kind, notes = processor_of(processor)
     size, crop = (_sides(processor.get(key), kind.square) for key in ("size", "crop_size"))
     short, square = size.get("shortest_edge"), size.get("height", kind.size)
     crops = processor.get("do_center_crop")
@@ -177,7 +177,7 @@ def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> ImageSetting
     return ImageSettings(found, notes)
 
 
-def _processor(processor: dict[str, Any]) -> tuple[Processor, tuple[str, ...]]:
+def processor_of(processor: dict[str, Any]) -> tuple[Processor, tuple[str, ...]]:
     """The image processor that a preprocessor_config.json names, or the one that it is written for."""
     full = processor.get("image_processor_type") or processor.get("feature_extractor_type") or ""
     name = full.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")

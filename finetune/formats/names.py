@@ -169,5 +169,14 @@ def classifier_only(peer: str, model: nn.Module) -> Classifier:
     """`model` as the Classifier that it is; ValueError for models that no peer with a head has."""
     if not isinstance(model, Classifier):
         raise ValueError(f"{peer} has a head: it takes a Classifier, not a {type(model).__name__}")
-    refuse(peer, {f"images of up to {model.geometry.max_tiles} tiles": model.geometry.max_tiles > 1})
+    fields = model.config
+    refuse(
+        peer,
+        {
+            f"images of up to {model.geometry.max_tiles} tiles": model.geometry.max_tiles > 1,
+            "SwiGLUs in its Vision Transformer": fields.mlp == "swiglu",
+            "RMSNorms in its Vision Transformer": fields.norm == "rms",
+            "rotary positions in its Vision Transformer": model.encoder.rope is not None,
+        },
+    )
     return model

@@ -40,7 +40,7 @@ def as_blocks(weights: Weights, width: int, mlp: int) -> dict[str, Any]:
             if len(whole) != mlp + 3 * width:
                 needed = [mlp + 3 * width, *whole.shape[1:]]
                 raise ValueError(
-                    f"{name!r} has shape {list(whole.shape)}, but the configuration needs {needed}"
+                    f"'{name}' has shape {list(whole.shape)}, but the configuration needs {needed}"
                 )
             part = rest.removeprefix("in_proj.")
             first, qkv = torch.split(whole, [mlp, 3 * width])

@@ -89,7 +89,7 @@ def timm_arguments_of(config: dict[str, Any], weights: Weights) -> dict[str, Any
     said = given | ({"global_pool": config["global_pool"]} if config.get("global_pool") else {})
     if found is None and (lacking := timm_arguments.missing(said)):
         raise ValueError(
-            f"architecture={name!r} is none of timm's that are known here (a table in docs/peers.md), and "
+            f"architecture='{name}' is none of timm's that are known here (a table in docs/peers.md), and "
             f"without that its model_args must say what the model is, but lack {', '.join(lacking)}"
         )
     row = dict(found.arguments) if found else {}

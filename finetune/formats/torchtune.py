@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.block import Block
+from pretrain.model.block import Block, Mlp
 from pretrain.model.embeddings import (
     ClassProjection,
     TiledTokenPositionalEmbedding,
@@ -17,6 +17,8 @@ from pretrain.model.embeddings import (
     TokenPositionalEmbedding,
 )
 from pretrain.model.resize import GLOBAL, LOCAL, POST_TILE, PRE_TILE, Geometry, stretch_positions
+from pretrain.model.rope import tile_rotation
+from pretrain.model.swiglu import SwiGLU
 from pretrain.model.vit import VisionTransformer
 
 from .entries import Entry, Weights, affine, give, load, same, stacked, tensor
@@ -65,18 +67,21 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """As `to_peer` of the package; the config holds arguments of clip_vision_encoder."""
     model = _expressible(model)
     block = next(iter(blocks_of(model)), None)
-    tiled = isinstance(model.token_pos_embedding, TiledTokenPositionalEmbedding)
+    table = model.token_pos_embedding
     config: dict[str, Any] = {
         "tile_size": model.tile_size,
         "patch_size": model.patch_embed.patch_size,
         "embed_dim": _width(model),
         "num_layers": len(model.layers),
         "num_heads": block.attn.num_heads if block else 1,
-        "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune") if block else "SiLU",
+        "activation": activation_name(block.mlp.activation, ACTIVATIONS, "torchtune")
+        if block and isinstance(block.mlp, Mlp)
+        else "SiLU",
         "attn_bias": block is None or block.attn.qkv.bias is not None,
+        "use_rope": model.rope is not None,
         "out_indices": list(model.out_indices) or None,
         "output_cls_projection": model.cls_projection is not None,
-        "max_num_tiles": model.token_pos_embedding.max_num_tiles if tiled else 1,
+        "max_num_tiles": table.max_num_tiles if isinstance(table, TiledTokenPositionalEmbedding) else 1,
         "in_channels": model.in_channels,
         "append_cls_token": model.append_cls_token,
     }
@@ -86,8 +91,6 @@ def to_peer(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _build(config: dict[str, Any]) -> VisionTransformer:
-    if config["use_rope"]:
-        raise ValueError("use_rope=True: rotary positions are not supported")
     width, tiles = config["embed_dim"], config["max_num_tiles"]
     tiled = tiles > 1 and config["use_tile_pos_embed"]
     grid = (config["tile_size"], config["patch_size"])
@@ -119,6 +122,7 @@ def _build(config: dict[str, Any]) -> VisionTransformer:
         out_indices=config["out_indices"],
         in_channels=config["in_channels"],
         append_cls_token=config["append_cls_token"],
+        rope=tile_rotation(width // config["num_heads"]) if config["use_rope"] else None,
     )
 
 
@@ -208,6 +212,10 @@ def _expressible(model: nn.Module) -> VisionTransformer:
             "models without a class token": model.cls_token_embedding is None,
             "registers": model.registers > 0,
             "mask tokens": model.mask_token is not None,
+            "RMSNorms": any(isinstance(module, nn.RMSNorm) for module in model.modules()),
+            "places in the whole image instead of the tile": model.rope is not None
+            and not model.rope.within_tile,
+            "models without a table of positions": model.token_pos_embedding is None,
             "models without a norm before the first layer": not isinstance(model.ln_pre, nn.LayerNorm),
             "models without a last norm": not isinstance(model.ln_post, nn.LayerNorm),
             f"norms with another epsilon than {NORM_EPS:g}": any(
@@ -224,6 +232,7 @@ def _expressible(model: nn.Module) -> VisionTransformer:
         }
         | (
             {
+                "a SwiGLU": isinstance(block.mlp, SwiGLU),
                 "an MLP that is not 4 times as wide": block.mlp.fc1.out_features != 4 * _width(model),
                 "parallel branches": block.norm2 is None,
                 "query-key norms": block.attn.q_norm is not None,

@@ -91,8 +91,9 @@ def _read(source: str) -> Any:
             raise DataError(
                 f"{source}: it holds {named[1]}, and only tensors and plain values are read"
             ) from None
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{source}: damaged or not a file of torch.save: {text[0]}") from None
+        text = str(error).rpartition("WeightsUnpickler error:")[2]  # torch first advises to run its code
+        why, *_ = *text.strip().splitlines(), type(error).__name__
+        raise DataError(f"{source}: damaged or not a file of torch.save: {why}") from None
 
 
 def _weights(source: str, content: Any, key: str) -> tuple[str, dict[str, Any]]:
@@ -102,7 +103,7 @@ def _weights(source: str, content: Any, key: str) -> tuple[str, dict[str, Any]]:
     if key:
         if key not in entries:
             has = f"it has {', '.join(entries)}" if entries else "it has no groups of tensors"
-            raise UsageError(f"{source}: no tensors under {key!r}; {has}")
+            raise UsageError(f"{source}: no tensors under '{key}'; {has}")
         return key, entries[key]
     if _holds_tensors(content) and any(isinstance(value, Tensor) for value in content.values()):
         return "", content

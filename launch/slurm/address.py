@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 
+from data_tools.errors import print_line, print_result, run_command
+
 LOW, PORTS, STRIDE = 20000, 10000, 37
 
 
@@ -21,12 +23,12 @@ def main() -> int:
         address = os.environ.get("MASTER_ADDR") or first_address(os.environ["SLURM_JOB_NODELIST"])
         port = free_port(int(os.environ["SLURM_JOB_ID"]))
     except KeyError as error:
-        print(f"error: {error.args[0]} is not set: this runs in a SLURM job", file=sys.stderr)
+        print_line(f"error: {error.args[0]} is not set: this runs in a SLURM job", error=True)
         return 2
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"error: no address to meet at: {error}", file=sys.stderr)
+        print_line(f"error: no address to meet at: {error}", error=True)
         return 1
-    print(address, port)
+    print_result(f"{address} {port}")
     return 0
 
 
@@ -71,4 +73,4 @@ def _scontrol(*what: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

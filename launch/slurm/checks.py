@@ -15,6 +15,7 @@ from pretrain.config import loading
 from pretrain.config.schema import Config
 from pretrain.run.folder import GOING_ON, RunFolder
 from pretrain.run.restart import check_not_lost
+from pretrain.run.wandb_environment import check_tracking
 
 from .container import check_image
 from .queue import NO_SUCH_JOB, SILENT, in_queue, state_of
@@ -29,8 +30,8 @@ NEVER_SUCCEEDS = (
 )
 
 
-def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs]:
-    """The job's configuration and data, checked for mistakes that would end the job after days in the queue.
+def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs, list[str]]:
+    """The job's configuration, its data, and notes; checked for what would end it after days in the queue.
 
     Raises UsageError or DataError.
     """
@@ -66,7 +67,7 @@ def check_settings(given: argparse.Namespace) -> tuple[Config, Inputs]:
     if not (given.stage == "finetune" and given.after):
         resolve(config.model).grid(config.data.tile_size)
         planned_model(config, inputs.num_classes)
-    return config, inputs
+    return config, inputs, check_tracking(config)
 
 
 def check_start(given: argparse.Namespace, config: Config, inputs: Inputs) -> list[str]:

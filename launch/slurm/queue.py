@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.errors import UsageError, UserError
+from data_tools.errors import Parser, UsageError, UserError, print_line
 
 RECORD = "slurm/queued"  # in a run folder: the ids of the jobs that were queued for it, the newest last
 SCRIPT = "slurm/job.sh"
@@ -96,7 +95,7 @@ def state_of(job: str) -> str:
 
 def cancel(arguments: Sequence[str]) -> int:
     """Cancel the jobs of a run and wait until they have left the queue. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch cancel",
         description="End a run's SLURM job, also where it waits to begin again. It saves a checkpoint first.",
     )
@@ -107,7 +106,7 @@ def cancel(arguments: Sequence[str]) -> int:
     jobs = {entry.job for entry in in_queue([run])[run]}
     for entry in read_queue(f"--user={os.getuid()}"):
         if entry.job not in jobs and jobs & set(re.findall(r"\d+", entry.after)):
-            print(f"SLURM job {entry.job} was to start after it ({entry.script}): SLURM drops it")
+            print_line(f"SLURM job {entry.job} was to start after it ({entry.script}): SLURM drops it")
     limit, cancelled = time.monotonic() + END_PATIENCE, set[str]()
     while entries := in_queue([run])[run]:
         for entry in entries:  # each time, as one that was just being requeued may come back
@@ -115,14 +114,14 @@ def cancel(arguments: Sequence[str]) -> int:
             if "denied" in done.stderr:
                 raise UserError(f"scancel {entry.job}: {' '.join(done.stderr.split())}")
             if entry.job not in cancelled:
-                print(f"SLURM job {entry.job} is cancelled; it was {entry.state}", flush=True)
+                print_line(f"SLURM job {entry.job} is cancelled; it was {entry.state}")
                 cancelled.add(entry.job)
         if time.monotonic() > limit:
-            print(f"{entries[0]}: its processes have not ended yet")
+            print_line(f"{entries[0]}: its processes have not ended yet")
             return 0
         time.sleep(1.0)
     begun = [job for job in recorded(run) if (run / f"slurm/{job}.out").exists()]
     (run / RECORD).write_text("".join(f"{job}\n" for job in begun), encoding="utf-8")
     if not jobs:
-        print(f"{run}: none of its jobs is in the queue any more")
+        print_line(f"{run}: none of its jobs is in the queue any more")
     return 0

@@ -22,7 +22,7 @@ def quote(text: str) -> str:
 def one_line(where: str, text: str) -> str:
     """`text` itself. Raises UsageError that names `where` if it holds a line break or control character."""
     if not text.isprintable():
-        raise UsageError(f"{where}: {text!r}: it holds a character that cannot be printed: leave it out")
+        raise UsageError(f"{where}: '{text}': it holds a character that cannot be printed: leave it out")
     return text
 
 
@@ -37,6 +37,6 @@ def option(where: str, text: str) -> str:
         words = []
     if len(words) != 1 or not OPTION.fullmatch(words[0]):
         raise UsageError(
-            f"{where}: {text!r}: options are written --name or --name=value, each in quotes of its own"
+            f"{where}: '{text}': options are written --name or --name=value, each in quotes of its own"
         )
     return words[0]

@@ -7,7 +7,6 @@ Each life becomes a row of RUN/slurm/lives.jsonl. Needs nothing but Python.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UserError
+from data_tools.errors import Parser, UserError, print_line, retrying, run_command
 from pretrain.run.files import append_rows, read_rows
 from pretrain.run.folder import GOING_ON, RunFolder
 
@@ -56,7 +55,7 @@ LIFE = (*(field.name for field in fields(Life)), "time", "requeued")  # what a r
 
 def main() -> int:
     """Decide, write the life down, and return the exit code: 75 to requeue the job."""
-    parser = argparse.ArgumentParser(prog="python -m launch.slurm.requeue", description=__doc__)
+    parser = Parser(prog="python -m launch.slurm.requeue", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("code", type=int, help="exit code of srun")
     parser.add_argument("--max-restarts", type=int, default=3)
@@ -77,9 +76,9 @@ def main() -> int:
     requeued = code == STOPPED or action.requeues
     row = asdict(life) | {"time": time.time(), "requeued": requeued}
     folder.write(lives, lambda: append_rows(lives, [row]))
-    print(f"job {job}, life {restart + 1}: {life.reason}; {sentence}", flush=True)
+    print_line(f"job {job}, life {restart + 1}: {life.reason}; {sentence}")
     if status.get("traceback") and life.state == "failed":
-        print(f"rank {status['rank']} on {status['host']}:\n{status['traceback']}", flush=True)
+        print_line(f"rank {status['rank']} on {status['host']}:\n  {status['traceback']}")
     return code
 
 
@@ -151,7 +150,7 @@ def restarts_without_progress(lives: list[dict[str, Any]]) -> int:
 
 def newest_checkpoint(folder: RunFolder) -> int:
     """The highest step among the names of the checkpoints; 0 without any."""
-    names = [path.name for path in folder.checkpoints.glob("step-*")]
+    names = [path.name for path in retrying(lambda: list(folder.checkpoints.glob("step-*")))]
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
 
 
@@ -197,4 +196,4 @@ def seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

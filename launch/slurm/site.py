@@ -88,7 +88,7 @@ def read_site(file: Path) -> Site:
     for item in site.environment:
         name, equals, _ = item.partition("=")
         if not equals or not VARIABLE.fullmatch(name):
-            raise UsageError(f"{file}: environment: {item!r}: variables are written NAME=value")
+            raise UsageError(f"{file}: environment: '{item}': variables are written NAME=value")
         if SECRET.search(name):
             raise UsageError(
                 f"{file}: environment: {name} would stand in the batch script: export it in the shell "

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import Parser, UsageError, flushed, print_line
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
+from pretrain.run.lock import LOCK_PATIENCE, take_lock
 
 from .checks import check_settings, check_start
 from .queue import RECORD, SCRIPT, ask, in_queue
@@ -39,19 +40,21 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Path(loading.find_recipe(given.config))
     site_file = find_site(given.cluster, recipe)
     site = read_site(site_file)
-    config, inputs = check_settings(given)
-    notes = [f"cluster {printable(str(site_file.resolve()))}", *fill_in(given, site, config)]
+    config, inputs, tracking = check_settings(given)
+    notes = [f"cluster {site_file.resolve()}", *fill_in(given, site, config), *tracking]
     if given.print:
-        print(batch_script(given, site, config, recipe.resolve()), end="")
-        print("\n".join(notes), file=sys.stderr)
+        with flushed(sys.stdout, needed=True):
+            sys.stdout.write(batch_script(given, site, config, recipe.resolve()))
+        for note in notes:
+            print_line(note, error=True)
         return 0
-    waiting = check_start(given, config, inputs)
     run, content = config.folder.resolve(), recipe.read_bytes()
     # A copy, so that a job that waits for days runs what was checked.
     copy = run / f"slurm/recipe-{hashlib.sha256(content).hexdigest()[:8]}.yaml"
     script, record = run / SCRIPT, run / RECORD
     text = batch_script(given, site, config, copy)
     with undone_on_error(run / "slurm", [copy, script, record]):
+        waiting = check_start(given, config, inputs)
         copy.write_bytes(content)
         script.write_text(text, encoding="utf-8")
         job = submit(script, given)
@@ -60,14 +63,15 @@ def main(arguments: Sequence[str]) -> int:
         except OSError:
             ask("scancel", job)
             raise
-    print(f"job {job} is queued")
-    print(f"script  {script}")
-    print(f"log     {run}/slurm/{job}.out")
-    print("\n".join(notes))
-    print(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
+    print_line(f"job {job} is queued")
+    print_line(f"script  {script}")
+    print_line(f"log     {run}/slurm/{job}.out")
+    for note in notes:
+        print_line(note)
+    print_line(f"watch   python -m launch status {shlex.quote(str(config.folder))} --follow")
     for entry in in_queue([run])[run]:
         if entry.job == job and BEYOND_LIMITS.match(entry.reason):
-            print(
+            print_line(
                 f"warning {entry}: SLURM does not start it as things are: ask for less, or another partition"
             )
     return 0
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of `python -m launch slurm`; UsageError for values that no job can have."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch slurm",
         description="Check a job, write its batch script into the run folder, and queue it.",
     )
@@ -147,15 +151,17 @@ def fill_in(given: argparse.Namespace, site: Site, config: Config) -> list[str]:
 
 @contextmanager
 def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
-    """Make `folder`; after an error in the block, it and `files` are as they were before.
+    """Make and lock `folder`; after an error in the block, it and `files` are as they were before.
 
     Raises UsageError where they cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = {}
+    before: dict[Path, bytes | None] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = {file: file.read_bytes() if file.exists() else None for file in files}
+        lock = take_lock(folder, LOCK_PATIENCE)
+        before = {Path(lock.name): None} if made else {}
+        before |= {file: file.read_bytes() if file.exists() else None for file in files}
         yield
     except BaseException as error:
         with suppress(OSError):

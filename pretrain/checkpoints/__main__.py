@@ -5,14 +5,13 @@ Checkpoints from the command line, on any machine: it needs no process group and
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from os.path import abspath
 from pathlib import Path
 from typing import NoReturn
 
-from data_tools.errors import DataError, UsageError, UserError, escape_output
+from data_tools.errors import DataError, Parser, UsageError, print_line, print_result, run_command
 
 from ..run.folder import RunFolder
 from .checkpoint import Checkpoint, complete, is_checkpoint, open_checkpoint
@@ -29,7 +28,16 @@ WEIGHTS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command; arguments: those of this process if None. Exits with the code of what went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.checkpoints", description=__doc__)
+
+    def command() -> int:
+        given = _parser().parse_args(arguments)
+        return given.action(given)
+
+    sys.exit(run_command(command))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pretrain.checkpoints", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("ls", help="what a run has")
@@ -69,13 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             given.source, given.destination, given.config, given.settings, given.trust_pickle
         )
     )
-    escape_output()
-    given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    try:
-        sys.exit(given.action(given))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    return parser
 
 
 def describe_weights() -> str:
@@ -92,16 +94,16 @@ def ls(run: str) -> int:
             found = Checkpoint(path)
             engine = f"{found.state['engine'].get('kind')} x {found.state['processes']}"
         except DataError as error:
-            print(f"{path.name}  damaged: {error}")
+            print_result(f"{path.name}  damaged: {error}")
             continue
         groups = sorted({key.partition("/")[0] for key in found.tensors})
         notes = [f"best: score {best['score']:.4f}"] if best.get("checkpoint") == path.name else []
         holds = f"holds {', '.join(groups)}"
-        print("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
+        print_result("  ".join([path.name, f"{found.size / 2**20:.1f} MiB", engine, holds, *notes]))
     for path in sorted(root.glob("*.tmp")):
-        print(f"{path.name}  incomplete: being written, or left by an interrupted save")
+        print_result(f"{path.name}  incomplete: being written, or left by an interrupted save")
     for path in sorted(root.glob("*.damaged*")):
-        print(f"{path.name}  set aside: it was damaged when the run went on from an older one")
+        print_result(f"{path.name}  set aside: it was damaged when the run went on from an older one")
     return 0
 
 
@@ -129,7 +131,7 @@ def prune(run: str, keep: int, every: int) -> int:
     stale = Retention(keep, every).stale(root, lambda path: whole.setdefault(path, _is_whole(path)))
     deleted = [path for path in stale if delete_checkpoint(path)]
     for path in deleted:
-        print(f"deleted {path.name}")
+        print_line(f"deleted {path.name}")
     if not all(whole.values()):
         return DataError.exit_code
     return 0 if deleted == stale else 1
@@ -141,9 +143,9 @@ def _is_whole(folder: Path) -> bool:
         found = Checkpoint(folder)
         found.verify()
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         return False
-    print(f"{folder.name}  whole: {len(found.tensors)} tensors")
+    print_line(f"{folder.name}  whole: {len(found.tensors)} tensors")
     return True
 
 
@@ -156,7 +158,7 @@ def consolidate(run: str, destination: str, which: str) -> int:
     keys = found.weights(which)
     shapes = {name: found.tensors[key] for name, key in keys.items()}
     write_weights(Path(destination), shapes, lambda name: found.whole(keys[name]), found.state)
-    print(f"{len(keys)} tensors of {found.path} -> {destination}")
+    print_line(f"{len(keys)} tensors of {found.path} -> {destination}")
     return 0
 
 
@@ -189,8 +191,8 @@ def import_foreign(source: str, destination: str, recipe: str, settings: Sequenc
     tensors, prefix = read_foreign(Path(source), shapes)
     facts = {"step": 0, "classes": None, **model_facts(config, config.model.num_classes)}
     write_weights(Path(destination), shapes, tensors.__getitem__, facts)
-    removed = f", without the prefix {prefix!r} before their names" if prefix else ""
-    print(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}{removed}")
+    removed = f", without the prefix '{prefix}' before their names" if prefix else ""
+    print_line(f"{len(tensors)} tensors of {source} ({kind}) -> {destination}{removed}")
     return 0
 
 

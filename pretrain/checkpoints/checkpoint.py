@@ -188,13 +188,13 @@ class Checkpoint:
             names = set(file.keys())
             if unmatched := sorted(names ^ wanted.keys()):
                 raise DataError(
-                    f"{self.path}: {name} is damaged: only it or the manifest has {unmatched[0]!r}"
+                    f"{self.path}: {name} is damaged: only it or the manifest has '{unmatched[0]}'"
                 )
             for key in names:
                 piece = file.get_slice(key)
                 if piece.get_dtype() != "F32" or piece.get_shape() != [wanted[key]]:
                     raise DataError(
-                        f"{self.path}: {name} is damaged: {key!r} is {piece.get_dtype()} "
+                        f"{self.path}: {name} is damaged: '{key}' is {piece.get_dtype()} "
                         f"{piece.get_shape()} where the manifest says F32 [{wanted[key]}]"
                     )
         return file

@@ -24,10 +24,14 @@ def erase_or_warn(path: Path) -> bool:
 
 def erase(path: Path) -> None:
     """Delete a folder, a file or a link (not its target) if it exists. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        retrying(lambda: shutil.rmtree(path))
-    else:
-        path.unlink(missing_ok=True)
+
+    def attempt() -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    retrying(attempt)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -66,17 +66,22 @@ def point(pointer: Path, text: str) -> bool:
         retrying(lambda: _write_pointer(pointer, text))
     except OSError as error:
         log.warning("%s could not be written: %s; the checkpoint is whole", pointer, error.strerror or error)
+        erase_or_warn(_temporary(pointer))
         return False
     return True
 
 
 def _write_pointer(pointer: Path, text: str) -> None:
     """Replace the file at once, so that no reader sees a part of it."""
-    temporary = pointer.with_name(pointer.name + ".tmp")
+    temporary = _temporary(pointer)
     temporary.write_text(text + "\n", encoding="utf-8")
     flush_to_disk(temporary)
     os.replace(temporary, pointer)
     flush_to_disk(pointer.parent)
+
+
+def _temporary(pointer: Path) -> Path:
+    return pointer.with_name(f"{pointer.name}.tmp")
 
 
 def read_pointer(pointer: Path) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, retrying
 
 from .checkpoint import complete, temporary_folder
 from .disk import erase_or_warn
@@ -50,7 +50,7 @@ def delete_checkpoint(checkpoint: Path) -> bool:
     """
     doomed = temporary_folder(checkpoint)
     try:
-        os.rename(checkpoint, doomed)
+        retrying(lambda: os.rename(checkpoint, doomed))
     except OSError as error:
         log.warning("%s: it could not be deleted: %s", checkpoint, error.strerror)
         return False
@@ -59,7 +59,7 @@ def delete_checkpoint(checkpoint: Path) -> bool:
 
 def remove_incomplete(root: Path) -> list[str]:
     """Delete the folders that interrupted saves left under `root`; returns their names."""
-    return [path.name for path in sorted(root.glob("*.tmp")) if erase_or_warn(path)]
+    return [path.name for path in retrying(lambda: sorted(root.glob("*.tmp"))) if erase_or_warn(path)]
 
 
 def set_aside_damaged(root: Path, used: Path) -> None:
@@ -81,5 +81,5 @@ def set_aside_damaged(root: Path, used: Path) -> None:
 def _set_aside(path: Path) -> Path:
     names = (path.with_name(f"{path.name}.damaged" + (f"-{n}" if n > 1 else "")) for n in count(1))
     target = next(name for name in names if not os.path.lexists(name))
-    os.rename(path, target)
+    retrying(lambda: os.rename(path, target))
     return target

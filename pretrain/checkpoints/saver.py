@@ -249,7 +249,7 @@ def _make_room(temporary: Path, needed: int) -> None:
     try:
         erase(temporary)
         retrying(lambda: temporary.mkdir(parents=True, exist_ok=True))
-        free = shutil.disk_usage(temporary).free
+        free = retrying(lambda: shutil.disk_usage(temporary)).free
     except OSError as error:
         raise _unwritten(temporary, f"{needed} bytes", error) from None
     if needed > free:

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError
 
 from .keys import known_keys, meant
 
@@ -24,7 +24,7 @@ def parse_arguments(
     for text in unknown:
         key = text.lstrip("-").partition("=")[0]
         raise UsageError(
-            f"{printable(text)}: there is no such option; settings are written key=value, such as "
+            f"{text}: there is no such option; settings are written key=value, such as "
             f"optim.lr=1e-3{meant(key, known_keys(schema))}"
         )
     return given

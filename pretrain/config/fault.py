@@ -38,7 +38,7 @@ def parse_fault(text: str) -> Fault | None:
         return None
     kind, *settings = text.split(":")
     if kind not in KINDS:
-        raise UsageError(f"fault={text}: {kind!r} is not one of {', '.join(KINDS)}")
+        raise UsageError(f"fault={text}: '{kind}' is not one of {', '.join(KINDS)}")
     values: dict[str, int | float | str] = {"phase": "save"} if kind == "disk" else {}
     kinds = {"rank": int, "step": int, "steps": int, "seconds": float, "phase": str}
     assert kinds.keys() | {"kind"} == {item.name for item in fields(Fault)}
@@ -48,7 +48,7 @@ def parse_fault(text: str) -> Fault | None:
             values[key] = kinds[key](value)
         except (KeyError, ValueError):
             known = ", ".join(f"{name}={kind.__name__}" for name, kind in kinds.items())
-            raise UsageError(f"fault={text}: {setting!r} is none of {known}") from None
+            raise UsageError(f"fault={text}: '{setting}' is none of {known}") from None
     fault = Fault(kind, **values)  # type: ignore[arg-type]
     least = {"rank": -1, "step": 1, "steps": 1, "seconds": 0}
     for key, low in least.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any, cast, get_args, get_type_hints
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError
 
 from .other_names import ours
 
@@ -33,7 +33,7 @@ def check_key(key: str, keys: dict[str, Any], where: str) -> None:
     if key in keys:
         inside = ", ".join(k for k in keys if k.startswith(key + "."))
         raise UsageError(f"{where}: {key} is a group of keys; set one of {inside}")
-    raise UsageError(f"{where}: unknown key {printable(key)}{meant(key, keys)}")
+    raise UsageError(f"{where}: unknown key {key}{meant(key, keys)}")
 
 
 def meant(key: str, keys: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError
 
 from .keys import nearest
 
@@ -103,7 +103,7 @@ def check_limits(config: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_limits(value, f"{key}.")
             continue
-        shown = printable(str(list(value) if isinstance(value, tuple) else value))
+        shown = str(list(value) if isinstance(value, tuple) else value)
         for part in _parts(value):
             if isinstance(part, str) and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in part):
                 raise UsageError(f"{key}={shown}: it may not hold control characters such as line breaks")

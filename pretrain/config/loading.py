@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, printable, retrying
+from data_tools.errors import UsageError, retrying, without_secrets
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -44,7 +44,7 @@ def load(
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{text!r}: it is not UTF-8: give the file or folder another name") from None
+            raise UsageError(f"'{text}': it is not UTF-8: give the file or folder another name") from None
     path = find_recipe(path)
     config = _to_object(_merge(schema, path, overrides, defaults or {}), path)
     config.run.name = config.run.name or Path(path).stem
@@ -60,8 +60,18 @@ def find_recipe(path: str) -> str:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write `config` to the file `path` as YAML, for `read`."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    """Write `config` to the file `path` as YAML, for `read`; URLs without_secrets()."""
+    values = _escaped(without_secrets(asdict(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
+
+
+def _escaped(value: Any) -> Any:
+    """The value for OmegaConf, which would take ${...} in a text for a reference."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore[assignment]  # as in load
@@ -71,7 +81,7 @@ def read(path: Path, schema: type[ConfigT] = Config) -> ConfigT:  # type: ignore
 
 def changes(old: Config, new: Config) -> dict[str, str]:
     """{key: "old → new"} of the keys whose values differ."""
-    before, after = (flat(asdict(config)) for config in (old, new))
+    before, after = (flat(without_secrets(asdict(config))) for config in (old, new))
     return {
         key: f"{_said(before.get(key))} → {_said(value)}"
         for key, value in after.items()
@@ -99,13 +109,13 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{printable(path)}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {error}") from None
     keys = known_keys(schema)
     given: dict[str, Any] = {}
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"{item!r}: settings are written key=value")
+            raise UsageError(f"'{item}': settings are written key=value")
         check_key(key, keys, "command line")
         given[key] = parse_value(value, key, keys)
     try:

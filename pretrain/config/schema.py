@@ -118,6 +118,8 @@ class ModelConfig:
     mlp_dim: int | None = count(None, at_least=1, at_most=2**20)
     backbone: BackboneConfig | None = None  # of a hybrid; null: as the name says
     activation: str = choice(*ACTIVATIONS)
+    mlp: str = choice("plain", "swiglu")  # of the blocks; swiglu has silu for its activation
+    norm: str = choice("layer", "rms")
     qkv_bias: bool | None = None  # null, here and in the next two: as the name says
     qk_norm: bool | None = None  # norms over the queries and keys of each head
     parallel: bool | None = None  # attention and MLP side by side
@@ -125,7 +127,9 @@ class ModelConfig:
     layer_scale: float | None = number(None, above=0, at_most=1000)
     registers: int = count(0, at_most=1000)  # learned tokens without a position, in every tile
     norm_eps: float = number(1e-6, above=0, at_most=1)
-    position: str = choice("learned", "sincos2d")
+    # rope2d: no table, queries and keys turn with the place of their patch in the image
+    position: str = choice("learned", "sincos2d", "rope2d")
+    use_rope: bool = False  # torchtune's: beside the table, they turn with the place in the tile
     dropout: float = number(0.0, at_least=0, below=1)
     # of the attention weights; not with engine.compile
     attention_dropout: float = number(0.0, at_least=0, below=1)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from data_tools.errors import UsageError, printable
+from data_tools.errors import UsageError, without_secrets
 
 from .keys import check_key, known_keys
 
@@ -63,7 +63,11 @@ class _Reader:
                 return None
             return self._value(node or yaml.ScalarNode("", ""), hint, key)
         except yaml.YAMLError as error:
-            why = f"not YAML: {printable(' '.join(str(error).split()))}"
+            for mark in filter(
+                None, (getattr(error, f"{kind}_mark", None) for kind in ("context", "problem"))
+            ):
+                mark.buffer = None  # it would be quoted, from the middle of a password on
+            why = f"not YAML: {' '.join(str(error).split())}"
         except RecursionError:
             pass
         raise UsageError(f"{self.where or f'{key}={_shown(text)}'}: {why}")
@@ -74,7 +78,7 @@ class _Reader:
         if NoneType in get_args(hint):
             hint = next(part for part in get_args(hint) if part is not NoneType)
         if node.tag.removeprefix(_TAG) not in _TAGS:
-            self._refuse(node, key, f"{printable(node.tag)} is not for recipes")
+            self._refuse(node, key, f"{node.tag} is not for recipes")
         if isinstance(node, yaml.ScalarNode):
             null = node.style is None and node.tag == f"{_TAG}null"
             return None if null and optional else self._scalar(node, hint, key, null)
@@ -114,7 +118,7 @@ class _Reader:
         if len(names) < len(node.value):
             self._refuse(node, key, "a key must be a word")
         if twice := next((name for name in names if names.count(name) > 1), None):
-            self._refuse(node, key, f"the key {printable(twice)} stands there twice")
+            self._refuse(node, key, f"the key {twice} stands there twice")
         yaml.SafeLoader("").flatten_mapping(node)  # what stands under <<
         group = is_dataclass(hint)
         hints = get_type_hints(hint) if group else {"weight": float}  # of a source in data.train
@@ -144,7 +148,8 @@ class _Reader:
 
 
 def _shown(text: str) -> str:
-    return printable(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    text = without_secrets(text)  # before it is cut, which may be within a password
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _words(hint: Any) -> str:

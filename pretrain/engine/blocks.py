@@ -84,11 +84,12 @@ def _compiled(forward: Forward) -> Forward:
         if packing.watch is not None:  # not worth compiling: models are inspected rarely
             return forward(x, packing)
         if not packing.single:
-            for tensor in (x, packing.image, packing.host_offsets):
+            turns = (packing.rotation.cos, packing.rotation.sin) if packing.rotation is not None else ()
+            for tensor in (x, packing.image, packing.host_offsets, *turns):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         # Fields that no block reads get fixed values: torch 2.11 compiles anew where they differ.
         same: dict[str, Any] = {"order": None, "inverse": None, "image_inverse": None, "groups": ()}
-        image = packing.image
-        return compiled(x, replace(packing, row=image, column=image, uniform=False, **same))
+        same |= dict.fromkeys(("row", "column", "rows", "columns"), packing.image)
+        return compiled(x, replace(packing, uniform=False, **same))
 
     return call

@@ -117,7 +117,7 @@ def freeze(model: nn.Module, names: list[str]) -> None:
         if not frozen:
             modules = [module for module, _ in model.named_modules() if module]
             raise UsageError(
-                f"optim.freeze: the model has no {name!r}{nearest(name, [*parameters, *modules])}",
+                f"optim.freeze: the model has no '{name}'{nearest(name, [*parameters, *modules])}",
                 shared=True,
             )
         for key in frozen:

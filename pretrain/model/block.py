@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .attention import attention
 from .init import constant, normal, reset, xavier_uniform, zeros
+from .norm import build_norm
 from .packing import Packing
+from .swiglu import SwiGLU
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:  # no module, so that all copies of a block share one object
@@ -31,8 +33,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Attention(nn.Module):
     """Multi-head self-attention within each image: (T, n, D) -> (T, n, D).
 
-    qk_norm: a LayerNorm over each head's queries and one over its keys (arXiv 2302.05442, section 2).
-    dropout: of the attention weights. Raises ValueError if the heads do not divide embed_dim.
+    qk_norm: a norm over each head's queries and one over its keys (arXiv 2302.05442, section 2); norm: its
+    kind. dropout: of the attention weights. Raises ValueError if the heads do not divide embed_dim.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Attention(nn.Module):
         norm_eps: float = 1e-6,
         proj_bias: bool = True,
         dropout: float = 0.0,
+        norm: str = "layer",
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -52,7 +55,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (
-            nn.LayerNorm(embed_dim // num_heads, eps=norm_eps) if qk_norm else None for _ in "qk"
+            build_norm(norm, embed_dim // num_heads, norm_eps) if qk_norm else None for _ in "qk"
         )
         self.proj = nn.Linear(embed_dim, embed_dim, bias=proj_bias)
         self.init_rules = {
@@ -70,6 +73,8 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             # Autocast computes norms in float32, but attention needs q, k and v in one type.
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if packing.rotation is not None:
+            q, k = packing.rotation.turn(q), packing.rotation.turn(k)
         dropout = self.dropout if self.training else 0.0
         return self.proj(attention(q, k, v, packing, dropout).flatten(1)).view_as(x)
 
@@ -114,7 +119,8 @@ class Block(nn.Module):
     drop_path: the share of images that skip a branch in training (stochastic depth, arXiv
     1603.09382). layer_scale: the initial value of a LayerScale at the end of each branch; None: none.
     parallel: x + attention(norm1 x) + MLP(norm1 x), both skipped together (arXiv 2302.05442,
-    section 2). qkv_bias, proj_bias: whether attention's projections have biases.
+    section 2). qkv_bias, proj_bias: whether attention's projections have biases. norm: `layer` or `rms`.
+    mlp: `plain`, or `swiglu`, which has no other activation.
     """
 
     def __init__(
@@ -133,15 +139,23 @@ class Block(nn.Module):
         parallel: bool = False,
         proj_bias: bool = True,
         attention_dropout: float = 0.0,
+        norm: str = "layer",
+        mlp: str = "plain",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias, attention_dropout)
-        self.norm2 = None if parallel else nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm1 = build_norm(norm, embed_dim, norm_eps)
+        self.attn = Attention(
+            embed_dim, num_heads, qkv_bias, qk_norm, norm_eps, proj_bias, attention_dropout, norm
+        )
+        self.norm2 = None if parallel else build_norm(norm, embed_dim, norm_eps)
         self.ls1, self.ls2 = (
             nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale) for _ in (1, 2)
         )
-        self.mlp = Mlp(embed_dim, mlp_dim, activation, dropout)
+        self.mlp = (
+            SwiGLU(embed_dim, mlp_dim, dropout)
+            if mlp == "swiglu"
+            else Mlp(embed_dim, mlp_dim, activation, dropout)
+        )
         self.dropout = nn.Dropout(dropout)
         self.keep: Tensor | None = None
         if drop_path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from data_tools.tile_batch import TileBatch
 from ..config.schema import ModelConfig
 from .encoder import Pixels, build_encoder, geometry_of, pooled_norm
 from .heads import AttentionPool, LinearHead, MlpHead, Pooler, in_full
+from .loss import Output, label_loss
 from .packing import Packing, Watch
 from .resize import adapt_positions, is_position_table
 from .variants import resolve
@@ -54,7 +56,9 @@ class Classifier(nn.Module):
         self.geometry = geometry_of(arch, tile_size, max_tiles)
         self.encoder = build_encoder(config, arch, tile_size, self.geometry, in_channels, mask_token)
         self.pool = (
-            AttentionPool(arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps)
+            AttentionPool(
+                arch.embed_dim, arch.num_heads, arch.mlp_dim, config.activation, config.norm_eps, config.norm
+            )
             if config.pool == "map"
             else None
         )
@@ -84,13 +88,41 @@ class Classifier(nn.Module):
         """The Transformer blocks, in order."""
         return self.encoder.layers
 
-    def forward(self, batch: TileBatch | Tensor) -> Tensor:
+    @overload
+    def forward(self, batch: TileBatch | Tensor) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        batch: TileBatch | Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any: ...
+
+    def forward(
+        self,
+        batch: TileBatch | Tensor,
+        labels: Tensor | None = None,
+        return_dict: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> Any:
         """Logits, float32 (B, num_classes); float64 from a model in float64.
 
         batch: a TileBatch, or images of one tile (B, C, S, S), S the tile size. uint8 pixels are
         normalised here; floating-point ones must be normalised already. ValueError for another shape.
+
+        As transformers' models: with labels the result is (loss, logits), see `loss.label_loss`; with
+        return_dict an `Output` of them. interpolate_pos_encoding: images may have another size.
         """
-        return in_full(self.head(self.represent(batch)))
+        model = self
+        if interpolate_pos_encoding and isinstance(batch, Tensor):
+            model = self.resized((batch.shape[-2], batch.shape[-1]), "bicubic_centers")
+        logits = in_full(model.head(model.represent(batch)))
+        if labels is None:
+            return Output(logits=logits) if return_dict else logits
+        loss = label_loss(logits, labels)
+        return Output(loss=loss, logits=logits) if return_dict else (loss, logits)
 
     def resized(self, tile_size: int | tuple[int, int], mode: str = "bilinear") -> Classifier:
         """The same classifier for images of another size.

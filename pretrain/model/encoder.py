@@ -19,8 +19,10 @@ from .embeddings import (
     sides,
 )
 from .hybrid import HybridEmbedding, ResNetV2
+from .norm import build_norm
 from .packing import Packing, Watch, to_device
 from .resize import Geometry
+from .rope import RotaryPositions, image_rotation, tile_rotation
 from .variants import Architecture
 from .vit import VisionTransformer
 
@@ -80,7 +82,7 @@ def geometry_of(arch: Architecture, tile_size: int | tuple[int, int], max_tiles:
 def pooled_norm(config: ModelConfig, arch: Architecture) -> nn.Module:
     """The norm behind the pool; Identity if the configuration has none there."""
     if config.final_norm == "pooled":
-        return nn.LayerNorm(arch.embed_dim, eps=config.norm_eps)
+        return build_norm(config.norm, arch.embed_dim, config.norm_eps)
     return nn.Identity()
 
 
@@ -99,6 +101,7 @@ def build_encoder(
     """
     max_tiles = geometry.max_tiles
     tiled = max_tiles > 1
+    tables = tiled and config.position != "rope2d"
     if tiled and config.final_norm == "pooled":
         raise UsageError("model.final_norm=pooled needs data.max_tiles=1: tiles are placed behind the norm")
     return VisionTransformer(
@@ -118,10 +121,14 @@ def build_encoder(
             qk_norm=arch.qk_norm,
             layer_scale=config.layer_scale,
             parallel=arch.parallel,
+            norm=config.norm,
+            mlp=config.mlp,
         ),
         token_pos_embedding=_positions(config, arch, geometry),
-        pre_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
-        post_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tiled else None,
+        pre_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tables else None,
+        post_tile_pos_embed=TilePositionalEmbedding(max_tiles, arch.embed_dim) if tables else None,
+        rope=_rotary(config, arch, max_tiles),
+        norm=config.norm,
         in_channels=in_channels,
         class_token=arch.class_token,
         patch_bias=not config.pre_norm,
@@ -142,8 +149,19 @@ def build_encoder(
     )
 
 
-def _positions(config: ModelConfig, arch: Architecture, geometry: Geometry) -> TokenPositionalEmbedding:
+def _rotary(config: ModelConfig, arch: Architecture, max_tiles: int) -> RotaryPositions | None:
+    width = arch.embed_dim // arch.num_heads
+    if config.position == "rope2d":
+        return image_rotation(width, max_tiles)
+    return tile_rotation(width) if config.use_rope else None
+
+
+def _positions(
+    config: ModelConfig, arch: Architecture, geometry: Geometry
+) -> TokenPositionalEmbedding | None:
     """The position table for `geometry`; the embedding is built with patches of one pixel."""
+    if config.position == "rope2d":
+        return None
     width, grid, class_token = arch.embed_dim, geometry.grid, arch.class_token
     sincos, std = config.position == "sincos2d", 0.02
     if geometry.max_tiles == 1:

@@ -22,8 +22,9 @@ def forward_flops(
     width = arch.embed_dim
     patches = tiles * arch.grid(tile_size) ** 2
     tokens = patches + tiles * (arch.class_token + config.registers)
+    matrices = 3 if config.mlp == "swiglu" else 2
     # q, k, v and the output projection; scores and their sum over the values; the MLP.
-    block = tokens * (4 * width**2 + 2 * tokens * width + 2 * width * arch.mlp_dim)
+    block = tokens * (4 * width**2 + 2 * tokens * width + matrices * width * arch.mlp_dim)
     pool = 0
     if config.pool == "map" and not masked:
         # Keys and values, scores and their sum, the output projection, the MLP. The query does not

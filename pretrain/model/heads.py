@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .attention import pool_attention
 from .block import ACTIVATIONS, Mlp
 from .init import constant, normal, reset, xavier_uniform, zeros
+from .norm import build_norm
 from .packing import Packing
 
 
@@ -75,7 +76,13 @@ class AttentionPool(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, mlp_dim: int, activation: str = "gelu", norm_eps: float = 1e-6
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: str = "gelu",
+        norm_eps: float = 1e-6,
+        norm: str = "layer",
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -83,7 +90,7 @@ class AttentionPool(nn.Module):
         self.q = nn.Linear(embed_dim, embed_dim)
         self.kv = nn.Linear(embed_dim, 2 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = build_norm(norm, embed_dim, norm_eps)
         self.mlp = Mlp(embed_dim, mlp_dim, activation)
         self.init_rules = {
             "probe": normal(embed_dim**-0.5),

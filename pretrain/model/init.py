@@ -123,7 +123,7 @@ def _rule(model: nn.Module, name: str) -> Rule:
         rules = getattr(module, "init_rules", {})
         if ".".join(parts[depth:]) in rules:
             return rules[".".join(parts[depth:])]
-    if isinstance(model.get_submodule(".".join(parts[:-1])), nn.LayerNorm | nn.GroupNorm):
+    if isinstance(model.get_submodule(".".join(parts[:-1])), nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
         return ones if parts[-1] == "weight" else zeros
     raise RuntimeError(f"no rule says how the parameter {name!r} of {type(model).__name__} begins")
 

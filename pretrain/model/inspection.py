@@ -101,6 +101,28 @@ def inspect(
     )
 
 
+def features(model: Classifier, batch: TileBatch | Tensor, layer: int | None = None) -> Tensor:
+    """One vector for each image, float32 (B, D).
+
+    layer: None for the head's input; else a number of Inspection.hidden_states, -1 for the last block's
+    output, of which it is the mean over the image's class tokens where model.pool=cls, else over its patches,
+    without the last norm.
+    ValueError for a layer that the model does not have.
+    """
+    if layer is None:
+        return in_full(model.represent(batch))
+    encoder = model.encoder
+    depth = len(encoder.layers)
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer must be {-depth - 1} to {depth}, got {layer}")
+    tiles, packing = model.unpack(batch)
+    x = encoder.embed(tiles, packing)
+    for block in encoder.layers[: layer % (depth + 1)]:
+        x = block(x, packing)
+    tokens = x[:, 0] if model.config.pool == "cls" else x[:, encoder.prefix :].mean(1)
+    return in_full(packing.image_means(tokens))
+
+
 def _checked(mask: Tensor, tiles: Tensor) -> Tensor:
     if mask.ndim != 2 or len(mask) != len(tiles):
         raise ValueError(f"mask must be bool ({len(tiles)}, patches), got {mask.dtype} {tuple(mask.shape)}")

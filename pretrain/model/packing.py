@@ -18,6 +18,26 @@ Watch: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Packing], Tensor]"
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Turns the pairs of numbers of each token's heads (see `rope.RotaryPositions`).
+
+    cos, sin: float32 (tokens of the batch, 1, d / 2). neighbours: whether pairs are neighbouring numbers;
+    otherwise they lie half a head apart.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    neighbours: bool
+
+    def turn(self, x: Tensor) -> Tensor:
+        """x (tokens of the batch, heads, d), turned in float32, in its own type."""
+        first, second = (x[..., ::2], x[..., 1::2]) if self.neighbours else x.chunk(2, -1)
+        turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
+        whole = torch.stack(turned, -1).flatten(-2) if self.neighbours else torch.cat(turned, -1)
+        return whole.to(x.dtype)
+
+
+@dataclass(frozen=True)
 class Packing:
     """Where each tile of a batch lies: B images, T tiles, n tokens in every tile.
 
@@ -27,8 +47,10 @@ class Packing:
     groups: (images, tiles of each image) for each number of tiles, ascending, which is packed order.
     order, inverse: (T,) packed tile -> its place in the batch, and back; None: they are the same.
     image_inverse: (B,) place in the batch -> packed image; None: they are the same.
-    image: (T,) the packed image of each packed tile; row, column: the tile's position in that image.
+    image: (T,) the packed image of each packed tile; row, column: the tile's position in that image, which
+    has rows and columns of tiles.
     offsets: int32 (B + 1,) first token of each packed image; host_offsets: the same on the CPU.
+    rotation: of queries and keys, or None.
     watch: called in place of `attention.attention`, to inspect a model (`inspection.AttentionMaps`).
     All tensors but host_offsets are on the device of the tokens.
     """
@@ -44,8 +66,11 @@ class Packing:
     image: Tensor
     row: Tensor
     column: Tensor
+    rows: Tensor
+    columns: Tensor
     offsets: Tensor
     host_offsets: Tensor
+    rotation: Rotation | None = None
     watch: Watch | None = None
 
     @classmethod
@@ -81,6 +106,8 @@ class Packing:
             image=on_device(layout.image),
             row=on_device(layout.row),
             column=on_device(layout.column),
+            rows=on_device(grid[layout.packed, 0][layout.image]),
+            columns=on_device(grid[layout.packed, 1][layout.image]),
             offsets=on_device(offsets),
             host_offsets=offsets,
         )

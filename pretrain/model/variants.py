@@ -34,7 +34,7 @@ SIZES = {
 }
 
 # Sizes whose blocks differ from the others. For the paper's 22B, also set model.pool=map, as it pools by
-# attention. One difference stays: its LayerNorms do not subtract the mean and have no bias.
+# attention, and model.norm=rms, as its norms do not subtract the mean and have no bias.
 TRAITS = {"22b": {"parallel": True, "qk_norm": True, "qkv_bias": False}}
 
 # Size of the Transformer, units in each stage of the ResNet, patch size in cells of its features
@@ -114,7 +114,7 @@ def resolve(config: ModelConfig) -> Architecture:
     check_limits(config, "model.")
     size, patch, depths = _row(config.name)
     if config.backbone is not None and depths is None:
-        raise UsageError(f"model.backbone is for hybrids, but model.name is {config.name!r}")
+        raise UsageError(f"model.backbone is for hybrids, but model.name is '{config.name}'")
     backbone = config.backbone
     if backbone is None and depths is not None:
         backbone = BackboneConfig(depths=list(depths))
@@ -130,7 +130,7 @@ def resolve(config: ModelConfig) -> Architecture:
         embed_dim=chosen(config.embed_dim, width),
         num_layers=chosen(config.num_layers, depth),
         num_heads=chosen(config.num_heads, heads),
-        mlp_dim=chosen(config.mlp_dim, mlp),
+        mlp_dim=chosen(config.mlp_dim, two_thirds(mlp) if config.mlp == "swiglu" else mlp),
         class_token=chosen(config.class_token, config.pool == "cls"),
         backbone=backbone,
         **{key: chosen(getattr(config, key), usual) for key, usual in traits.items()},
@@ -171,6 +171,11 @@ def middle_width(channels_out: int) -> int:
     return multiple_of_8(channels_out / 4)
 
 
+def two_thirds(width: int) -> int:
+    """Two thirds of a width, as a multiple of 8 not below it: a SwiGLU of that many numbers (DINOv2's)."""
+    return (width * 2 // 3 + 7) // 8 * 8
+
+
 def multiple_of_8(width: float) -> int:
     """The nearest multiple of 8, at least 8, and never less than nine tenths of the width."""
     nearest = max(8, int(width + 4) // 8 * 8)
@@ -190,7 +195,7 @@ def _row(name: str) -> tuple[str, int, tuple[int, ...] | None]:
     match = re.fullmatch(r"vit_(.+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         near = [_ours(name)] if _ours(name) else get_close_matches(name, USUAL_NAMES, n=3, cutoff=0.0)
-        raise UsageError(f"model.name is {name!r}, which does not exist; near it: {', '.join(near)}")
+        raise UsageError(f"model.name is '{name}', which does not exist; near it: {', '.join(near)}")
     return match[1], int(match[2]), None
 
 
@@ -239,5 +244,14 @@ def _check(config: ModelConfig, arch: Architecture) -> None:
         )
     if config.pool == "cls" and not arch.class_token:
         raise UsageError("model.pool=cls needs model.class_token to be true or null")
+    if config.position == "rope2d" and config.use_rope:
+        raise UsageError(
+            "model.use_rope is for a table of positions: leave it out with model.position=rope2d"
+        )
+    head = arch.embed_dim // arch.num_heads
+    if (config.position == "rope2d" or config.use_rope) and head % 4:
+        raise UsageError(
+            f"rotary positions need heads whose width is a multiple of 4, not {head}: set model.num_heads"
+        )
     if config.position == "sincos2d" and arch.embed_dim % 4:
         raise UsageError(f"model.position=sincos2d needs model.embed_dim % 4 == 0, not {arch.embed_dim}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from .block import Block
 from .embeddings import ClassEmbedding, PatchEmbedding, sides
 from .init import normal, reset, zeros
+from .norm import build_norm
 from .packing import Packing, to_device
+from .rope import RotaryPositions
 
 
 class VisionTransformer(nn.Module):
@@ -21,7 +24,7 @@ class VisionTransformer(nn.Module):
         tile_size may also be (height, width).
     layer: a Block, deep-copied num_layers times; called as layer(x, packing).
     token_pos_embedding: a TokenPositionalEmbedding, or a TiledTokenPositionalEmbedding if images
-        have several tiles; called as embedding(x, packing), like the next two.
+        have several tiles; called as embedding(x, packing), like the next two. None: no table.
     pre_tile_pos_embed, post_tile_pos_embed: TilePositionalEmbeddings; the first is applied before the
         class token is added, the second after the last norm.
     cls_projection: called with (tiles, n, D), the class token first; `forward` returns its result
@@ -38,6 +41,8 @@ class VisionTransformer(nn.Module):
         class token that comes first and the patches (arXiv 2309.16588).
     mask_token: whether there is a learned token that replaces masked patches, see `encode`.
     post_norm: whether there is a norm behind the last layer.
+    rope: how queries and keys turn with the place of their patch. norm: the kind of the norms outside of the
+        layers, `layer` or `rms`.
     patch_embed, grid: what replaces the patch projection, (T, C, S, S) -> (T, patches, D), and the
         rows and columns of patches that it makes of a tile.
 
@@ -52,7 +57,7 @@ class VisionTransformer(nn.Module):
         num_layers: int,
         embed_dim: int,
         layer: Block,
-        token_pos_embedding: nn.Module,
+        token_pos_embedding: nn.Module | None,
         pre_tile_pos_embed: nn.Module | None = None,
         post_tile_pos_embed: nn.Module | None = None,
         cls_projection: nn.Module | None = None,
@@ -70,6 +75,8 @@ class VisionTransformer(nn.Module):
         registers: int = 0,
         mask_token: bool = False,
         post_norm: bool = True,
+        rope: RotaryPositions | None = None,
+        norm: str = "layer",
         patch_embed: nn.Module | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
@@ -105,13 +112,14 @@ class VisionTransformer(nn.Module):
         self.pre_tile_pos_embed = pre_tile_pos_embed
         self.token_pos_embedding = token_pos_embedding
         self.post_tile_pos_embed = post_tile_pos_embed
+        self.rope = rope
         self.dropout = nn.Dropout(dropout)
-        self.ln_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
+        self.ln_pre = build_norm(norm, embed_dim, norm_eps) if pre_norm else nn.Identity()
         blocks = [deepcopy(layer) for _ in range(num_layers)]
         self.layers = nn.ModuleList(blocks)
         for index, block in enumerate(blocks if drop_path else ()):
             block.set_drop_path(drop_path * index / max(num_layers - 1, 1))
-        self.ln_post = nn.LayerNorm(embed_dim, eps=norm_eps) if post_norm else nn.Identity()
+        self.ln_post = build_norm(norm, embed_dim, norm_eps) if post_norm else nn.Identity()
         self.cls_projection = cls_projection
         reset(self)
 
@@ -135,14 +143,18 @@ class VisionTransformer(nn.Module):
 
         ValueError if an image has more rows or columns than the position tables.
         """
-        tables = (self.pre_tile_pos_embed, self.token_pos_embedding, self.post_tile_pos_embed)
+        tables = (self.pre_tile_pos_embed, self.token_pos_embedding, self.post_tile_pos_embed, self.rope)
         limits = [getattr(table, "max_num_tiles", None) for table in tables]
         limit = min((limit for limit in limits if limit is not None), default=None)
         if limit is not None and grid.numel() and grid.max() > limit:
             raise ValueError(
                 f"an image has {grid.max()} tiles along a side, but the positions end at {limit}"
             )
-        return Packing.of(grid, self.tokens_per_tile, device, limit)
+        packing = Packing.of(grid, self.tokens_per_tile, device, limit)
+        if self.rope is None:
+            return packing
+        after = self.tokens_per_tile - self.prefix - prod(self.grid)
+        return replace(packing, rotation=self.rope.rotation(packing, self.grid, self.prefix, after))
 
     def check(self, tiles: Tensor) -> None:
         """ValueError unless the tiles are (T, C, S, S) with this model's C and S."""
@@ -196,7 +208,8 @@ class VisionTransformer(nn.Module):
             x = self.pre_tile_pos_embed(x, packing)
         if self.cls_token_embedding is not None:
             x = self.cls_token_embedding(x)
-        x = self.token_pos_embedding(x, packing)
+        if self.token_pos_embedding is not None:
+            x = self.token_pos_embedding(x, packing)
         if self.register_tokens is not None:
             tokens = self.register_tokens.to(x.dtype).expand(len(x), -1, -1)
             before = self.prefix - self.registers

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from data_tools.errors import UsageError, UserError, is_transient, print_line, retrying
+from data_tools.errors import LineFormatter, UsageError, UserError, is_transient, print_line, retrying
 
 from .files import Secondary, keep_rows, read_object, write_json
 from .lock import LOCK_PATIENCE, take_lock
 from .rendezvous import slurm_job
 
+NUMBERS = ("time", "step", "steps", "step_time", "seconds_left", "images_per_s", "loss")  # in status.json
 STATUS_LOCK_PATIENCE = 1.0  # seconds
 
 SAMPLE = ("split", "shard", "key")  # what a row of bad_samples.jsonl has
@@ -60,7 +60,7 @@ class RunFolder:
         """Make the folders that a run writes to. Raises UsageError, or UserError if the disk is full."""
         for folder in (self.path, self.path / "logs", self.checkpoints):
             try:
-                retrying(partial(_make_and_try, folder))
+                retrying(partial(make_and_try, folder))
             except OSError as error:
                 raise _unwritable(folder, error) from None
 
@@ -82,16 +82,19 @@ class RunFolder:
 
         def open_file() -> None:
             file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            file.setFormatter(LineFormatter("%(asctime)s %(message)s"))
             log.addHandler(file)
 
         self._files.write(path, open_file)
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty if there is none, or none that a run wrote."""
+        """The content of status.json; empty if there is none, or none that a run wrote.
+
+        What should be a number and is none is left out.
+        """
         found = read_object(self.status_file)
-        known = isinstance(found.get("state"), str) and isinstance(found.get("time"), int | float)
-        return found if known else {}
+        kept = {key: value for key, value in found.items() if key not in NUMBERS or _is_number(value)}
+        return kept if isinstance(kept.get("state"), str) and "time" in kept else {}
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
         """Update status.json; facts that are not given stay as they are.
@@ -172,10 +175,6 @@ class RunFolder:
                         time.sleep(0.02)
             yield
 
-    def wandb_id(self) -> str:
-        """The W&B id of this run: random at its first start, later the one in status.json."""
-        return self.status().get("wandb_id") or secrets.token_hex(4)
-
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
         self._files.append(self.metrics, [row])
@@ -191,7 +190,7 @@ class RunFolder:
             self.metrics: ("step",),
             self.nonfinite: ("step",),
             self.bad_samples: SAMPLE,
-            **dict.fromkeys(self.trace.glob("*.jsonl"), ("step",)),
+            **dict.fromkeys(retrying(lambda: list(self.trace.glob("*.jsonl"))), ("step",)),
         }
         for file, keys in files.items():
             try:
@@ -224,9 +223,14 @@ class RunFolder:
         self._files.flush()
 
 
-def _make_and_try(folder: Path) -> None:
+def make_and_try(folder: Path) -> None:
+    """Make a folder, and a file in it that is gone at once. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -36,7 +36,9 @@ def take_lock(folder: Path, patience: float) -> TextIO:
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            if os.fstat(stream.fileno()).st_nlink:
+                break
+            stream = file.open("a+", encoding="utf-8")  # who held the lock has deleted the file
         except BlockingIOError:
             stream.seek(0)
             owner = stream.read().strip()

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError
+from data_tools.errors import DataError, DivergedError, Stopped, UsageError, UserError, flushed
 
 from .lost import FailedElsewhere
 from .rendezvous import join, ranks_from_environment, started_by_srun
@@ -148,16 +148,14 @@ def check_gpus(count: int) -> None:
 def leave(world: World, code: int) -> NoReturn:
     """End this process with `code`; for 0 and 75 after all processes have called this.
 
-    With several processes the interpreter does not shut down in its usual way: gloo's threads may abort it
-    then, after all work is done, and so turn success into failure.
+    The interpreter does not shut down in its usual way: gloo's threads may abort it then, after all work is
+    done, and so turn success into failure; and W&B would wait until all is uploaded.
     """
     gc.collect()
-    if world.size > 1 and code in (0, 75):
+    if code in (0, 75):
         world.barrier()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if world.size > 1:
-        os._exit(code)
-    dist.destroy_process_group()
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with flushed(stream):
+            pass
+    os._exit(code)

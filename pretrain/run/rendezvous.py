@@ -14,7 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import Stopped, UsageError, UserError, printable
+from data_tools.errors import Stopped, UsageError, UserError
 
 from .stop import StopFlag
 
@@ -53,7 +53,7 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> tuple
     given = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if environment.get(name)}
     if given in ({}, {"WORLD_SIZE": "1"}, {"RANK": "0"}):
         return 0, 1
-    told = ", ".join(f"{name}={printable(value)}" for name, value in given.items())
+    told = ", ".join(f"{name}={value}" for name, value in given.items())
     todo = "start the processes by torchrun or python -m launch slurm, or unset these variables"
     if len(given) < 2:
         missing = ({"RANK", "WORLD_SIZE"} - given.keys()).pop()

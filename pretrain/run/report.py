@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_tools.errors import printable
+
 from ..config.schema import Config
 from .files import read_rows, replace_file
 from .folder import RunFolder
@@ -169,7 +171,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return f"<tr><th>step</th>{head}<th>images</th></tr>" + "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in line) + "</tr>" for line in lines
     )
 
 
@@ -201,8 +203,8 @@ def _guess(item: Example, classes: Sequence[str]) -> str:
     name, *truth = (classes[int(label)] for label in (best, *item.labels))
     correction = ""
     if item.labels and best not in item.labels:
-        correction = f' <span class="wrong">(is {html.escape(", ".join(truth))})</span>'
-    return f"{html.escape(name)} {float(item.predicted[best]):.0%}{correction}"
+        correction = f' <span class="wrong">(is {html.escape(printable(", ".join(truth)))})</span>'
+    return f"{html.escape(printable(name))} {float(item.predicted[best]):.0%}{correction}"
 
 
 def _numbers(item: Example, classes: Sequence[str]) -> str:

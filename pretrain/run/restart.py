@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import count
 
-from data_tools.errors import UsageError, UserError, print_line
+from data_tools.errors import UsageError, UserError, print_line, retrying
 
 from ..config.schema import Config
 from .files import read_rows
@@ -58,17 +59,17 @@ def steps_done(folder: RunFolder) -> int:
 
 def _set_aside(folder: RunFolder) -> None:
     """Move what the run has so far to a folder before-N in its folder."""
-    entries = [path for path in folder.path.iterdir() if path.name not in STAYS]
+    entries = [path for path in retrying(lambda: list(folder.path.iterdir())) if path.name not in STAYS]
     entries = [path for path in entries if not path.name.startswith("before-")]
     # The checkpoints first: if this is interrupted, no later start takes them for a run without its metrics.
     entries.sort(key=lambda path: (path != folder.checkpoints, path.name))
-    if not any(folder.checkpoints.iterdir()) and len(entries) == 1:
+    if not retrying(lambda: list(folder.checkpoints.iterdir())) and len(entries) == 1:
         return
     aside = next(path for n in count(1) if not os.path.lexists(path := folder.path / f"before-{n}"))
     try:
         aside.mkdir()
         for path in entries:
-            os.rename(path, aside / path.name)
+            retrying(partial(os.rename, path, aside / path.name))
         folder.checkpoints.mkdir()
     except OSError as error:
         text = f"{folder.path}: what the run has so far cannot be moved to {aside.name}: {error.strerror}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
-from data_tools.errors import printable
 from data_tools.tile_batch import TileBatch, checksum
 
 from .folder import RunFolder, log
@@ -31,9 +30,7 @@ class SampleLog:
             if (split, bad.shard, bad.key) not in self._noted:
                 self._noted.add((split, bad.shard, bad.key))
                 new += self._folder.add_bad_sample({"step": step, "split": split, **asdict(bad)})
-                log.warning(
-                    "unreadable sample %s in %s: %s", *map(printable, (bad.key, bad.shard, bad.reason))
-                )
+                log.warning("unreadable sample %s in %s: %s", bad.key, bad.shard, bad.reason)
         return new
 
     def noting_bad(self, step: int, batches: Iterable[TileBatch], split: str) -> Iterator[TileBatch]:

@@ -20,6 +20,7 @@ from data_tools.errors import DataError, UsageError
 from data_tools.packing.csv_table import CsvOptions
 from data_tools.packing.pack import pack
 from data_tools.shards.index import build_index
+from data_tools.shards.label_meaning import Kind, LabelError, Meaning
 from data_tools.shards.labels import LabelRules, parse_json
 from data_tools.shards.shard_set import ShardSet
 from data_tools.verify import verify
@@ -76,8 +77,9 @@ def test_samples_with_different_counts_of_numbers_are_refused(tmp_path: Path, pi
 
 @pytest.mark.parametrize("text", ["NaN", "[0.5, Infinity]", "[0.5, true]", "1e39", "[[0.5]]"])
 def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="label"):
-        parse_json(f'{{"label": {text}}}'.encode())
+    meaning = Meaning(Kind.number, "")
+    with pytest.raises(LabelError, match="label"):
+        meaning.resolve(parse_json(f'{{"label": {text}}}'.encode())["label"])
 
 
 def test_numbers_of_a_csv_are_packed_and_packed_again(tmp_path: Path, pictures: list[Path]) -> None:

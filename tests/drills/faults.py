@@ -1,6 +1,7 @@
 """A disk that fails once: one run for each access to each file of a run, its shards and its checkpoints.
 
-    python tests/drills/faults.py [--only PART OF A NAME] [--processes 2]
+    python tests/drills/faults.py [--only PART OF A NAME] [--processes 2] [--nth 2] [--errors EIO]
+                                  [key=value ...]
 
 The accesses are found by a first run and a first resume, each of which then is done again with one failure:
 EIO (the disk or its network), ESTALE (a file server that came back) and, where something is written, ENOSPC.
@@ -50,20 +51,25 @@ CODES = (errno.EIO, errno.ESTALE, errno.ENOSPC)
 WRITES = ("create", "write", "sync", "rename", "mkdir")
 PRIMARY = ("checkpoints", "config.yaml", "classes.json", ".lock", "logs", "TEMPORARY")  # parts of a path
 
+RUN = ("new", "resumed")  # the run folders, as faulty.py knows them
+
 
 class Disk:
     """Runs of one recipe under `folder`, each with its own failure."""
 
-    def __init__(self, folder: Path, processes: int = 0) -> None:
-        self.folder, self.processes = folder, processes
+    def __init__(
+        self, folder: Path, processes: int = 0, nth: int = 1, settings: tuple[str, ...] = ()
+    ) -> None:
+        """nth: which of several accesses of one kind to a file fails. settings: of all runs."""
+        self.folder, self.processes, self.nth, self.settings = folder, processes, nth, (*SETTINGS, *settings)
         self.recipe = write_recipe(folder / "recipe", pack(folder))
         self._numbers = itertools.count()
 
     def run(self, run: Path, steps: int, **spec: Any) -> CompletedProcess[str]:
         """Run to step `steps`; spec: of faulty.py."""
         file = self.folder / f"{run.name}.json"
-        file.write_text(json.dumps({"below": str(self.folder), **spec}), encoding="utf-8")
-        settings = (f"run.dir={run.parent}", f"run.name={run.name}", f"train.steps={steps}", *SETTINGS)
+        file.write_text(json.dumps({"below": str(self.folder), "nth": self.nth, **spec}), encoding="utf-8")
+        settings = (f"run.dir={run.parent}", f"run.name={run.name}", f"train.steps={steps}", *self.settings)
         call = [FAULTY, str(file), "-m", "pretrain", str(self.recipe), *settings]
         return run_warm(call, environment(), TIMEOUT, self.processes)
 
@@ -91,7 +97,7 @@ class Disk:
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert len(errors) == 1, said
-            assert full and any(part in name for part in PRIMARY), said
+            assert full and (any(part in name for part in PRIMARY) or name in RUN), said
             outcome = errors[0]
             done = self.run(run, STEPS)
             assert done.returncode == 0, done.stdout + done.stderr
@@ -161,9 +167,13 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="failures whose access and name hold this text")
     parser.add_argument("--processes", type=int, default=0)
+    parser.add_argument("--nth", type=int, default=1, help="which access of one kind to a file fails")
+    parser.add_argument("--errors", default="EIO,ESTALE,ENOSPC")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="such as tracking.wandb=offline")
     given = parser.parse_args()
+    codes = tuple(getattr(errno, name) for name in given.errors.split(","))
     with tempfile.TemporaryDirectory() as folder:
-        drill(Disk(Path(folder), given.processes), (given.only,))
+        drill(Disk(Path(folder), given.processes, given.nth, tuple(given.settings)), (given.only,), codes)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Accesses to files below the folder `below` of SPEC.json are open (to read), create (to write), read, write,
 sync, rename, remove, mkdir and list. The accesses of the kind `access` to the file `name` fail `times` times
-with the error `code`. `record`: a file that gets each access once, with the name under which it is known.
+with the error `code`, from the one with the number `nth` on (1). `record`: a file that gets each access once
+it has happened `nth` times, with the name under which it is known.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CHANGING = (  # parts of names that differ from run to run
 
 seen: Counter[tuple[str, str]] = Counter()
 write_really = os.write
+NTH = SPEC.get("nth", 1)
 record = os.open(SPEC["record"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if SPEC.get("record") else None
 
 
@@ -46,10 +48,10 @@ def touch(access: str, path: Any) -> None:
     if name is None:
         return
     seen[access, name] += 1
-    if record is not None and seen[access, name] == 1:
+    if record is not None and seen[access, name] == NTH:
         write_really(record, f"{access} {name}\n".encode())
     due = (SPEC.get("access"), SPEC.get("name")) == (access, name)
-    if due and seen[access, name] <= SPEC["times"]:
+    if due and NTH <= seen[access, name] < NTH + SPEC["times"]:
         names = [] if isinstance(path, int) else [os.fspath(path)]  # as the system's own errors have
         raise OSError(SPEC["code"], os.strerror(SPEC["code"]), *names)
 

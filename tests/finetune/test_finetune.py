@@ -159,6 +159,24 @@ def test_another_number_of_tiles(
     assert "backbone" in output
 
 
+def test_rotary_positions_go_to_another_size_and_number_of_tiles(
+    recipe: Path, data: Data, tmp_path: Path
+) -> None:
+    base = write_recipe(tmp_path, data)
+    blocks = ("model.position=rope2d", "model.norm=rms", "model.mlp=swiglu")
+    succeed("pretrain", base, f"run.dir={tmp_path}", "run.name=base", "train.steps=2", *blocks)
+    settings = (f"init={tmp_path}/base", f"run.dir={tmp_path}", "data.max_tiles=1", "train.steps=2")
+    output = succeed("finetune", recipe, *settings)
+    assert "rotary positions 4x4 in 4 tiles→6x6, head re-initialised" in output
+
+
+def test_tiles_of_a_model_without_biases_stay(recipe: Path, data: Data, tmp_path: Path) -> None:
+    base = write_recipe(tmp_path, data)
+    succeed("pretrain", base, f"run.dir={tmp_path}", "run.name=base", "train.steps=1", "model.norm=rms")
+    settings = (f"init={tmp_path}/base", "data.max_tiles=1")
+    refuse(recipe, tmp_path, *settings, code=2, says=("last norm", "set data.max_tiles=4"))
+
+
 def refuse(recipe: Path, tmp_path: Path, *settings: str, code: int, says: tuple[str, ...]) -> None:
     done = run("finetune", recipe, f"run.dir={tmp_path}/runs", *settings)
     assert done.returncode == code, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from exported import facts_of, rewrite, write_weights
@@ -14,6 +15,7 @@ from data_tools.errors import DataError
 from finetune import open_run
 from finetune.export import export_folder
 from pretrain.checkpoints.facts import distinct_names
+from pretrain.model.inspection import inspect
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,8 @@ def test_other_classes_are_refused(trained: Path, data: Data, tmp_path: Path) ->
     (other / "classes.json").write_text('["blue", "green", "purple"]')
     done = run("finetune", "evaluate", trained, other)
     assert done.returncode == 2
-    assert "classes.json" in done.stderr and done.stderr.count("\n") == 1
+    warning, error = done.stderr.splitlines()
+    assert "classes.json has changed" in warning and error.startswith("error:")
 
 
 def test_a_run_that_is_not_there(data: Data) -> None:
@@ -190,3 +193,58 @@ def test_what_cannot_be_predicted_is_refused_at_once(trained: Path, data: Data) 
     ):
         done = run("finetune", "predict", trained, *arguments)
         assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_features_are_the_models_own(trained: Path, data: Data) -> None:
+    run = open_run(trained, device="cpu")
+    images = sorted(data.images.rglob("*.png"))[:3]
+    batches = [run.transform(image) for image in images]
+    with torch.no_grad():
+        seen = [inspect(run.model, batch) for batch in batches]
+        logits = run.model.head(run.embed(images))
+    torch.testing.assert_close(logits, torch.cat([one.logits for one in seen]))
+    for layer in (0, 1, 2, -1):
+        wanted = torch.stack([one.hidden_states[layer][:, 0].mean(0) for one in seen])
+        torch.testing.assert_close(run.embed(images, layer=layer), wanted)
+    with pytest.raises(ValueError, match="layer must be -3 to 2"):
+        run.embed(images, layer=3)
+    assert run.embed([]).shape == (0, 24)
+
+
+def test_embed_writes_the_features_of_images_and_of_shards(trained: Path, data: Data, tmp_path: Path) -> None:
+    images = sorted(data.images.rglob("*.png"))
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    done = run(
+        "finetune", "embed", trained, *images, tmp_path / "broken.jpg", tmp_path / "a.npz", "--layer", -1
+    )
+    assert done.returncode == 3 and "broken.jpg" in done.stderr
+    succeed("finetune", "embed", trained, data.val, tmp_path / "b.npz", "--layer", 2, "--batch-size", 4)
+    with np.load(tmp_path / "a.npz") as alone, np.load(tmp_path / "b.npz") as packed:
+        assert alone["names"].tolist() == list(map(str, images))
+        apart = np.abs(alone["features"][:, None] - packed["features"]).max(-1)
+        places = apart.argmin(1)
+        assert sorted(places) == list(range(len(images))) and apart.min(1).max() < 1e-5
+        classes = open_run(trained).classes
+        assert [classes[label] for label in packed["labels"][places]] == [path.parent.name for path in images]
+        assert packed["names"][0].startswith("shard-") and packed["names"][0].endswith(".tar/000000000")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("{image}", "{there}"), 2, "new file"),
+        (("{image}", "{tmp}/a.npy"), 2, "end in .npz"),
+        (("{image}", "{tmp}/no/a.npz"), 2, "a folder that exists"),
+        (("{image}", "{tmp}/a.npz", "--layer", "3"), 2, "blocks 1 to 2"),
+        (("{tmp}/none", "{tmp}/a.npz"), 2, "none"),
+        (("{there}", "{tmp}/a.npz"), 3, "none of the images could be read"),
+    ],
+)
+def test_what_cannot_be_embedded_leaves_no_file(
+    arguments: tuple[str, ...], code: int, says: str, trained: Path, data: Data, tmp_path: Path
+) -> None:
+    (there := tmp_path / "there.npz").touch()
+    known = {"image": next(data.images.rglob("*.png")), "tmp": tmp_path, "there": there}
+    done = run("finetune", "embed", trained, *(text.format(**known) for text in arguments))
+    assert done.returncode == code and says in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [there]

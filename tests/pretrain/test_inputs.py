@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 from jobs import Data, losses, metrics, run, succeed, trace, write_recipe
 from pictures import write_pictures
+from sample_files import picture, write_tar
 
+from data_tools.__main__ import main as data_tools_main
 from data_tools.errors import UsageError
 from data_tools.shards.indexing import index_shards
+from data_tools.shards.shard_set import ShardSet
 from pretrain.config.batch_split import split_batch
 from pretrain.config.loading import load
 from pretrain.inputs import open_inputs
@@ -208,3 +212,45 @@ def test_the_identity_that_version_0_1_saved_still_resumes(data: Data, tmp_path:
     check_order(Saved({"order": order | {"index_sha256": "that of the file"}}), inputs, False)
     with pytest.raises(UsageError, match="another order of images"):
         check_order(Saved({"order": order | {"index_sha256": "another"}}), inputs, False)
+
+
+def advised(error: UsageError) -> list[str]:
+    """The command of data_tools in a message."""
+    return shlex.split(str(error).partition("python -m data_tools ")[2])
+
+
+@pytest.mark.parametrize("made_by", ["index", "pack"])
+@pytest.mark.parametrize("role", ["val", "second source"])
+def test_a_second_set_with_fewer_classes_gets_those_of_the_first_as_the_message_says(
+    made_by: str, role: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, labels in (("train", ["ant", "bee", "cow"]), ("second", ["bee", "cow"])):
+        Path(name).mkdir()
+        members = [
+            (f"{n}.{kind}", content)
+            for n in range(12)
+            for kind, content in (("jpg", picture(n)), ("cls", labels[n % len(labels)].encode()))
+        ]
+        write_tar(Path(name) / "x.tar", members)
+        if made_by == "pack":
+            Path(name).rename(f"{name}-shards")
+            assert data_tools_main(["pack", f"{name}-shards", name]) == 0
+        else:
+            assert data_tools_main(["index", name]) == 0
+    recipe = str(write_recipe(tmp_path, data))
+
+    def given(second: str) -> list[str]:
+        if role == "val":
+            return ["data.train=train", f"data.val={second}"]
+        return [f"data.train=[{{shards: train}}, {{shards: {second}}}]", "data.val=train"]
+
+    with pytest.raises(UsageError, match=r"label 0 is 'bee' there and 'ant' in train") as error:
+        open_inputs(load(recipe, given("second")))
+    command = advised(error.value)
+    assert command[:2] == [made_by, "second"] and command[-2:] == ["--classes", "train"]
+    assert data_tools_main(command) == 0
+    second = "NEW" if "NEW" in command else "second"
+    inputs = open_inputs(load(recipe, given(second)))
+    assert inputs.num_classes == 3 and inputs.classes == ["ant", "bee", "cow"]
+    assert set(ShardSet.open(second).labels(range(12)).tolist()) == {1, 2}

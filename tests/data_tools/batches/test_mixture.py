@@ -120,5 +120,7 @@ def test_a_mixture_that_cannot_work_says_why(two, tmp_path) -> None:
         mixture([(a, 1), (b, 1)], lanes=32).check(16)
     shutil.copytree(b.folder, tmp_path / "c")
     (tmp_path / "c" / "classes.json").write_text('["a", "b", "x", "d", "e"]')
-    with pytest.raises(UsageError, match="different class names"):
+    with pytest.raises(
+        UsageError, match=r"label 2 is 'x' there and 'c' in .*data_tools pack .*/c NEW --classes .*/a"
+    ):
         mixture([(a, 1), (ShardSet.open(tmp_path / "c"), 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -47,6 +48,20 @@ def test_names_in_two_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
         json.dumps([decomposed, "tea"])
     )  # as earlier versions wrote it
     assert ShardSet.open(tmp_path / "train").classes == ShardSet.open(tmp_path / "val").classes
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["Cat", "cat", "dog"], "'Cat' and 'cat' are different classes"),
+        (["1", "01", "x"], "'01' and '1' are different classes"),
+        (["big cat", "big_cat", "Big  cat"], "'Big  cat' and 'big cat' and 'big_cat' are different classes"),
+        (["0", "1", "2", "10"], "'10' is label 2"),
+    ],
+)
+def test_folders_that_may_be_taken_for_others_are_said(names: list[str], says: str, tmp_path: Path) -> None:
+    (packed,) = pack(write(tmp_path / "images", *names), tmp_path / "out")
+    assert packed.classes == len(names) and says in packed.labels
 
 
 def test_a_name_that_is_no_utf8_is_shown_escaped_in_every_file(tmp_path: Path) -> None:
@@ -137,7 +152,7 @@ def test_a_number_that_could_mean_two_of_the_classes_is_refused(indexed: bool, t
 def test_classes_that_cannot_be_used_are_refused(tmp_path: Path, capsys) -> None:
     source = write(tmp_path / "images", "dog")
     (tmp_path / "empty.json").write_text("[]")
-    (tmp_path / "wrong.json").write_text('{"dog": 0}')
+    (tmp_path / "wrong.json").write_text('{"dog": 1}')
     for given, code in (("nowhere", 2), ("empty.json", 2), ("wrong.json", 3), ("images", 2), ("0", 2)):
         given = given if given == "0" else str(tmp_path / given)
         assert cli.main(["pack", str(source), str(tmp_path / "out"), "--classes", given]) == code
@@ -146,3 +161,125 @@ def test_classes_that_cannot_be_used_are_refused(tmp_path: Path, capsys) -> None
         pack(source, tmp_path / "out", rules=LabelRules(numbers=True))
     with pytest.raises(UsageError, match="--label-key is for shards"):
         pack(source, tmp_path / "out", rules=LabelRules(key="breed"))
+
+
+IMAGENET = {"0": ["n01", "ant"], "1": ["n02", "bee"], "2": ["n03", "crane"], "3": ["n04", "crane"]}
+LINES = "n01440764 ant, black ant\nn01443537 bee\nn01484850 caf\u00e9\nn01491361 dog\n"
+# A file of classes -> folders that get the labels 1 and 3, and the names that are kept.
+CLASS_FILES: dict[str, tuple[object, tuple[str, str], list[str]]] = {
+    "list.json": (GIVEN, ("bee", "dog"), GIVEN),
+    "id2label.json": ({str(n): GIVEN[n] for n in (2, 0, 3, 1)}, ("bee", "dog"), GIVEN),
+    "config.json": (
+        {"model_type": "vit", "id2label": dict(zip("0123", GIVEN, strict=True)), "label2id": {}},
+        *(("bee", "dog"), GIVEN),
+    ),
+    "class_to_idx.json": ({name: n for n, name in enumerate(GIVEN)}, ("bee", "dog"), GIVEN),
+    "imagenet_class_index.json": (IMAGENET, ("n02", "n04"), ["n01", "n02", "n03", "n04"]),
+    "imagenet_names.json": (IMAGENET, ("bee", "ant"), ["ant", "bee", "crane", "crane"]),
+    "classes.txt": ("\ufeffant\r\nbee\r\ncaf\u00e9\r\ndog\r\n\r\n", ("bee", "dog"), GIVEN),
+    "LOC_synset_mapping.txt": (
+        LINES,
+        ("n01443537", "n01491361"),
+        [line.split()[0] for line in LINES.splitlines()],
+    ),
+    "words.txt": (LINES, ("bee", "dog"), ["ant, black ant", "bee", "caf\u00e9", "dog"]),
+    "numbered.txt": (
+        "0 ant\n1 bee\n2 caf\u00e9\n3 black dog\n",
+        ("bee", "black dog"),
+        [*GIVEN[:3], "black dog"],
+    ),
+    "spaces.txt": ("black ant\nblack bee\nbig cat\nbig dog\n", ("black bee", "big dog"), None),
+}
+
+
+@pytest.mark.parametrize("name", CLASS_FILES)
+def test_classes_come_from_the_files_that_others_write(name: str, tmp_path: Path) -> None:
+    content, folders, kept = CLASS_FILES[name]
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    options = ["--classes", str(tmp_path / name)]
+    write(tmp_path / "images", *folders)
+    assert cli.main(["pack", str(tmp_path / "images"), str(tmp_path / "out"), *options]) == 0
+    packed = {path.split("/")[0]: label for path, (_, label) in originals(tmp_path / "out").items()}
+    assert packed == {folders[0]: 1, folders[1]: 0 if name == "imagenet_names.json" else 3}
+    assert classes(tmp_path / "out") == (kept or text.splitlines())
+    (tmp_path / "shards").mkdir()
+    members = [
+        (f"{n}.{kind}", data)
+        for n, folder in enumerate(folders)
+        for kind, data in (("jpg", picture(n)), ("cls", folder.encode()))
+    ]
+    write_tar(tmp_path / "shards/x.tar", members)
+    assert cli.main(["index", str(tmp_path / "shards"), *options]) == 0
+    assert ShardSet.open(tmp_path / "shards").labels(range(2)).tolist() == [
+        packed[folder] for folder in folders
+    ]
+    assert classes(tmp_path / "shards") == (kept or text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '{"0": "a", "2": "b"}', "no class has the number 1"),
+        ("x.json", '{"1": "a", "2": "b"}', "no class has the number 0"),
+        ("x.json", '{"a": 0, "b": 0}', "'b' and 'a' have the same number, 0"),
+        ("x.json", '{"0": "a", "0": "b"}', "key '0' twice"),
+        ("x.json", '{"a": 0, "a": 1}', "key 'a' twice"),
+        ("x.json", '{"a": 0, "b": "1"}', "key 'a' is no number"),
+        ("x.json", '{"00": "a"}', "key '00' is no number"),
+        ("x.json", '{"a": true}', "key 'a' is no number"),
+        ("x.json", '{"0": ["n01", "a"], "1": ["n02"]}', "class 1 has 1 names"),
+        ("x.json", '{"0": ["n01", 3]}', "class 0 has"),
+        ("x.json", '["a", ["b"]]', "class 1 has"),
+        ("x.json", '["a", 1]', "class 1 has [1] instead of a name"),
+        ("x.json", '"a"', "neither a list"),
+        ("x.json", "[" * 100000, "does not say"),
+        ("config.json", '{"model_type": "vit", "num_labels": 2}', "key 'model_type' is no number"),
+        ("x.txt", "a\n\nb\n", "line 2"),
+        ("x.txt", "a\nb\tc\x1b[0m\n", "line 2"),
+        ("x.txt", "1 001.Ant\n2 002.Bee\n", "count from 1"),
+        ("x.csv", "a,b\n1,2\n", "Expecting value"),
+    ],
+)
+def test_a_file_of_classes_that_could_mean_two_things_is_refused(
+    name: str, text: str, said: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / name).write_text(text)
+    source = write(tmp_path / "images", "a")
+    command = ["pack", str(source), str(tmp_path / "out"), "--classes", str(tmp_path / name)]
+    assert cli.main(command) == 3
+    error = capsys.readouterr().err
+    assert said in error and name in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_folders_with_numbers_in_byte_order_are_told_and_every_way_out_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("images"), "0", "1", "2", "10")
+    assert cli.main(["pack", "images", "train"]) == 0
+    assert "'10' is label 2, as names are in byte order" in capsys.readouterr().err
+    assert cli.main(["pack", "images", "numbers", "--classes", "11"]) == 0
+    assert {path.split("/")[0]: label for path, (_, label) in originals(Path("numbers")).items()} == {
+        name: int(name) for name in ("0", "1", "2", "10")
+    }
+    assert "byte order" not in capsys.readouterr().err
+    write(Path("val-images"), "2", "10")
+    assert cli.main(["pack", "val-images", "val", "--classes", "train"]) == 0
+    assert set(ShardSet.open("val").labels(range(4)).tolist()) == {2, 3}
+
+    def shards(name: str, *labels: int) -> None:
+        Path(name).mkdir()
+        members = [("a.jpg", picture(1)), ("a.cls", b"%d" % labels[0]), ("b.jpg", picture(2))]
+        write_tar(Path(name) / "x.tar", [*members, ("b.cls", b"%d" % labels[1])])
+
+    shards("places", 2, 3)
+    assert cli.main(["index", "places", "--classes", "train"]) == 2
+    said = capsys.readouterr().err
+    assert "class 2 of --classes is called '10'" in said and "put a classes.json" in said
+    shutil.copy("train/classes.json", "places")
+    assert cli.main(["index", "places"]) == 0 and classes(Path("places")) == classes(Path("train"))
+    assert ShardSet.open("places").labels(range(2)).tolist() == [2, 3]
+    shards("names", 2, 10)
+    assert "index them with --classes N first" in said
+    assert cli.main(["index", "names", "--classes", "11"]) == 0
+    assert cli.main(["pack", "names", "named", "--classes", "train", "--no-shuffle"]) == 0
+    assert ShardSet.open("named").labels(range(2)).tolist() == [3, 2]

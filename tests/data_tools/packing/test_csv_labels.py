@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from sample_files import originals, picture
 
 from data_tools import __main__ as cli
+from data_tools.shards.shard_set import ShardSet
 
 LABELS = ["cat", "dog", "cat", "bird", "dog", "bird"]
 
@@ -62,8 +67,20 @@ FORMS: dict[str, tuple[str | bytes, list[str]]] = {
     "backslashes": (HEAD + rows(LABELS, ".\\{}").replace("/", "\\"), []),
     "other case": ((HEAD + rows(LABELS)).replace(".jpg", ".JPEG").replace(".JPEG", ".JpG"), []),
     "no extension": ((HEAD + rows(LABELS)).replace(".jpg", "").replace(".JPG", ""), []),
+    "without the folder": ((HEAD + rows(LABELS)).replace("in/", ""), []),
+    "only one of several sets": (
+        "file,label,data set\n"
+        + rows([f"{label},train" for label in LABELS])
+        + rows([f"{label},valid" for label in LABELS[::-1]]),
+        ["--where", "data set=train"],
+    ),
     "beside the table": (HEAD + rows(LABELS, "flat/{}"), []),
     "absolute": (HEAD + rows(LABELS, "SOURCE/{}"), []),
+    "absolute on another machine": (HEAD + rows(LABELS, "/kaggle/input/x/{}"), []),
+    "absolute on Windows": (HEAD + rows(LABELS, "C:/me/{}").replace("/", "\\"), []),
+    "numbers as names of columns": ("0,1\n" + rows(LABELS), []),
+    "UTF-32": ((HEAD + rows(LABELS)).encode("utf-32"), []),
+    "rows without an image": (HEAD + "no.jpg,cat\n" + rows(LABELS) + "no.png,dog\n", ["--allow-missing"]),
     "told by name": (
         "id,age,race\n" + rows([f"1,{label}" for label in LABELS]),
         ["--columns", "file=id,label=race"],
@@ -108,7 +125,28 @@ def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat:
         ('file,label\nim2.jpg,"cat\nim3.jpg,dog\n', [], 3, "check its quotes"),
         ("im9.jpg,cat\nim2.jpg,dog\nim3.jpg,dog\n", [], 3, "labels.csv:1: "),
         ("file,label\nim2.jpg,cat\nIM2.jpg,dog\n", [], 3, "'im2.jpg' is listed twice"),
-        ("file,label\nim2.jpg,\n", [], 3, "has no label"),
+        ("file,label\nim2.jpg,cat\nim2.jpg,dog\n", [], 3, "several labels stand in it with --label-sep"),
+        ("file,set\nim2.jpg,train\nim3.jpg,test\n", [], 2, "train, test as labels, which are names of sets"),
+        (
+            "file,label\nim2.jpg,a\n",
+            ["--where", "split=train"],
+            2,
+            "no column 'split'; it has 'file', 'label'",
+        ),
+        ("file,label,fold\nim2.jpg,a,1\n", ["--where", "fold=2"], 2, "no '2' in its column 'fold', but '1'"),
+        ("file,a,b\nim2.jpg,1,0\nim3.jpg,-1,1\n", [], 2, "all of these hold 0 or 1"),
+        (
+            "file,a,b\n" + "im2.jpg,1,0\n" * 60 + "im3.jpg,,1\n",
+            [],
+            3,
+            "labels.csv:62: '' in the column of a class",
+        ),
+        (HEAD + "im2.jpg,a\nno.jpg,b\nx/no,c\n", [], 3, "labels.csv:3: "),
+        (HEAD + "im2.jpg,a\nno.jpg,b\nx/no,c\n", [], 3, "--allow-missing leaves out the 2 of 3 rows"),
+        (HEAD + "no.jpg,a\n", ["--allow-missing"], 3, "has no image 'no.jpg'"),
+        (gzip.compress((HEAD + rows(LABELS)).encode()), [], 3, "is another kind of file, not a csv"),
+        ('{"file_name": "im2.jpg", "label": 0}\n', [], 3, "is another kind of file, not a csv"),
+        ("file,label\nim2.jpg,\n", [], 3, "the label is empty"),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_refused_in_one_sentence(
@@ -120,11 +158,64 @@ def test_a_table_that_cannot_be_understood_is_refused_in_one_sentence(
     assert not (flat.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("split", ["train", "val"]),
+        ("data set", ["train", "valid"]),
+        ("kind", ["training", "testing"]),
+        ("fold", ["0", "1"]),
+        ("is_valid", ["False", "True"]),
+        ("Usage", ["Training", "PublicTest"]),
+    ],
+)
+@pytest.mark.parametrize("by_class", [False, True])
+def test_rows_of_several_sets_are_refused_with_the_command_that_takes_one(
+    name: str, values: list[str], by_class: bool, flat: Path, capsys
+) -> None:
+    labels = ["1,0", "0,1"] if by_class else ["cat", "dog"]
+    head = "file,cat,dog" if by_class else "file,label"
+    table = f"{head},{name}\n" + rows([f"{labels[n % 2]},{values[n // 3]}" for n in range(6)])
+    assert pack(flat, table) == 2
+    said = capsys.readouterr().err
+    assert f"its column {name!r} says: '{values[0]}' (3), '{values[1]}' (3)" in said and said.count("\n") == 1
+    where = re.search(r"take one with (--where .*), or all with (--where .*)\.\n", said, re.IGNORECASE)
+    assert where and pack(flat, table, *shlex.split(where[1])) == 0
+    assert f"with '{values[0]}' in column {name!r}, 3 of 6 rows" in capsys.readouterr().err
+    assert packed(flat) == (["cat", "dog"], {image(0): 0, image(1): 1, image(2): 0})
+    shutil.rmtree(flat.parent / "out")
+    assert pack(flat, table, *shlex.split(where[2])) == 0 and len(packed(flat)[1]) == 6
+    shutil.rmtree(flat.parent / "out")
+    both = [word for value in values for word in ("--where", f"{name}={value}")]
+    assert pack(flat, table, *both) == 0 and len(packed(flat)[1]) == 6
+
+
+@pytest.mark.parametrize("zero_one", [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("False", "True")])
+def test_columns_of_zeros_and_ones_are_classes(zero_one: tuple[str, str], flat: Path, capsys) -> None:
+    table = ",image,MEL,NV,BCC\n"
+    hot = [[0], [2], [1], [0, 2], [], [1]]
+    for n, places in enumerate(hot):
+        cells = ",".join(zero_one[place in places] for place in range(3))
+        table += f"{n},{image(n)},{cells}\n"
+    assert pack(flat, table) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "each of 3 others is a class: 'MEL', 'NV', 'BCC'" in said
+    assert "images of several classes: 1; images of no class: 1" in said
+    classes, labels = packed(flat)
+    assert classes == ["MEL", "NV", "BCC"]
+    assert labels == {image(n): places for n, places in enumerate(hot)}
+
+
 def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> None:
     (flat / "im2.png").write_bytes(picture(9, kind="PNG"))
     assert pack(flat, HEAD + "im2,cat\n") == 3
     assert "'im2' could be 'im2.jpg' or 'im2.png'" in capsys.readouterr().err
     assert pack(flat, HEAD + "im2.png,cat\n") == 0
+    (flat / "other").mkdir()
+    (flat / "other/im1.jpg").write_bytes(picture(9))
+    assert pack(flat, HEAD + "im1.jpg,cat\n") == 3
+    said = capsys.readouterr().err
+    assert "'im1.jpg' could be 'in/im1.jpg' or 'other/im1.jpg': write which, or pack its folder alone" in said
 
 
 @pytest.mark.parametrize(
@@ -148,8 +239,14 @@ def test_a_name_that_two_images_could_have_is_refused(flat: Path, capsys) -> Non
             [1, 0, 2, 2, 2, 2],
             "--label-separator",
         ),
+        (
+            *(['"[0, 1]"', '"[2,0]"', "1", "2", "0", "1"], ["--label-separator", ","], ["0", "1", "2"]),
+            *([[0, 1], [2, 0], [1], [2], [0], [1]], "3 classes; images of several classes: 2"),
+        ),
         (["a b", "b", "a", "a", "a", "a"], ["--label-separator", " "], ["a", "b"], None, "2 classes"),
         (["café", "cafe\u0301", "x", "x", "x", "x"], [], ["café", "x"], [0, 0, 1, 1, 1, 1], "2 classes"),
+        (["a", "a b", "b", "b", "b", "b"], [], ["a", "a b", "b"], None, "' ' is part of the names"),
+        (["one", "two", *"abcd"], [], ["a", "b", "c", "d", "one", "two"], None, "a label of its own"),
         ([1, 2, 3, -4, 0.5, 6], ["--numbers"], [], [1.0, 2.0, 3.0, -4.0, 0.5, 6.0], "as --numbers asks"),
     ],
 )
@@ -204,3 +301,67 @@ def test_a_table_takes_the_numbers_of_given_classes(
     odd = [*labels[:-1], "zebra"]
     assert pack(flat, HEAD + rows(odd), "--classes", str(names)) == 3
     assert "labels.csv:7: 'im5.JPG': label 'zebra'" in capsys.readouterr().err
+
+
+def imagefolder(at: Path, kind: str) -> Path:
+    """Images of train and test with the tables of Hugging Face's imagefolder; kind: of these."""
+    lines: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+    for number in range(8):
+        split, name = ("train", "test")[number % 2], f"{number}.png"
+        (at / split).mkdir(parents=True, exist_ok=True)
+        (at / split / name).write_bytes(picture(number))
+        lines[split].append({"file_name": name, "label": ("cat", "big dog")[number // 4], "boxes": [[1, 2]]})
+    for split, rows in lines.items():
+        if kind == "metadata.jsonl":
+            (at / split / kind).write_text("\n".join(map(json.dumps, rows)) + "\n")
+        elif kind == "metadata.csv":
+            text = "".join(f"{row['file_name']},{row['label']}\n" for row in rows)
+            (at / split / kind).write_text("file_name,label\n" + text)
+    if kind == "one for all":
+        every = [
+            row | {"file_name": f"{split}/{row['file_name']}"} for split in lines for row in lines[split]
+        ]
+        (at / "metadata.jsonl").write_text("\n".join(map(json.dumps, every)))
+    return at
+
+
+@pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv", "one for all"])
+def test_an_imagefolder_with_metadata_is_packed_as_the_messages_say(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = imagefolder(Path("D"), kind)
+    assert (
+        cli.main(["pack", "D", "out"]) == 2 and "python -m data_tools pack D/test" in capsys.readouterr().err
+    )
+    table = "D/metadata.jsonl" if kind == "one for all" else f"D/test/{kind}"
+    assert cli.main(["pack", "D/test", "out"]) == 2
+    assert kind == "one for all" or f"(perhaps '{kind}' has them)" in capsys.readouterr().err
+    missing = ["--allow-missing"] * (kind == "one for all")
+    assert cli.main(["pack", "D/test", "out", "--csv", table, *missing]) == 0
+    said = capsys.readouterr().err
+    assert json.loads(Path("out/classes.json").read_bytes()) == ["big dog", "cat"]
+    assert len(ShardSet.open("out")) == 4
+    assert kind != "one for all" or "rows without an image: 4" in said
+    if kind == "one for all":
+        assert cli.main(["pack", str(source), "both", "--csv", table]) == 2
+        said = capsys.readouterr().err
+        assert "images of the splits test, train" in said and "pack D/test DST/test --csv" in said
+        assert cli.main(["pack", str(source), "both", "--csv", table, "--one-set"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"file_name": "1.jpg", "label": 0}\n[]\n', "x.jsonl:2: this is not an object"),
+        ('{"file_name": "1.jpg", "label": 0}\n{"a"\n', "x.jsonl:2: this is not an object"),
+        ('{"file_name": "1.jpg", "label": 0}\n\n{"file_name": "2.jpg", "label": 1}\n', "x.jsonl:3:"),
+        ('{"file_name": "1.jpg", "label": [0, 1]}\n', "which has 'file_name'"),
+    ],
+)
+def test_lines_of_json_that_are_no_table_are_refused(text: str, said: str, tmp_path, capsys) -> None:
+    (tmp_path / "D").mkdir()
+    (tmp_path / "D/1.jpg").write_bytes(picture(1))
+    (tmp_path / "x.jsonl").write_text(text)
+    command = ["pack", str(tmp_path / "D"), str(tmp_path / "out"), "--csv", str(tmp_path / "x.jsonl")]
+    assert cli.main(command) in (2, 3)
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and not (tmp_path / "out").exists()

@@ -148,6 +148,41 @@ def with_csv(at: Path) -> Path:
     return source
 
 
+def with_metadata(at: Path) -> Path:
+    source = folder("1.jpg", "2.jpg")(at)
+    rows = [{"file_name": "1.jpg", "label": "cat"}, {"file_name": "2.jpg", "label": "dog"}]
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return source
+
+
+def with_table_of_splits(at: Path) -> Path:
+    source = folder("train/1.jpg", "val/2.jpg")(at)
+    (at / "labels.csv").write_text("file,label\ntrain/1.jpg,cat\nval/2.jpg,dog\n")
+    return source
+
+
+def labelled(*keys: str) -> list[tuple[str, bytes]]:
+    pairs = (("jpg", picture(1)), ("cls", b"%d"))
+    return [
+        (f"{key}.{kind}", data % (n % 2) if kind == "cls" else data)
+        for n, key in enumerate(keys)
+        for kind, data in pairs
+    ]
+
+
+def shards_of_splits(at: Path) -> Path:
+    (at / "src").mkdir()
+    for name in ("train-0.tar", "val-0.tar"):
+        write_tar(at / "src" / name, labelled("a", "b"))
+    return at / "src"
+
+
+def shard_of_splits(at: Path) -> Path:
+    (at / "src").mkdir()
+    write_tar(at / "src/0.tar", labelled("train/0", "val/0"))
+    return at / "src"
+
+
 # The first cell of a row -> the source, and options of pack.
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "class folders": (folder("cat/1.jpg", "dog/a/b/1.png", "dog/2.jfif"), []),
@@ -172,6 +207,27 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
         [],
     ),
     "one folder around the class folders": (splits("animals"), []),
+    "a copy or another set among class folders": (
+        folder("cat/1.jpg", "dog/1.jpg", "animals/cat/1.jpg", "animals/dog/1.jpg"),
+        [],
+    ),
+    "numbered parts of a set": (folder("images_001/1.jpg", "images_002/2.jpg"), []),
+    "`00000/000000000.jpg`, as img2dataset": (folder("00000/000000000.jpg", "00001/000010000.jpg"), []),
+    "sets with `images` between": (
+        folder(*(f"{a}/images/{b}/1.jpg" for a in ("amazon", "dslr") for b in ("bike", "mug"))),
+        [],
+    ),
+    "folders of class folders": (folder("a/alley/1.jpg", "a/bar/1.jpg", "b/barn/1.jpg"), []),
+    "an image for each class": (folder("1/1.jpg", "2/1.jpg", "3/1.jpg", "4/1.jpg"), []),
+    "`metadata.jsonl` beside images": (with_metadata, []),
+    "the same with `--csv`": (with_metadata, ["--csv", "src/metadata.jsonl"]),
+    "a table of images in `train` and `val`": (
+        with_table_of_splits,
+        ["--csv", "labels.csv"],
+    ),
+    "shards of train and val": (shards_of_splits, []),
+    "the same with `--one-set`": (shards_of_splits, ["--one-set"]),
+    "a shard with keys of train and val": (shard_of_splits, []),
     "`images`, `masks`, `JPEGImages`, ...": (folder("images/1.jpg", "masks/1.png"), []),
     "tiny-imagenet's `val`": (tiny_imagenet, []),
     "tiny-imagenet's `train`": (folder("n01/images/1.JPEG", "n01/n01_boxes.txt", "n02/images/1.JPEG"), []),

@@ -141,7 +141,7 @@ def test_labels_come_from_a_csv(tmp_path) -> None:
     assert found == {"0.jpg": 1, "1.jpg": 0, "2.jpg": 1} and classes == ["Cat", "dog"]
     for text, reason in (
         ("file,label\n9.jpg,1\n", r"labels\.csv:2: .* has no image '9\.jpg'"),
-        ("file,label\n0.jpg,\n", "has no label"),
+        ("file,label\n0.jpg,\n", "the label is empty"),
         ("file,label\n0.jpg,1\n0.jpg,1\n", "listed twice"),
         ("one,two,label\n0.jpg,0.jpg,1\n", "columns file and label"),
         ("file,label\n", "lists no images"),

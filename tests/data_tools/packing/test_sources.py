@@ -41,7 +41,6 @@ def test_a_tar_that_could_lose_images_is_refused(tmp_path) -> None:
         ([("cat/1.jpg", picture(1)), ("../evil/1.jpg", picture(2))], "not a path inside it"),
         ([("cat/1.jpg", picture(1)), ("/evil/1.jpg", picture(2))], "not a path inside it"),
         ([("cat/1.jpg", picture(1)), ("cat/1.jpg", picture(2))], r"'cat/1\.jpg' twice"),
-        ([("a/1.jpg", picture(1)), ("a/1.cls", b"3")], "is a WebDataset shard"),
     ):
         write_tar(archive, members)
         with pytest.raises((DataError, UsageError), match=reason):
@@ -55,6 +54,20 @@ def test_a_tar_that_could_lose_images_is_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="gzip"):
         pack(tmp_path / "x.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("label", "packed"), [(("1.cls", b"2"), 2), (("1.json", b'{"label": 2}'), 2)])
+def test_a_tar_that_is_a_shard_is_packed_as_one(label: tuple[str, bytes], packed: int, tmp_path) -> None:
+    write_tar(tmp_path / "x.tar", [("1.jpg", picture(1)), label])
+    pack(tmp_path / "x.tar", tmp_path / "out")
+    assert ShardSet.open(tmp_path / "out").label(0) == packed
+
+
+def test_class_folders_in_a_tar_stay_classes_where_images_have_a_json(tmp_path) -> None:
+    members = [(f"{name}/1.{kind}", picture(1)) for name in ("cat", "dog") for kind in ("jpg", "json")]
+    write_tar(tmp_path / "x.tar", members)
+    pack(tmp_path / "x.tar", tmp_path / "out")
+    assert ShardSet.open(tmp_path / "out").classes == ["cat", "dog"]
 
 
 def test_links_in_a_tar_are_counted(tmp_path) -> None:
@@ -174,7 +187,7 @@ def test_several_labels_come_through_a_csv_and_through_shards(tmp_path) -> None:
         assert rows.tolist() == [[2, 1, -1], [1, -1, -1], [1, 0, 2]]
         assert shards.labels(range(3)).tolist() == [2, 1, 1]  # the first of each
         assert cli.main(["verify", str(tmp_path / folder)]) == 0
-    for text, reason in (("a|", "empty label"), ("a|a", "listed twice"), ("", "no label")):
+    for text, reason in (("a|", "label is empty"), ("a|a", "listed twice"), ("", "label is empty")):
         table.write_text(f"file,label\n0.jpg,{text}\n")
         with pytest.raises(DataError, match=reason):
             pack(flat, tmp_path / "never", csv=several)
@@ -186,7 +199,7 @@ def test_lists_of_labels_in_shards_are_indexed_strictly(tmp_path) -> None:
     for key, label in labels.items():
         members += [(f"{key}.jpg", picture(1)), (f"{key}.json", json.dumps({"label": label}).encode())]
     write_tar(tmp_path / "x.tar", [*members, ("i.jpg", picture(2))])
-    with pytest.raises(DataError, match=r"3 labels are no class(.*\n)+.*x\.tar:f: label 'x'"):
+    with pytest.raises(DataError, match=r"4 labels are no class(.*\n)+.*x\.tar:f: label 'x'"):
         build_index(tmp_path)
     summary = build_index(tmp_path, rules=LabelRules(allow_unlabelled=True))
     problems = {problem.key: problem.reason for problem in summary.problems}

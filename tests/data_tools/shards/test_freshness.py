@@ -44,6 +44,7 @@ def index_of(folder: Path) -> dict:
 def as_version_0_1(folder: Path) -> None:
     """The index without what later versions add."""
     index = index_of(folder)
+    index.pop("names_sha256", None)
     for entry in index["shardlist"]:
         for key in entry.keys() - {"url", "nsamples", "filesize", "sha256"}:
             del entry[key]
@@ -220,3 +221,49 @@ def test_a_folder_that_grew_while_it_was_packed_is_said(image_folder, tmp_path) 
     thread.join()
     said = "1 images came while the others were packed and are in no shard, first 'bee/late.jpg'"
     assert packed.images == 23 and [said in warning for warning in packed.account.warnings] == [True]
+
+
+@pytest.mark.parametrize("change", ["order", "name", "gone"])
+@pytest.mark.parametrize("how", ["pack", "by hand", "made"])
+def test_a_changed_classes_json_is_noticed_everywhere(
+    how: str, change: str, tmp_path, capsys, caplog
+) -> None:
+    folder, file = tmp_path / "S", tmp_path / "S/classes.json"
+    folder.mkdir()
+    labels = (b"cat", b"dog") if how == "made" else (b"0", b"1")
+    members = [
+        (f"{n}.{kind}", data) for n in range(2) for kind, data in (("jpg", picture(n)), ("cls", labels[n]))
+    ]
+    write_tar(folder / "x.tar", members)
+    if how != "made":
+        file.write_text('["cat", "dog"]')
+    if how == "pack":
+        pack(folder, tmp_path / "P")
+        folder, file = tmp_path / "P", tmp_path / "P/classes.json"
+    else:
+        build_index(folder)
+    shards = ShardSet.open(folder)
+    file.write_text('[\n "cat",\n "dog"]')  # another form of the same names
+    assert ShardSet.open(folder).notes == () and cli.main(["verify", str(folder)]) == 0
+    file.write_text({"order": '["dog", "cat"]', "name": '["cat", "hen"]', "gone": "[]"}[change])
+    if change == "gone":
+        file.unlink()
+    said = f"{file} {'is gone' if change == 'gone' else 'has changed'} since shardindex.json was made"
+    (note,) = ShardSet.open(folder).notes
+    assert note.startswith(said) and ShardSet.open(folder).index_sha256 == shards.index_sha256
+    capsys.readouterr()
+    assert cli.main(["verify", str(folder)]) == 3 and said in capsys.readouterr().out
+    assert (
+        cli.main(["preview", str(folder), str(tmp_path / "x.png")]) == 0 and said in capsys.readouterr().err
+    )
+    assert cli.main(["pack", str(folder), str(tmp_path / "out")]) == 0 and said in capsys.readouterr().err
+    if how != "made":  # there the labels are names, and change with them
+        assert cli.main(["index", str(folder)]) == 0 and ShardSet.open(folder).notes == ()
+
+
+def test_names_that_come_later_are_no_change(make_shards) -> None:
+    folder = make_shards([4]).folder
+    (folder / "classes.json").unlink()
+    build_index(folder)
+    (folder / "classes.json").write_text('["a", "b", "c", "d"]')
+    assert ShardSet.open(folder).notes == ()

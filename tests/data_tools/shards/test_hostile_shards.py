@@ -38,7 +38,6 @@ SAMPLES = {
     "gnu_long_name": 1,
     "pickle_member": 4,
     "two_labels_one_key": 2,
-    "labels_not_integer_or_out_of_range": 2,
     "label_with_newline": 2,
     "label_out_of_range": 2,
     "keys_with_dots_and_case": 1,

@@ -22,14 +22,13 @@ from data_tools import __main__ as cli
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.sequential import SequentialShards, SequentialStream
 from data_tools.batches.stream import Decoding, Share
-from data_tools.errors import DataError, Stopped, UsageError
+from data_tools.errors import DataError, Stopped, UsageError, shown, without_secrets
 from data_tools.packing.pack import pack
 from data_tools.shards import remote
 from data_tools.shards.clients import is_direct
 from data_tools.shards.index import build_index
 from data_tools.shards.remote import expand
 from data_tools.shards.shard_set import ShardSet
-from data_tools.shards.urls import shown, without_secrets
 
 SECRETS = ("s3cret", "t0ken", "Signature", "us3r")
 USER = "us3r:s3cret%40x"  # the password is s3cret@x

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from sample_files import picture, write_tar
 
 from data_tools import __main__ as cli
+from data_tools.shards.label_survey import Survey
+from data_tools.shards.labels import NO_RULES, parse_cls
 from data_tools.shards.shard_set import ShardSet
 
 
@@ -48,6 +51,21 @@ CASES: dict[str, tuple[list, str, list[str], list[str] | None, list[tuple]]] = {
         [(1,), (0,)],
     ),
     "many-hot": ([{"label": [0, 1, 1]}, {"label": [0, 0, 0]}], "json", [], ["0", "1", "2"], [(1, 2), ()]),
+    "lists in cls": (["[0, 1]", "(2,)", "[0. 1]"], "cls", [], None, [(0, 1), (2,), (0, 1)]),
+    "lists of names in cls": (["['b', 'a']", "b"], "cls", [], ["a", "b"], [(1, 0), (1,)]),
+    "one-hot by numpy": (["[0. 0. 1.]", "[1. 0. 0.]"], "cls", [], ["0", "1", "2"], [(2,), (0,)]),
+    "one-hot of true": (
+        [{"label": [True, False]}, {"label": [False, True]}],
+        "json",
+        [],
+        ["0", "1"],
+        [(0,), (1,)],
+    ),
+    "true and false": ([{"label": True}, {"label": False}], "json", [], ["false", "true"], [(1,), (0,)]),
+    "a mark of UTF-8": (["\ufeffdog", "cat", "dog"], "cls", [], ["cat", "dog"], [(1,), (0,), (1,)]),
+    "a key in other case": ([{"Label": 1}, {"LABEL": 0}], "json", [], None, [(1,), (0,)]),
+    "a json that is the label": (["dog", "cat"], "json", [], ["cat", "dog"], [(1,), (0,)]),
+    "a key below another": ([{"a": {"id": 1}}, {"a": {"id": 0}}], "json", ["a.id"], None, [(1,), (0,)]),
     "lists of classes": ([{"label": [0, 1]}, {"label": [2]}], "json", [], None, [(0, 1), (2,)]),
 }
 
@@ -83,7 +101,7 @@ def test_a_set_without_labels_is_said_and_an_unclear_one_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize("extension", ["cls", "json"])
-@pytest.mark.parametrize("odd", [1000, -1, 0.5, "cat", 10**12])
+@pytest.mark.parametrize("odd", [1000, -1, 0.5, "cat", 10**12, True, {"id": 2}, "", "0 1", "0,5", "a\x07b"])
 def test_a_label_that_is_no_class_is_an_error_or_a_list(
     odd: object, extension: str, tmp_path: Path, capsys
 ) -> None:
@@ -93,16 +111,50 @@ def test_a_label_that_is_no_class_is_an_error_or_a_list(
     for command in (["index", str(folder)], ["pack", str(folder), str(tmp_path / "out")]):
         assert cli.main(command) == 3
         said = capsys.readouterr().err
-        assert "a.tar:04: label " in said and "--allow-unlabelled" in said and said.count("\n") == 1
+        assert (
+            re.search("a.tar:04: (the )?label ", said)
+            and "--allow-unlabelled" in said
+            and said.count("\n") == 1
+        )
         assert not (folder / "shardindex.json").exists()
         assert cli.main([*command, "--allow-unlabelled"]) == 0
-        assert "left out a.tar:04: label " in capsys.readouterr().err
+        assert "left out a.tar:04: " in capsys.readouterr().err
         shards = ShardSet.open(command[-1])
         assert len(shards) == 5 and shards.num_classes == 4
         (folder / "shardindex.json").unlink(missing_ok=True)
     (folder / "classes.json").write_text(json.dumps(list("abcd")))
     assert cli.main(["index", str(folder)]) == 3
-    assert "a.tar:04: label " in capsys.readouterr().err
+    assert "a.tar:04: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("odd", [{"id": 2}, "", "a\nb"])
+def test_where_all_labels_are_no_class_the_way_out_is_another_key(
+    odd: object, tmp_path: Path, capsys
+) -> None:
+    folder = write(tmp_path / "shards", [{"label": odd, "right": n} for n in range(3)])
+    assert cli.main(["index", str(folder)]) == 3
+    said = capsys.readouterr().err
+    assert "no label is a class, first " in said and "a.tar:00" in said and "--label-key NAME" in said
+    assert cli.main(["index", str(folder), "--label-key", "right"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["00", "01", "1", "0"], "'00' is 0, '01' is 1"),
+        (["0.0", "1.0"], "'0.0' is 0, '1.0' is 1"),
+        (["Cat", "cat", "dog"], "'Cat' and 'cat' are different classes"),
+        (["a b", "a_b", "a  b"], "'a  b' and 'a b' and 'a_b' are different classes"),
+        (["cat", "cat\u200b"], "are different classes"),
+        (["nan", "cat", "None", "NA"], "taken for classes, too: 'NA', 'None', 'nan'"),
+        (["[0, 2]", "[1]"], "images of several classes: 1"),
+    ],
+)
+def test_what_is_unusual_in_labels_is_said(labels: list[str], says: str) -> None:
+    survey = Survey()
+    for label in labels:
+        survey.add(parse_cls(label.encode()), "here")
+    assert says in survey.decide(NO_RULES, "").said
 
 
 def test_so_many_classes_may_be_told(tmp_path: Path) -> None:

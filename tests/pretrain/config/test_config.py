@@ -72,6 +72,21 @@ def test_a_saved_configuration_reads_back(recipe: Path, tmp_path: Path) -> None:
     assert config.model.backbone.widths == [128, 256]
 
 
+@pytest.mark.parametrize("where", ["{}", "[{{shards: a}}, {{shards: '{}', weight: 2}}]"])
+def test_a_saved_configuration_has_no_secrets_of_urls(recipe: Path, tmp_path: Path, where: str) -> None:
+    url = "https://us3r:s3cret@host/x-{000..127}.tar?X-Amz-Signature=t0ken"
+    config = load(str(recipe), [f"data.train={where.format(url)}"])
+    save(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert "https://host/x-{000..127}.tar" in text
+    assert not any(secret in text for secret in ("us3r", "s3cret", "t0ken"))
+    assert changes(read(tmp_path / "config.yaml"), config) == {}, "a URL signed anew is no change"
+    for start in ("", "x" * 20, "x" * 30):
+        with pytest.raises(UsageError, match=r"not YAML.*line 1, column") as error:
+            load(str(recipe), [f"data.train=[{{{start}: {url}"])
+        assert not any(secret[-3:] in str(error.value) for secret in ("us3r", "s3cret", "t0ken"))
+
+
 @pytest.mark.parametrize("key", [key for key, hint in known_keys(Config).items() if not is_dataclass(hint)])
 def test_a_misspelt_key_is_refused_with_its_nearest(recipe: Path, key: str) -> None:
     with pytest.raises(UsageError) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from data_tools.errors import UsageError
-from pretrain.config.loading import load
+from pretrain.config.loading import load, read, save
 from pretrain.config.schema import Config
 
 WRITTEN = (
@@ -112,3 +113,15 @@ def test_a_part_of_a_recipe_can_be_used_twice(tmp_path: Path) -> None:
     config = Config(**vars(load(str(path), [])))
     path.write_text(path.read_text() + "checkpoint: {<<: {every: 7}, keep: 2}\n")
     assert (config.optim.lr, load(str(path), []).checkpoint.every) == (1e-4, 7)
+
+
+def test_what_a_run_saves_is_read_back(recipe: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    parts = ["${", "\\${", "\\", "$", "{", "}", "a", ":", " ", "'", '"', "#", "é", "-", "["]
+    config = load(str(recipe), [r"data.val=\${x}"])
+    assert config.data.val == "${x}"
+    for _ in range(4):
+        config.data.val, config.run.dir = ("".join(chance.choices(parts, k=12)) for _ in range(2))
+        config.data.train = [config.data.val, config.run.dir]
+        save(config, tmp_path / "config.yaml")
+        assert read(tmp_path / "config.yaml") == config

@@ -17,23 +17,27 @@ from pretrain.config.schema import EngineConfig
 from pretrain.engine import blocks
 from pretrain.engine.blocks import compiling
 from pretrain.model import Block, TiledTokenPositionalEmbedding, VisionTransformer
+from pretrain.model.rope import image_rotation
 
 SHAPES = ((1, 1), (1, 2), (2, 2), (3, 1), (1, 4), (2, 1))
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
+@pytest.fixture(params=["table", "rotary"])
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> VisionTransformer:
     monkeypatch.setattr(blocks, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
+    rotary = request.param == "rotary"
+    kinds = {"norm": "rms", "mlp": "swiglu"} if rotary else {}
     return VisionTransformer(
         patch_size=8,
         tile_size=16,
         num_layers=3,
         embed_dim=16,
-        layer=Block(16, 2, 32, qk_norm=True, layer_scale=0.5),
-        token_pos_embedding=TiledTokenPositionalEmbedding(4, 16, 16, 8),
+        layer=Block(16, 2, 32, qk_norm=True, layer_scale=0.5, **kinds),
+        token_pos_embedding=None if rotary else TiledTokenPositionalEmbedding(4, 16, 16, 8),
+        rope=image_rotation(8, 4) if rotary else None,
         drop_path=0.2,
     )
 
@@ -49,7 +53,9 @@ def gradients(model: nn.Module, seed: int, grid: list[tuple[int, int]]) -> dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+@pytest.mark.parametrize(
+    ("model", "checkpointing"), [("table", "none"), ("rotary", "selective")], indirect=["model"]
+)
 def test_all_blocks_share_one_graph_over_20_batches_of_other_tile_counts(
     model: VisionTransformer, checkpointing: str
 ) -> None:

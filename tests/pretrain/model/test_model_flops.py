@@ -15,6 +15,7 @@ from pretrain.model.flops import forward_flops, training_flops
         {"pool": "mean", "head_hidden": 20},
         {"pool": "cls", "registers": 3, "qk_norm": True, "layer_scale": 1.0},
         {"pool": "mean", "registers": 1, "parallel": True, "head": "linear"},
+        {"pool": "mean", "mlp": "swiglu", "norm": "rms", "position": "rope2d"},
     ],
 )
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2)])

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from jobs import ROOT, TIMEOUT, Data, command, environment, status, succeed, write_recipe
+from PIL import Image
 from warm import start_warm, wait_warm
 
-from data_tools.errors import print_line
+from data_tools.errors import DataError, print_line
+from launch.__main__ import main as launch
+from pretrain.job import _fail_unexpectedly, fail
+from pretrain.run.folder import RunFolder, log
 from pretrain.run.metrics import progress_bar
+from pretrain.run.processes import ALONE
 
 LINE = re.compile(
     r"step \d+/20  loss \d\.\d{4}  grad [\d.]+  lr \d\.\de-\d  img/s \d+  wait \d+%  eta \d+:\d\d:\d\d"
@@ -122,6 +130,68 @@ def test_a_locale_without_a_letter_shows_it_escaped() -> None:
     env = os.environ | {"PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.stdout.decode("latin-1") == "\\u65e5 ×\n\\u65e5\n"
+
+
+FORGED = "\nerror: forged\r\x1b[2J\u202e\u2028"
+
+
+def test_no_line_begins_with_what_others_wrote(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "logs").mkdir()
+    folder = RunFolder(tmp_path)
+    folder.log_to_file_and_console()
+    log.warning("unreadable sample %s", "a" + FORGED)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        fail(DataError("2 shards are damaged:\n  a" + FORGED), 0, first_only=True)
+    try:
+        raise KeyError("unexpected" + FORGED) from ValueError(FORGED)
+    except KeyError as error:
+        with pytest.raises(SystemExit):
+            _fail_unexpectedly(folder, ALONE, ["here"], error)
+    log.handlers.clear()
+    shown, told = capfd.readouterr()
+    logged = (tmp_path / "logs/rank-0.log").read_text(encoding="utf-8")
+    assert launch(["status", str(tmp_path)]) == 1
+    stands = capfd.readouterr().out
+    # The form that torchrun reads, and shows as it is.
+    repeated = json.loads((tmp_path / "error.json").read_bytes())["message"]["extraInfo"]["py_callstack"]
+    for text in (shown, told, logged, stands, repeated):
+        assert "error: forged" in text and not any(c in text for c in "\r\x1b\u202e\u2028")
+        assert not any(line.startswith("error: forged") for line in text.splitlines())
+    assert "error: 2 shards are damaged:\n  a\\nerror" in told, "our own lists stay lists"
+    assert "\n  Traceback (most recent call last):\n" in told and '\n    File "' in told
+
+
+def test_a_run_shows_names_in_shards_escaped(tmp_path: Path) -> None:
+    shards, picture = tmp_path / "shards", io.BytesIO()
+    shards.mkdir()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
+    with tarfile.open(shards / "train-000000.tar", "w") as tar:
+        for i in range(24):
+            bad = i % 8 == 0
+            image = (f"{i}{FORGED if bad else ''}.png", picture.getvalue()[: 40 if bad else None])
+            for name, content in (image, (image[0].replace(".png", ".cls"), b"%d" % (i % 2))):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (shards / "classes.json").write_text(json.dumps(["a" + FORGED, "b" + FORGED]))
+    succeed("data_tools", "index", shards)
+    recipe = write_recipe(tmp_path, Data(shards, shards, tmp_path))
+    settings = (f"run.dir={tmp_path}", "train.steps=1", "data.max_bad_fraction=0.5")
+    shown = succeed("pretrain", recipe, *settings)
+    image = tmp_path / f"{FORGED.replace('/', '')}\x7f.png"
+    image.write_bytes(picture.getvalue())
+    shown += succeed("finetune", "predict", tmp_path / "tiny", image)
+    asked = succeed("finetune", "predict", "--json", tmp_path / "tiny", image)
+    assert json.loads(asked)["image"] == str(image) and asked[:-1].isprintable()
+    files = ("logs/rank-0.log", "report.html", "status.json", "bad_samples.jsonl", "classes.json")
+    texts = [shown, *((tmp_path / "tiny" / name).read_text(encoding="utf-8") for name in files)]
+    assert all("error: forged" in texts[i] for i in (0, 1, 2))
+    for text in texts:
+        assert not any(c in text for c in "\r\x1b\u202e\u2028") and "\nerror:" not in text
 
 
 def test_a_terminal_may_go_while_the_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
