@@ -51,7 +51,7 @@ def quickstart(clone: Path) -> tuple[Path, str]:
 
 
 # Mean - 4 deviations of tests/bench/quickstart.py: after pretraining 96.19 - 4 x 0.49 % (three seeds and two
-# instruction sets); fine-tuned 97.87 % - 4 x 0.23 % (the deviation of ten seeds at twice the batch; here 0.12).
+# instruction sets); fine-tuned 97.87 % - 4 x 0.23 % (the deviation of ten seeds at twice the batch).
 PRETRAINED, FINETUNED = 0.942, 0.969
 
 

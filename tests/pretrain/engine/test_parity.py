@@ -59,9 +59,7 @@ COMMON = (
 )
 
 
-CASES = [
-    (engine, kind) for engine in ENGINES for kind in (KINDS_OF_4 if engine.endswith("x 4") else KINDS)
-]
+CASES = [(engine, kind) for engine in ENGINES for kind in (KINDS_OF_4 if engine.endswith("x 4") else KINDS)]
 CASES += [(engine, ("fp32", 2, RECOMPUTED)) for engine in OFFLOADED]
 
 
