@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -112,6 +113,8 @@ def escape_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = lambda kind, error, trace: print_line(traceback_of(error), error=True)
+    if logging.lastResort:  # shows what a logger without handlers says
+        logging.lastResort.setFormatter(LineFormatter())
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -170,6 +173,14 @@ def printable_lines(text: str) -> str:
     So no line begins with what a name in somebody's data says.
     """
     return "\n  ".join(map(printable, text.split("\n  ")))
+
+
+class LineFormatter(logging.Formatter):
+    """A Formatter of log lines as printable_lines() shows them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable_lines(super().format(record))
 
 
 def traceback_of(error: BaseException) -> str:

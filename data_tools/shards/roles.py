@@ -33,6 +33,7 @@ _WORDS = {
 _NEUTRAL = frozenset(_WORDS["neutral"].split())
 _NO_CLASS = frozenset(f"{_WORDS['containers']} {_WORDS['annotations']}".split())
 _NUMBER = re.compile(r"(?<=[-_.])[0-9]+|[0-9]+(?=\.tar$)")
+_SHORTEST = [word for word in _ROLE if not any(other in word for other in _ROLE if other != word)]
 _SHOWN = 3
 
 
@@ -58,6 +59,9 @@ def is_no_class(name: str) -> bool:
 
 def role_of_key(key: str) -> str | None:
     """The role that a sample has by its key, such as train/0 or val_0."""
+    lower = key.lower()
+    if not any(word in lower for word in _SHORTEST):  # of most keys, and quick
+        return None
     return _role_of_parts(re.sub("[0-9]+", "0", key))
 
 

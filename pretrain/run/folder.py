@@ -18,12 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from data_tools.errors import UsageError, UserError, is_transient, print_line, printable_lines, retrying
+from data_tools.errors import LineFormatter, UsageError, UserError, is_transient, print_line, retrying
 
 from .files import Secondary, keep_rows, read_object, write_json
 from .lock import LOCK_PATIENCE, take_lock
 from .rendezvous import slurm_job
 
+NUMBERS = ("time", "step", "steps", "step_time", "seconds_left", "images_per_s", "loss")  # in status.json
 STATUS_LOCK_PATIENCE = 1.0  # seconds
 
 SAMPLE = ("split", "shard", "key")  # what a row of bad_samples.jsonl has
@@ -81,16 +82,19 @@ class RunFolder:
 
         def open_file() -> None:
             file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-            file.setFormatter(_Escaping("%(asctime)s %(message)s"))
+            file.setFormatter(LineFormatter("%(asctime)s %(message)s"))
             log.addHandler(file)
 
         self._files.write(path, open_file)
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty if there is none, or none that a run wrote."""
+        """The content of status.json; empty if there is none, or none that a run wrote.
+
+        What should be a number and is none is left out.
+        """
         found = read_object(self.status_file)
-        known = isinstance(found.get("state"), str) and isinstance(found.get("time"), int | float)
-        return found if known else {}
+        kept = {key: value for key, value in found.items() if key not in NUMBERS or _is_number(value)}
+        return kept if isinstance(kept.get("state"), str) and "time" in kept else {}
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
         """Update status.json; facts that are not given stay as they are.
@@ -225,6 +229,10 @@ def make_and_try(folder: Path) -> None:
     TemporaryFile(dir=folder).close()
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15
+
+
 def _unwritable(path: Path, error: OSError) -> UserError:
     text, todo = error.strerror or str(error), "check run.dir and run.name, and who may write there"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -234,11 +242,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     else:
         return UsageError(f"{path}: it cannot be written: {text}: {todo}", shared=True)
     return UserError(f"{path}: it cannot be written: {text}: {todo}", shared=True)
-
-
-class _Escaping(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

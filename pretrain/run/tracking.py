@@ -131,6 +131,7 @@ class WandbTracker(Tracker):
                 self._passed_on.append(time.monotonic())
             with suppress(TimeoutError):
                 run.finish()
+                _end_service()  # its file is only then sure to be written
                 if Path(run.settings.sync_file).stat().st_size <= EMPTY:
                     raise OSError(f"it could not write to {run.settings.sync_dir}")
                 self._rest = ""
@@ -165,15 +166,22 @@ class WandbTracker(Tracker):
                 run = begin(mode="online")
             except Exception as error:
                 outage = in_words(error)
-                with suppress(SystemExit):
-                    wandb.teardown()  # it would go on trying, and keep the id
+                _end_service()  # it would go on trying, and keep the id
         if self._mode == "offline" or outage:
-            settings.init_timeout = END  # nobody but this computer can delay it
+            settings.init_timeout = settings.finish_timeout = END  # nothing but this computer is asked
             run = begin(mode="offline")
         self._rest = f"later upload it by: wandb sync --include-online {run.settings.sync_dir}"
         if outage:
             log.warning("W&B: %s. The run goes on with W&B offline; %s", outage, self._rest)
         return run
+
+
+def _end_service() -> None:
+    """Wait until W&B's own process has ended."""
+    import wandb
+
+    with suppress(SystemExit):  # with its exit code
+        wandb.teardown()
 
 
 def in_words(error: Exception) -> str:

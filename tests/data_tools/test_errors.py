@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import sys
@@ -70,6 +71,15 @@ def test_a_long_text_is_shown_at_once(part: str) -> None:
     begun = time.process_time()
     assert len(printable_lines(part * 100_000)) >= 100_000
     assert time.process_time() - begun < 5, "seconds, of which a pattern that looks back needs hours"
+
+
+def test_what_a_logger_without_handlers_says_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "lastResort", logging.StreamHandler())
+    escape_output()
+    assert logging.lastResort is not None
+    record = logging.makeLogRecord({"msg": "shards of %s", "args": ("a\nerror: forged\x1b[2J",)})
+    assert logging.lastResort.format(record) == "shards of a\\nerror: forged\\x1b[2J"
 
 
 def test_an_error_that_nobody_caught_is_shown_as_others_are(

@@ -180,7 +180,7 @@ def test_a_run_shows_names_in_shards_escaped(tmp_path: Path) -> None:
     (shards / "classes.json").write_text(json.dumps(["a" + FORGED, "b" + FORGED]))
     succeed("data_tools", "index", shards)
     recipe = write_recipe(tmp_path, Data(shards, shards, tmp_path))
-    settings = (f"run.dir={tmp_path}", "train.steps=3", "data.max_bad_fraction=0.5")
+    settings = (f"run.dir={tmp_path}", "train.steps=1", "data.max_bad_fraction=0.5")
     shown = succeed("pretrain", recipe, *settings)
     image = tmp_path / f"{FORGED.replace('/', '')}\x7f.png"
     image.write_bytes(picture.getvalue())
