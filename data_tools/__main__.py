@@ -201,8 +201,8 @@ def _verify(options: argparse.Namespace) -> int:
     if options.ranks and not bad and checked.opened:
         balanced, sentence = balance(checked.opened, options.ranks, options.workers)
         print_result(sentence)
-    found = f"{counted(checked.samples, 'sample')}, {counted(checked.classes, 'class', 'classes')}"
-    print_result(f"{found}, {counted(checked.shards, 'shard')}, {bad} bad")
+    found = [counted(checked.samples, "sample"), checked.labels, counted(checked.shards, "shard")]
+    print_result(", ".join(filter(None, [*found, f"{bad} bad"])))
     return 0 if balanced and not bad else 3
 
 

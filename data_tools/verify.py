@@ -28,11 +28,12 @@ _READ_BYTES = 8 << 20  # in a shorter read by range, waiting takes longer than t
 class Verification:
     """Every problem of some shards, found while one iterates over them. The rest is known afterwards.
 
-    samples, classes, shards: how many; opened: the samples, None where the shards are not sound; note: what
-    else the user should know, or None.
+    samples, shards: how many; labels: in words, how many classes or numbers, "" if that is not known;
+    opened: the samples, None where the shards are not sound; note: what else the user should know, or None.
     """
 
-    samples = classes = shards = 0
+    samples = shards = 0
+    labels = ""
     opened: ShardSet | None = None
     note: str | None = None
 
@@ -66,13 +67,14 @@ class Verification:
                 self.note = f"the labels were not compared: {error}"
         self.shards = len(names)
         if index:
-            self.samples, self.classes = index.content["samples"], index.content["num_classes"]
+            self.samples = index.content["samples"]
+            self.labels = _in_words(index.content["num_classes"], "numbers" in index.content)
             self.note = note_of_added(index)
             if changed := note_of_classes(index):
                 yield Problem(CLASSES_NAME, "", changed)
         else:
             self.samples = len(self.opened) if self.opened else sum(len(scan.rows) for scan in scans)
-            self.classes = self.opened.num_classes if self.opened else 0
+            self.labels = _in_words(self.opened.num_classes, self.opened.numeric) if self.opened else ""
         if self.opened:
             yield from self.opened.problems
             if index and (misfit := _misfit(index, self.opened)):
@@ -89,6 +91,10 @@ def verify(shards: Shards, *, decode_images: bool, max_pixels: int, threads: int
     sound; one of more than max_pixels is a problem. UsageError if there are no shards.
     """
     return Verification(shards, decode_images, max_pixels, threads)
+
+
+def _in_words(outputs: int, numeric: bool) -> str:
+    return f"{counted(outputs, 'number')} to predict" if numeric else counted(outputs, "class", "classes")
 
 
 def _rules(index: Index | None) -> LabelRules:

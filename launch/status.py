@@ -143,7 +143,7 @@ def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]
         return head, good
     details = [_checkpoint(folder, now)]
     if "processes" in status:
-        details.append(f"processes {status['processes']} from {status['host']}")
+        details.append(f"processes {status['processes']} from {status.get('host')}")
     if status.get("job"):
         details.append(f"SLURM job {status['job']}, restarts {status.get('restart', 0)}")
     if found.waiting:

@@ -68,6 +68,9 @@ def find_columns(
     ]
     file = told.get(FILE)
     if file is None:
+        # Labels such as 1 are images, too, where files are called 1.jpg.
+        paths = [p for p in images if all(re.search(r"\.\w+$|[/\\]", cell_of(row, p)) for row in rest)]
+        images = paths or images
         candidates = (
             usual[FILE] if len(usual[FILE]) == 1 else [p for p in images if p in usual[FILE]] or images
         )

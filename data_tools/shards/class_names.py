@@ -67,7 +67,12 @@ def parse_classes(data: bytes, path: str) -> list[list[str]]:
     try:
         names = _of_text(data.decode("utf-8-sig")) if path.lower().endswith(".txt") else _of_json(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} does not say what the classes are: {error}.") from error
+        reason = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = f"byte {data[error.start]:#04x} is not UTF-8: save it as UTF-8"
+        elif isinstance(error, json.JSONDecodeError):
+            reason = f"it is no JSON ({error}): give a .json, or a .txt with a name in each line"
+        raise DataError(f"{path} does not say what the classes are: {reason}.") from error
     return [list(map(plain_name, column)) for column in zip(*names, strict=True)] or [[]]
 
 

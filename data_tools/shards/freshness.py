@@ -65,7 +65,7 @@ def check_local(index: Index, storage: Storage) -> list[str]:
 
 def added_shards(index: Index) -> list[str]:
     """The *.tar files of the index's folder that it does not list; none if it is of some shards only."""
-    if index.file.name != INDEX_NAME:
+    if index.file.name != INDEX_NAME or index.part:
         return []
     listed = {entry["url"] for entry in index.shardlist}
     if all(map(is_url, listed)):

@@ -30,13 +30,14 @@ class NoIndex(UsageError):
 class Index:
     """An index file. content: its JSON; tables: what is in the files beside it.
 
-    file_sha256: of the file.
+    file_sha256: of the file; part: whether the file lists more shards than these.
     """
 
     file: Path
     content: dict[str, Any]
     tables: Tables
     file_sha256: str
+    part: bool = False
 
     @property
     def folder(self) -> Path:
@@ -228,7 +229,7 @@ def part_of(index: Index, wanted: set[str]) -> Index:
             "sha256": _sha256_as_npy(tables.labels),
             "max": tables.max_labels,
         }
-    return Index(index.file, content, tables, index.file_sha256)
+    return Index(index.file, content, tables, index.file_sha256, part=True)
 
 
 def _labels_of(tables: Tables, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:

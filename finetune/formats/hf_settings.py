@@ -135,9 +135,13 @@ def hf_preprocessing(processor: dict[str, Any], image_size: Any) -> ImageSetting
     short, square = size.get("shortest_edge"), size.get("height", kind.size)
     crops = processor.get("do_center_crop")
     crops = kind.crops if crops is None else crops and (kind.crops or kind.name == "")
-    if processor.get("do_resize") is False or (short and not crops):
-        key = "do_center_crop" if processor.get("do_resize") is not False else "do_resize"
-        raise ValueError(f"{key}=false: evaluation resizes, and crops what has a shortest_edge")
+    if processor.get("do_resize") is False:
+        raise ValueError("do_resize=false: evaluation resizes")
+    if short and not crops:
+        raise ValueError(
+            f"size has a shortest_edge, but {kind.name}ImageProcessor does not crop as it is set: give size "
+            "a height and width, or name one that crops, such as CLIPImageProcessor with do_center_crop=true"
+        )
     if processor.get("do_pad"):
         raise ValueError("do_pad=true: evaluation does not pad")
     if crops is False and processor.get("do_center_crop"):

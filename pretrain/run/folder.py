@@ -24,6 +24,7 @@ from .files import Secondary, keep_rows, read_object, write_json
 from .lock import LOCK_PATIENCE, take_lock
 from .rendezvous import slurm_job
 
+NUMBERS = ("time", "step", "steps", "step_time", "seconds_left", "images_per_s", "loss")  # in status.json
 STATUS_LOCK_PATIENCE = 1.0  # seconds
 
 SAMPLE = ("split", "shard", "key")  # what a row of bad_samples.jsonl has
@@ -87,10 +88,13 @@ class RunFolder:
         self._files.write(path, open_file)
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty if there is none, or none that a run wrote."""
+        """The content of status.json; empty if there is none, or none that a run wrote.
+
+        What should be a number and is none is left out.
+        """
         found = read_object(self.status_file)
-        known = isinstance(found.get("state"), str) and isinstance(found.get("time"), int | float)
-        return found if known else {}
+        kept = {key: value for key, value in found.items() if key not in NUMBERS or _is_number(value)}
+        return kept if isinstance(kept.get("state"), str) and "time" in kept else {}
 
     def set_status(self, state: str, *, anew: bool = False, **facts: Any) -> None:
         """Update status.json; facts that are not given stay as they are.
@@ -223,6 +227,10 @@ def make_and_try(folder: Path) -> None:
     """Make a folder, and a file in it that is gone at once. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -12,6 +12,7 @@ import torch
 import webdataset
 from pictures import write_pictures
 
+from data_tools import __main__ as cli
 from data_tools.augment.transforms import EvalTransform
 from data_tools.batches.mixture import Mixture, WeightedShards
 from data_tools.batches.order import Order
@@ -82,7 +83,7 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         meaning.resolve(parse_json(f'{{"label": {text}}}'.encode())["label"])
 
 
-def test_numbers_of_a_csv_are_packed_and_packed_again(tmp_path: Path, pictures: list[Path]) -> None:
+def test_numbers_of_a_csv_are_packed_and_packed_again(tmp_path: Path, pictures: list[Path], capsys) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in pictures:
@@ -97,6 +98,9 @@ def test_numbers_of_a_csv_are_packed_and_packed_again(tmp_path: Path, pictures: 
     pack(flat, tmp_path / "packed", csv=table, rules=NUMBERS)
     pack(tmp_path / "packed", tmp_path / "again", seed=1)
     for folder in ("packed", "again"):
+        capsys.readouterr()
+        assert cli.main(["verify", str(tmp_path / folder)]) == 0
+        assert f"{len(wanted)} samples, 2 numbers to predict, 1 shard" in capsys.readouterr().out
         shards = ShardSet.open(tmp_path / folder)
         assert shards.classes == []
         assert sorted(shards.labels_of(i) for i in range(len(shards))) == sorted(wanted.values())

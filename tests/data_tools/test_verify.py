@@ -64,7 +64,7 @@ def test_shards_without_an_index_are_verified(make_shards, capsys, pattern: str)
     assert cli.main(["verify", f"{folder}{pattern}"]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert "part-000.tar is empty" in lines[0] and "part-002.tar is cut short" in lines[1]
-    assert lines[2] == "5 samples, 0 classes, 3 shards, 2 bad"
+    assert lines[2] == "5 samples, 3 shards, 2 bad"
 
 
 def test_shards_beyond_the_index_are_verified_too(make_shards, capsys) -> None:

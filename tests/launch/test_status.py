@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.status import Standing, describe, look
-from pretrain.run.folder import RunFolder
+from pretrain.run.folder import NUMBERS, RunFolder
 
 
 @pytest.mark.parametrize(
@@ -183,3 +184,15 @@ def test_status_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert main(["status", str(folder)]) == 2
         error = capsys.readouterr().err
         assert f"{folder}: not a run folder" in error and error.count("\n") == 1
+
+
+def test_figures_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
+    odd = ("x", [], None, math.nan, math.inf, 10**400)
+    for number in range(6):
+        figures = dict(zip(NUMBERS[1:], odd[number:] + odd[:number], strict=True))
+        run = tmp_path / str(number)
+        run.mkdir()
+        (run / "status.json").write_text(
+            json.dumps({"state": "running", "time": 9.0, "processes": 2} | figures)
+        )
+        assert main(["status", str(run)]) == 1

@@ -238,13 +238,16 @@ def test_classes_come_from_the_files_that_others_write(name: str, tmp_path: Path
         ("x.txt", "a\n\nb\n", "line 2"),
         ("x.txt", "a\nb\tc\x1b[0m\n", "line 2"),
         ("x.txt", "1 001.Ant\n2 002.Bee\n", "count from 1"),
-        ("x.csv", "a,b\n1,2\n", "Expecting value"),
+        ("x.csv", "a,b\n1,2\n", "a .txt with a name in each line"),
+        ("x.yaml", "names:\n  0: a\n", "a .txt with a name in each line"),
+        ("x.txt", "a\n\udce9\n", "byte 0xe9 is not UTF-8"),
+        ("x.json", '["\udce9"]', "byte 0xe9 is not UTF-8"),
     ],
 )
 def test_a_file_of_classes_that_could_mean_two_things_is_refused(
     name: str, text: str, said: str, tmp_path: Path, capsys
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, "utf-8", "surrogateescape")
     source = write(tmp_path / "images", "a")
     command = ["pack", str(source), str(tmp_path / "out"), "--classes", str(tmp_path / name)]
     assert cli.main(command) == 3

@@ -109,6 +109,16 @@ def test_a_table_is_understood_in_the_forms_that_tables_come_in(form: str, flat:
     assert said.startswith("labels: ") and "class names in byte order: 3 classes" in said.splitlines()[0]
 
 
+@pytest.mark.parametrize("separator", [",", "\t", " "])
+def test_labels_that_are_names_of_images_too_are_labels(separator: str, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for n in range(4):
+        (flat / f"{n}.jpg").write_bytes(picture(n))
+    assert pack(flat, "".join(f"{n}.jpg{separator}{n // 2}\n" for n in range(4))) == 0
+    assert packed(flat) == (["0", "1"], {f"{n}.jpg": n // 2 for n in range(4)})
+
+
 @pytest.mark.parametrize(
     ("table", "options", "code", "says"),
     [

@@ -175,6 +175,7 @@ def test_a_shard_that_came_later_is_named(make_shards, capsys) -> None:
         ShardSet.open(f"{folder}/part-*.tar")
     assert cli.main(["index", str(folder)]) == 0
     assert ShardSet.open(folder).notes == () and len(ShardSet.open(folder)) == 11
+    assert ShardSet.open(f"{folder}/part-00[01].tar").notes == ()  # the index lists the third one
 
 
 def test_a_shard_that_changes_during_a_run_is_refused_when_it_is_opened_again(make_shards) -> None:

@@ -117,6 +117,10 @@ def test_a_transformers_processor_is_understood(written: dict[str, Path], tmp_pa
         ({"image_mean": [0.5, 0.5]}, "2 numbers for three colours"),
         ({"size": {"shortest_edge": [20]}}, r"size\.shortest_edge is \[20\]"),
         ({"image_std": [0.5, "x", 0.5]}, r"image_std\.1 is 'x'"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 20}},
+            "shortest_edge, but ViTImageProcessor does not crop .* CLIPImageProcessor",
+        ),
     ],
 )
 def test_what_a_processor_does_beyond_evaluation_is_refused_by_name(
