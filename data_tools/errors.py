@@ -41,6 +41,7 @@ _DISK_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file is tried again
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,9}://(?:[^\s/@]*@)?[^\s\"'<>]*[^\s\"'<>:;,.)]")
 UNREAD = 141  # the exit code of a program whose output nobody reads any more: 128 + SIGPIPE
 Result = TypeVar("Result")
+ErrorT = TypeVar("ErrorT", bound="UserError")
 
 
 class UserError(Exception):
@@ -78,6 +79,14 @@ class DivergedError(UserError):
 def is_transient(error: OSError) -> bool:
     """Whether the same access to a file may succeed a moment later."""
     return error.errno in _TRANSIENT
+
+
+def cannot_read(kind: type[ErrorT], text: str, error: OSError) -> ErrorT:
+    """The error of class `kind`, whose exit code is 1 where the same command may succeed later."""
+    found = kind(text)
+    if is_transient(error):
+        found.exit_code = UserError.exit_code
+    return found
 
 
 def retrying(access: Callable[[], Result]) -> Result:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_tools.errors import DataError, UsageError, retrying, shown
+from data_tools.errors import DataError, UsageError, cannot_read, retrying, shown
 from data_tools.shards.chunks import ChunkCache
 from data_tools.shards.forward_file import ForwardFile
 from data_tools.shards.freshness import (
@@ -85,9 +85,8 @@ class ShardSet:
         try:
             return retrying(lambda: cls._open(shards))
         except OSError as error:
-            raise DataError(
-                f"{error.filename or shards} cannot be read: {error.strerror or error}."
-            ) from error
+            text = f"{error.filename or shards} cannot be read: {error.strerror or error}."
+            raise cannot_read(DataError, text, error) from error
 
     @classmethod
     def _open(cls, shards: Shards) -> ShardSet:

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from data_tools.errors import DataError, retrying, shown
+from data_tools.errors import DataError, cannot_read, retrying, shown
 from data_tools.shards import remote
 from data_tools.shards.descriptors import shards_at_once
 from data_tools.shards.forward_file import ForwardFile
@@ -136,7 +136,7 @@ class Storage:
             raise self._unreadable(name, error) from error
 
     def _unreadable(self, name: str, error: OSError) -> DataError:
-        return DataError(f"{self.shown(name)} cannot be read: {error.strerror}.")
+        return cannot_read(DataError, f"{self.shown(name)} cannot be read: {error.strerror}.", error)
 
     def _read_remote(self, name: str, start: int, length: int) -> bytes:
         data, state = remote.fetch(name, start, length)

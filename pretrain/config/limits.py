@@ -42,7 +42,10 @@ class Limit:
             return f"one of {', '.join(self.choices)}"
         if self.forbidden is not None:
             signs = f" or {' '.join(self.forbidden)}" if self.forbidden else ""
-            return f"a name of at most {LONGEST_NAME} characters, without control characters{signs}"
+            return (
+                f"a name of at most {LONGEST_NAME} characters (255 bytes), without blanks at its ends, "
+                f"control characters{signs}"
+            )
         low = f"above {self.above:g}" if self.above > -math.inf else f"at least {_short(self.at_least)}"
         high = f"below {self.below:g}" if self.below < math.inf else f"at most {_short(self.at_most)}"
         return f"{low} and {high}"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_tools.errors import UsageError, retrying, without_secrets
+from data_tools.errors import UsageError, cannot_read, retrying, without_secrets
 
 from .checks import check
 from .keys import check_key, known_keys
@@ -108,7 +108,9 @@ def _merge(schema: type[Config], path: str, overrides: Iterable[str], defaults: 
         raise UsageError(
             f"{path}: no such recipe; those that come with the project lie in {OWN_CONFIGS}"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise cannot_read(UsageError, f"{path}: cannot be read: {error.strerror}", error) from None
+    except ValueError as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     keys = known_keys(schema)
     given: dict[str, Any] = {}

@@ -27,6 +27,7 @@ _SCALARS: dict[object, tuple[str, Callable[[str], object], str]] = {
     float: (_NUMBER, float, "a number"),
     bool: ("true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true", "true or false"),
 }
+_MISSING = "???"  # OmegaConf takes it for nothing, and would keep the value that was there before
 _SHOWN = 60  # characters of a wrong value
 
 
@@ -42,7 +43,8 @@ def parse_value(text: str, key: str, keys: dict[str, Any]) -> Any:
     in quotes, or is null.
     """
     hint = keys[key]
-    if hint is str or (hint is Any and not re.match(r"\[|\{.*: |null$|(['\"]).*\1$", text)):
+    is_text = hint is str or (hint is Any and not re.match(r"\[|\{.*: |null$|(['\"]).*\1$", text))
+    if is_text and text != _MISSING:
         return text
     return _Reader("", keys).read(text, hint, key)
 
@@ -89,6 +91,8 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, hint: Any, key: str, null: bool) -> object:
         text = node.value
+        if text == _MISSING:
+            self._refuse(node, key, f"{_MISSING} is no value: give another, or leave the key out")
         if hint in _SCALARS and "${" not in text:
             pattern, convert, _ = _SCALARS[hint]
             try:

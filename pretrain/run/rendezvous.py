@@ -59,12 +59,13 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> tuple
         missing = ({"RANK", "WORLD_SIZE"} - given.keys()).pop()
         raise UsageError(f"the environment has {told} but no {missing}: {todo}")
     if not all(value.isascii() and value.isdigit() for value in given.values()):
-        raise UsageError(f"the environment has {told}: these are no whole numbers: {todo}")
+        raise UsageError(f"the environment has {told}: a rank and a number of processes are meant: {todo}")
     rank, size = int(given["RANK"]), int(given["WORLD_SIZE"])
     if rank >= size:
         raise UsageError(f"the environment has {told}: the ranks of {size} processes begin at 0: {todo}")
     port = environment.get("MASTER_PORT", "")
-    if size > 1 and not (environment.get("MASTER_ADDR") and port.isascii() and port.isdigit()):
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+    if size > 1 and not (environment.get("MASTER_ADDR") and is_port):
         raise UsageError(
             f"the environment has {told}, but MASTER_ADDR and MASTER_PORT do not say where they meet (the "
             f"first node and a free port): {todo}"

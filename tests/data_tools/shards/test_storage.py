@@ -94,8 +94,9 @@ def test_a_failure_that_stays_names_the_shard(
     shards = make_shards([2])
     monkeypatch.setattr(errors, "_DISK_WAITS", (0.0, 0.0))
     monkeypatch.setattr(storage.os, "open", failing(os.open, code, 99))
-    with pytest.raises(DataError, match=rf"part-000\.tar cannot be read: {os.strerror(code)}"):
+    with pytest.raises(DataError, match=rf"part-000\.tar cannot be read: {os.strerror(code)}") as caught:
         shards.read(0)
+    assert caught.value.exit_code == (1 if code == errno.EIO else 3)  # a job that ends with 1 is requeued
 
 
 @pytest.mark.parametrize("file", ["shardindex.json", "shardindex.offsets.npy", "classes.json"])
@@ -117,5 +118,6 @@ def test_a_failing_disk_is_not_told_as_a_damaged_or_missing_index(
     limit = 2
     assert len(ShardSet.open(folder)) == 2 and failures[0] == 2
     limit = 99
-    with pytest.raises(DataError, match=rf"{file} cannot be read: Input/output error"):
+    with pytest.raises(DataError, match=rf"{file} cannot be read: Input/output error") as caught:
         ShardSet.open(folder)
+    assert caught.value.exit_code == 1

@@ -97,6 +97,8 @@ def test_null_is_for_fields_that_may_be_null(recipe: Path) -> None:
         ("3: 4", "unknown key 3"),
         ("? [a]\n: 4", "a key must be a word"),
         ("<<: {optim: {lrr: 3}}", "unknown key optim.lrr"),
+        ("run:\n  name: ???", r"run\.name=\?\?\?: \?\?\? is no value"),
+        ("optim: {lr: 1, freeze: ['???']}", r"optim\.freeze.*\?\?\? is no value"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_said_in_one_line(tmp_path: Path, text: str, says: str) -> None:
@@ -125,3 +127,9 @@ def test_what_a_run_saves_is_read_back(recipe: Path, tmp_path: Path) -> None:
         config.data.train = [config.data.val, config.run.dir]
         save(config, tmp_path / "config.yaml")
         assert read(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("key", ["run.name", "run.dir", "data.train", "fault", "model.name"])
+def test_what_omegaconf_would_leave_at_its_default_is_refused(recipe: Path, key: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key}=\?\?\?: \?\?\? is no value"):
+        load(str(recipe), [f"{key}=???"])

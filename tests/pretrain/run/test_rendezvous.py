@@ -71,24 +71,28 @@ def test_the_store_listens_at_the_address_that_the_job_meets_at_alone(port: int)
         assert server.getsockname() == ("127.0.0.1", port) and host == "127.0.0.1"
 
 
-CONTRADICTIONS = {
-    "no RANK": {"WORLD_SIZE": "4"},
-    "no WORLD_SIZE": {"RANK": "1"},
-    "no whole numbers": {"RANK": "0", "WORLD_SIZE": "two"},
-    "begin at 0": {"RANK": "4", "WORLD_SIZE": "4"},
-    "MASTER_ADDR and MASTER_PORT": {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "here",
-        "MASTER_PORT": "x",
-    },
-}
+CONTRADICTIONS: list[tuple[str, dict[str, str]]] = [
+    ("no RANK", {"WORLD_SIZE": "4"}),
+    ("no WORLD_SIZE", {"RANK": "1"}),
+    *(
+        ("a rank and a number of processes are meant", {"RANK": rank, "WORLD_SIZE": size})
+        for rank, size in (("0", "two"), ("-1", "2"), ("0", "2.0"))
+    ),
+    ("begin at 0", {"RANK": "4", "WORLD_SIZE": "4"}),
+    *(
+        (
+            "MASTER_ADDR and MASTER_PORT",
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": port},
+        )
+        for port in ("x", "", "0", "-1", "65536", "99999", "1.5")
+    ),
+]
 
 
-@pytest.mark.parametrize("says", CONTRADICTIONS)
-def test_variables_that_contradict_each_other_are_refused(says: str) -> None:
+@pytest.mark.parametrize(("says", "given"), CONTRADICTIONS)
+def test_variables_that_contradict_each_other_are_refused(says: str, given: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=says):
-        ranks_from_environment(CONTRADICTIONS[says])
+        ranks_from_environment(given)
 
 
 def test_a_variable_left_over_from_another_job_ends_in_one_sentence() -> None:
