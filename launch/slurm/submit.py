@@ -10,14 +10,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_tools.errors import Parser, UsageError, flushed, print_line
 from pretrain.config import loading
 from pretrain.config.command_line import parse_arguments
 from pretrain.config.schema import Config
-from pretrain.run.lock import LOCK_PATIENCE, take_lock
+from pretrain.run.lock import LOCK_NAME, LOCK_PATIENCE, take_lock
 
 from .checks import check_settings, check_start
 from .queue import RECORD, SCRIPT, ask, in_queue
@@ -157,27 +157,29 @@ def undone_on_error(folder: Path, files: Sequence[Path]) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     before: dict[Path, bytes | None] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(folder, LOCK_PATIENCE)
-        before = {Path(lock.name): None} if made else {}
-        before |= {file: file.read_bytes() if file.exists() else None for file in files}
-        yield
-    except BaseException as error:
-        with suppress(OSError):
-            for file, content in before.items():
-                if content is None:
-                    file.unlink(missing_ok=True)
-                else:
-                    file.write_bytes(content)
-            for path in made:
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise UsageError(
-                f"{folder}: it cannot be written: {error.strerror}: check run.dir and run.name, and who may "
-                f"write there"
-            ) from None
-        raise
+    with ExitStack() as held:  # until all is undone
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = folder / LOCK_NAME
+            before = {} if own.exists() else {own: None}
+            held.enter_context(take_lock(folder, LOCK_PATIENCE))
+            before |= {file: file.read_bytes() if file.exists() else None for file in files}
+            yield
+        except BaseException as error:
+            with suppress(OSError):
+                for file, content in before.items():
+                    if content is None:
+                        file.unlink(missing_ok=True)
+                    else:
+                        file.write_bytes(content)
+                for path in made:
+                    path.rmdir()
+            if isinstance(error, OSError):
+                raise UsageError(
+                    f"{folder}: it cannot be written: {error.strerror}: check run.dir and run.name, and who "
+                    f"may write there"
+                ) from None
+            raise
 
 
 def submit(script: Path, given: argparse.Namespace) -> str:

@@ -17,6 +17,7 @@ from data_tools.errors import UsageError, UserError, print_line, retrying
 
 from .rendezvous import slurm_job
 
+LOCK_NAME = ".lock"
 LOCK_PATIENCE = 30.0  # seconds
 
 log = logging.getLogger("pretrain")
@@ -29,7 +30,7 @@ def take_lock(folder: Path, patience: float) -> TextIO:
     or UserError (the job may be requeued) if the folder is in use by processes of this SLURM job from before
     it was restarted. Raises OSError if the file cannot be opened.
     """
-    file = folder / ".lock"
+    file = folder / LOCK_NAME
     stream = retrying(lambda: file.open("a+", encoding="utf-8", errors="backslashreplace"))
     limit = time.monotonic() + patience
     told = False
