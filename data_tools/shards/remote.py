@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from data_tools.errors import DataError, Stopped, UsageError, shown, without_secrets
+from data_tools.errors import DataError, Stopped, UsageError, UserError, shown, without_secrets
 from data_tools.shards.clients import FileState, Refused, WholeFile, http_range, is_http, open_client
 from data_tools.shards.urls import as_sent, check_scheme
 
@@ -28,6 +28,11 @@ _HINTS = {
     **dict.fromkeys((400, 401, 403), _EXPIRED),
     _PROXY: ": the proxy wants a user and password: put USER:PASSWORD@ before its host in HTTP_PROXY",
     _TOO_SHORT: ": it is shorter than when it was indexed; run python -m data_tools index again",
+}
+_REDIRECTS = {  # aiohttp's errors
+    "TooManyRedirects": "the server redirects it in a circle",
+    "NonHttpUrlRedirectClientError": "the server redirects it to what is no http(s) URL",
+    "InvalidUrlRedirectClientError": "the server redirects it to what is no URL",
 }
 _PASSING = (408, 425, _TOO_MANY)  # of the errors 4xx, those for which waiting helps
 _LISTED_VERSIONS = ("ETag", "etag", "mtime", "LastModified", "updated")  # in fsspec's info()
@@ -129,8 +134,9 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
     """The result of ask(), which is called again, after growing pauses, while it fails.
 
     A server that is busy (429, or 503 with Retry-After) is asked again when it says, or after such pauses
-    where it does not say when; that counts as no attempt. DataError, naming `url`, after the last attempt,
-    after 20 minutes of being busy, or at once where waiting does not help. Stopped, see stop_waiting_when().
+    where it does not say when; that counts as no attempt. DataError, naming `url`, at once where waiting does
+    not help; with exit code 1, as it may pass, after the last attempt or 20 minutes of being busy. Stopped,
+    see stop_waiting_when().
     """
     attempt = busy = 0
     waited = 0.0
@@ -142,6 +148,10 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{shown(url)} cannot be read ({type(error).__name__}): check it.") from error
         except Exception as error:  # every client library has its own errors
+            if type(error).__name__ in _REDIRECTS:
+                raise DataError(
+                    f"{shown(url)} cannot be read: {_REDIRECTS[type(error).__name__]}."
+                ) from error
             status = getattr(error, "status", None)
             if status and 400 <= status < 500 and status not in _PASSING:
                 hint = _HINTS.get(status, "")
@@ -152,7 +162,7 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
                 busy += 1
                 pause = max(asked or 0.0, _pause(busy))
                 if waited + pause > _BUSY:
-                    raise DataError(
+                    raise _may_pass(
                         f"{shown(url)} cannot be read: the server answers {status} (busy), and would have to "
                         f"be waited for {pause:.0f} s more, after {waited:.0f} s: start again later."
                     ) from error
@@ -163,10 +173,16 @@ def patiently(url: str, ask: Callable[[], Result]) -> Result:
             if attempt == _ATTEMPTS:
                 text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
                 reason = without_secrets(text.replace(as_sent(url), shown(url)).replace(url, shown(url)))
-                raise DataError(
+                raise _may_pass(
                     f"{shown(url)} could not be read in {attempt} attempts, the last one: {reason[:300]}"
                 ) from error
             _wait(_pause(attempt))
+
+
+def _may_pass(text: str) -> DataError:
+    found = DataError(text)
+    found.exit_code = UserError.exit_code
+    return found
 
 
 def _wait(seconds: float) -> None:

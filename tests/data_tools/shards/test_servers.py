@@ -160,8 +160,23 @@ def test_a_server_that_is_busy_for_too_long_ends_in_one_sentence(
 ) -> None:
     far = index(tmp_path / "far", f"{server.url}/part-000.tar")
     server.busy = [(429, "86400")]
-    with pytest.raises(DataError, match=r"part-000\.tar cannot be read: .* 429 .* 86400 s more"):
+    with pytest.raises(DataError, match=r"part-000\.tar cannot be read: .* 429 .* 86400 s more") as caught:
         far.read(0)
+    assert caught.value.exit_code == 1  # a job is queued again
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [("/x.tar", "in a circle"), ("file:///etc/passwd", "no http"), ("http://", "no URL")],
+)
+def test_a_redirect_that_leads_nowhere_is_followed_once(monkeypatch, target: str, says: str) -> None:
+    async def away(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=302, headers={"Location": target})
+
+    monkeypatch.setattr(remote, "_wait", lambda _: pytest.fail("it waits"))
+    with running(away) as url, pytest.raises(DataError, match=f"redirects it .*{says}") as caught:
+        remote.fetch(f"{url}/x.tar", 0, 9)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("path", ["/part-000.tar", "/odd%2Fname+%20(1),~!'%41.tar"])
