@@ -78,12 +78,14 @@ class Standing:
 
     status: of the last life, from status.json, or from lives.jsonl if it ended before it wrote one.
     requeued: whether another life follows; None if the batch script has not decided yet. waiting: a sentence
-    about a job that was queued after that life, or "".
+    about a job that was queued after that life, or "". unreadable: there is a status.json, or checkpoints,
+    but no status that a run wrote.
     """
 
     status: dict[str, Any]
     requeued: bool | None = None
     waiting: str = ""
+    unreadable: bool = False
 
     def is_over(self, now: float) -> bool:
         """Whether the run will not go on. now: seconds since 1970."""
@@ -116,7 +118,8 @@ def look(folder: RunFolder, entries: list[Entry] | None = None) -> Standing:
     waiting = _waiting(folder.path, status, requeued, entries)
     if requeued and waiting.endswith(GONE):  # it was cancelled before it began again
         requeued, waiting = False, ""
-    return Standing(status, requeued, waiting)
+    lost = not status and (folder.status_file.exists() or (folder.checkpoints / "latest").exists())
+    return Standing(status, requeued, waiting, lost)
 
 
 def _waiting(run: Path, status: dict[str, Any], requeued: bool | None, entries: list[Entry] | None) -> str:
@@ -139,7 +142,7 @@ def describe(folder: RunFolder, found: Standing, now: float) -> tuple[str, bool]
     status = found.status
     cells, good = summary(found, now)
     head = f"{folder.path}: {'  '.join(filter(None, cells))}"
-    if not status:
+    if not status and not found.unreadable:
         return head, good
     details = [_checkpoint(folder, now)]
     if "processes" in status:
@@ -157,6 +160,8 @@ def summary(found: Standing, now: float) -> tuple[list[str], bool]:
     now: seconds since 1970.
     """
     status = found.status
+    if found.unreadable:
+        return ["unknown: status.json cannot be read; the next start writes it anew", "", "", "", ""], False
     if not status:
         return [found.waiting or "has not begun", "", "", "", ""], not found.waiting.endswith(GONE)
     state, trouble = status["state"], ""

@@ -74,6 +74,10 @@ def http_range(filesystem: Any, address: str, start: int, length: int) -> tuple[
             answer.raise_for_status()
             sent = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
             if answer.status != 206 or sent is None:
+                if answer.headers.get("Content-Range", "").strip().endswith("/*"):
+                    raise Refused(
+                        "the server sends parts but not the file's size, by which a change is noticed"
+                    )
                 raise Refused(
                     "the server does not send parts of a file, so samples cannot be read from it: copy "
                     "the shards, or read them from front to back with data.sequential=true"

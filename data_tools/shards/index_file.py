@@ -148,11 +148,12 @@ def _read(file: Path) -> Index:
             _check_name(entry["url"], file)
             int(entry["nsamples"]), int(entry["filesize"]), int(entry.get("left_out", 0))
             if not isinstance(entry.get("version"), str | None):
-                raise TypeError(f"version {entry['version']!r}")
+                raise ValueError(f"version {entry['version']!r}")
         int(content["samples"]), int(content["num_classes"]), str(content["offsets"]["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f" ({error})" if isinstance(error, ValueError) else ""
         raise UsageError(
-            f"{file} is not an index of data_tools ({type(error).__name__}: {error}): "
+            f"{file} is damaged, or not an index of data_tools{why}: "
             f"run python -m data_tools index {written(file.parent)}"
         ) from error
     return Index(file, content, _open_tables(file, content), hashlib.sha256(data).hexdigest())

@@ -69,7 +69,9 @@ class Meaning:
         else:
             found = tuple(map(self._class, labels))
         if len(set(found)) < len(found):
-            raise LabelError("a label is listed twice")
+            bits = all(map(is_bit, labels))
+            hint = "; if it is a list of 0 and 1 for each class, all must be of one length" if bits else ""
+            raise LabelError(f"a label is listed twice{hint}")
         return found
 
     def _class(self, label: Value) -> int:

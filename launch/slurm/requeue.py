@@ -183,9 +183,9 @@ def seconds(text: str) -> float:
     """A time as SLURM writes and reads it, in seconds.
 
     text: minutes, minutes:seconds, hours:minutes:seconds, or days- and hours, hours:minutes or all three; or
-    UNLIMITED. Raises ValueError for anything else.
+    UNLIMITED or 0, which is the same. Raises ValueError for anything else.
     """
-    if text.upper() in ("UNLIMITED", "INFINITE"):
+    if text.upper() in ("UNLIMITED", "INFINITE", "0"):
         return math.inf
     if not re.fullmatch(r"([0-9]+-[0-9]+|[0-9]+)(:[0-9]+){0,2}", text):
         raise ValueError(text)

@@ -186,6 +186,20 @@ def test_status_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert f"{folder}: not a run folder" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "", '{"state": 3}', None])
+def test_a_status_that_is_lost_is_not_a_run_that_never_began(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = tmp_path / "run/checkpoints"
+    (checkpoints / "step-00000014").mkdir(parents=True)
+    (checkpoints / "latest").write_text("step-00000014\n")
+    if content is not None:
+        (tmp_path / "run/status.json").write_text(content)
+        assert main(["status", str(tmp_path)]) == 1
+    text, good = describe(RunFolder(tmp_path / "run"), look(RunFolder(tmp_path / "run")), time.time())
+    assert not good and "status.json cannot be read" in text and "step-00000014" in text
+
+
 def test_figures_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
     odd = ("x", [], None, math.nan, math.inf, 10**400)
     for number in range(6):

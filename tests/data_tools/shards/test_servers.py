@@ -147,6 +147,14 @@ def test_a_part_that_is_not_what_was_asked_for_is_never_taken(
         remote.fetch(f"{url}/x.tar", 100, 50)
 
 
+def test_a_server_that_withholds_the_size_is_told_as_that() -> None:
+    async def part(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=206, body=bytes(50), headers={"Content-Range": "bytes 100-149/*"})
+
+    with running(part) as url, pytest.raises(DataError, match="sends parts but not the file's size"):
+        remote.fetch(f"{url}/x.tar", 100, 50)
+
+
 @pytest.mark.parametrize("status", [402, 406, 407, 451])
 def test_what_waiting_does_not_help_is_asked_once(server: Strict, monkeypatch, status: int) -> None:
     monkeypatch.setattr(remote, "_wait", lambda _: pytest.fail("it waits"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from references.record_processors import picture
 
 from data_tools.errors import UserError
 from finetune import ImageProcessor
 
 REFERENCES = Path(__file__).parents[2] / "references"
-sys.path.insert(0, str(REFERENCES))
-from record_processors import picture  # noqa: E402
-
 OURS: dict[str, dict[str, Any]] = {
     "hybrid": {"size": {"shortest_edge": 8}, "crop_size": 8},
     "vit": {"size": {"height": 8, "width": 8}, "image_processor_type": "ViTImageProcessor"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -384,7 +385,7 @@ def test_the_port_follows_from_the_job_and_moves_while_it_is_taken() -> None:
 
 
 def test_times_of_slurm() -> None:
-    assert [seconds(text) for text in ("00:01:30", "1-00:00:00")] == [90, 86400]
+    assert [seconds(text) for text in ("00:01:30", "1-00:00:00", "0")] == [90, 86400, math.inf]
 
 
 def stops_and_resumes(job: QueuedJob) -> tuple[list[int], list[int]]:

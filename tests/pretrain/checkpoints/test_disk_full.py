@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import shutil
@@ -16,7 +17,7 @@ from jobs import Data, Job, losses, run, status, write_recipe
 
 from data_tools.errors import UserError
 from pretrain.checkpoints.checkpoint import Checkpoint, complete
-from pretrain.checkpoints.saver import SPARE, Saver
+from pretrain.checkpoints.saver import SPARE, Saver, _make_room
 from pretrain.engine.ranges import LocalRange
 from pretrain.run.files import read_rows
 from pretrain.run.folder import RunFolder
@@ -119,6 +120,17 @@ def test_on_a_full_disk_status_stays_true_and_rows_wait_until_there_is_room(
     (small_disk / "fill").unlink()
     folder.add_metrics({"step": 4})
     assert read_rows(folder.metrics) == [{"step": 1}, *long_rows, {"step": 4}]
+
+
+def test_a_disk_that_does_not_say_how_much_room_it_has_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    _make_room(tmp_path / "checkpoints/step-1.tmp", 10**15)
+    assert (tmp_path / "checkpoints/step-1.tmp").is_dir()
 
 
 def test_a_run_on_a_full_disk_ends_with_1_or_goes_on_when_told(
