@@ -23,15 +23,19 @@ def refuse(*given: Any, **named: Any) -> NoReturn:
     os._exit(99)  # no handler of errors can hide it
 
 
-for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler", "_Pickler", "_Unpickler"):
-    setattr(pickle, name, refuse)
-for module in (dist, c10d):
-    for name in dir(module):
-        if "_object" in name and callable(getattr(module, name)):
-            setattr(module, name, refuse)
-for name in ("_pickler", "_unpickler"):
-    setattr(c10d, name, refuse)
+def take_away() -> None:
+    """From this process on."""
+    for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler", "_Pickler", "_Unpickler"):
+        setattr(pickle, name, refuse)
+    for module in (dist, c10d):
+        for name in dir(module):
+            if "_object" in name and callable(getattr(module, name)):
+                setattr(module, name, refuse)
+    for name in ("_pickler", "_unpickler"):
+        setattr(c10d, name, refuse)
+
 
 if __name__ == "__main__":
+    take_away()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

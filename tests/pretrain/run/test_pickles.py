@@ -45,6 +45,7 @@ def test_the_entry_without_pickles_notices_one(tmp_path: Path) -> None:
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "import without_pickle, torch.distributed as dist\n"
+        "without_pickle.take_away()\n"
         "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
         "dist.all_gather_object([None], {})\n"
     )
